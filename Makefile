@@ -1,0 +1,54 @@
+# `make demo` and `make test` set themselves up in .venv on first use. Variables a stranger may want:
+#   PYTHON=python3.12          interpreter of the environment
+#   TORCH_INDEX=URL            PyTorch's own CPU wheel index; without it a machine without GPU gets whatever build of 2.13.0 pip finds
+#   TORCH=torch==2.6.0         another torch
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+TORCH_INDEX ?=
+STAMP := $(VENV)/.installed
+# Two workers with one thread each: two torch programs that both spread over all cores slow each other down many times.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+WORKERS ?= 2
+
+.PHONY: setup demo test test-gpu test-min wheel-test weights lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PY) -m pip install --quiet --editable ".[test,triton]"
+	touch $@
+
+# Fine-tunes the embedded VAR into MVAR on handwritten digits, compares the two, writes demo_out/.
+demo: $(STAMP)
+	$(PY) -m mvar_models demo --out demo_out
+
+test: $(STAMP)
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests
+
+# On a machine with a GPU; runs from the tree, installs nothing.
+test-gpu:
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/test_triton.py tests/test_attention.py -q
+
+# The oldest versions that are meant to work, in an environment of their own.
+test-min:
+	$(MAKE) test VENV=.venv-min PYTHON=python3.10 TORCH=torch==2.6.0
+
+# Builds the wheel, installs it in a clean environment outside the tree, samples digits from there.
+wheel-test: $(STAMP)
+	$(PY) tests/wheel_check.py
+
+# How the embedded weights were made, step by step; about 20 minutes on two cores.
+weights: $(STAMP)
+	PATH="$(abspath $(VENV))/bin:$$PATH" sh mvar_models/weights/digits/reproduce.sh
+
+lint: $(STAMP)
+	$(PY) -m ruff check mvar_kernels mvar_models tests benchmarks
+
+clean:
+	rm -rf build dist *.egg-info demo_out runs

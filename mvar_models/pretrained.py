@@ -1,0 +1,74 @@
+"""What every model here can do with files: `from_pretrained` and `save_pretrained`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from mvar_models import checkpoints
+from mvar_models.config import CONFIG_NAME, Config
+
+M = TypeVar("M", bound="PretrainedModel")
+
+
+class PretrainedModel(nn.Module):
+    """A network made from a `Config`, stored as config.json beside model.safetensors."""
+
+    config_class: ClassVar[type[Config]]
+    config: Config
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> M:
+        """A model in eval mode, with every weight taken from the checkpoint.
+
+        Args:
+            name: a zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official .pth file, or a Hub id.
+            revision, cache_dir, local_files_only, token: as in `huggingface_hub.hf_hub_download`; only used for the Hub.
+            dtype: of the weights; default: float32, whatever the file holds.
+            device: where to put them; default: CPU.
+
+        Raises:
+            FileNotFoundError: nothing of that name here or on the Hub.
+            ValueError: the file is not a checkpoint of this kind of model; the message says what it is.
+        """
+        source = checkpoints.locate(
+            name, cls.config_class.model_type, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        config, state = checkpoints.load(source, cls.config_class)
+        with torch.device("meta"):
+            model = cls(config)
+        checkpoints.assign(model, state, dtype or torch.float32, torch.device(device or "cpu"), str(source.weights))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
+        """Write config.json and model.safetensors to `folder`, each complete or not at all; `dtype` converts floating-point weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save_safetensors(self.state_dict(), folder / checkpoints.WEIGHTS_NAME, dtype)
+        checkpoints.write_text(folder / CONFIG_NAME, self.config.to_json())
+        return folder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,1 @@
+"""Training: pictures to codes, codes to a transformer, all of it resumable. Needs the `train` extra."""

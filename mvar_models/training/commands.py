@@ -1,0 +1,95 @@
+"""From settings to a trained model in a run folder: what the command line and the demo call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mvar_models.training.data import DIGITS, ImageSource, open_source, split
+from mvar_models.training.loop import Loop, Report
+from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.tokens import TokenSet, tokenize
+from mvar_models.training.transformer_task import TransformerTask, build_model
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
+from mvar_models.vqvae import VQVAE
+
+_DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
+
+
+@dataclass(frozen=True)
+class Run:
+    config: RunConfig
+    folder: RunFolder
+
+
+def transformer_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
+    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256."""
+    if resume is not None:
+        return _resumed(resume, TransformerRun)
+    given.setdefault("vqvae", _DIGITS_VQVAE if given["data"] == DIGITS else _DEFAULT_VQVAE)
+    given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
+    if epochs is not None:
+        resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
+        given["steps"] = _steps(epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size))
+    config = TransformerRun(**given)
+    return Run(config, RunFolder.create(config))
+
+
+def vqvae_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
+    """A new run of a VQVAE from the given settings, or the one in `resume`."""
+    if resume is not None:
+        return _resumed(resume, VQVAERun)
+    given.setdefault("lr", 1e-3)
+    given.setdefault("weight_decay", 0.0)
+    if epochs is not None:
+        given["steps"] = _steps(epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size))
+    config = VQVAERun(**given)
+    return Run(config, RunFolder.create(config))
+
+
+def _resumed(path: str, kind: type[RunConfig]) -> Run:
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if not isinstance(config, kind):
+        raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
+    return Run(config, folder)
+
+
+def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
+    train, _ = split(source)
+    return max(1, math.ceil(epochs * len(train) / batch_size))
+
+
+def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> tuple[TokenSet, TokenSet]:
+    """Codes of the training pictures, with variants, and of the held-out ones as they are."""
+    train, val = split(source)
+    return tokenize(vqvae, source, train, copies=copies, seed=seed), tokenize(vqvae, source, val)
+
+
+def train_transformer(run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None) -> dict[str, Any]:
+    """Train to the end of the run; returns the last validation. `tokens` saves making the codes again."""
+    config = run.config
+    assert isinstance(config, TransformerRun)
+    vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
+    source = open_source(config.data, vqvae.config.resolution)
+    train, val = tokens or cached_tokens(vqvae, source, config.copies, config.seed)
+    task = TransformerTask(build_model(config, vqvae, source.class_names), vqvae, train, val, config)
+    return _fit(task, run, report)
+
+
+def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
+    """Train to the end of the run; returns the last validation."""
+    config = run.config
+    assert isinstance(config, VQVAERun)
+    model = build_vqvae(config)
+    source = open_source(config.data, model.config.resolution)
+    train, val = split(source)
+    return _fit(VQVAETask(model, source, train, val, config), run, report)
+
+
+def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:
+    loop = Loop(task, run.config, run.folder, report)
+    loop.resume()
+    return loop.fit()
