@@ -131,6 +131,7 @@ def _mixed_codes(
     temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
     shape = logits.shape[1:]
     uniform = torch.stack([torch.rand(shape, generator=g) for g in generators]).to(logits.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp_min(_TINY)).clamp_min(_TINY))
+    exponential = -torch.log(uniform.clamp_min(_TINY))
+    gumbel = -torch.log(exponential.clamp_min(_TINY))
     weights = ((logits * (1 + progress) + gumbel) / temperature).softmax(dim=-1)
     return weights.to(quantizer.codebook.weight.dtype) @ quantizer.codebook.weight

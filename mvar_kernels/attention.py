@@ -1,0 +1,184 @@
+"""The public attention functions: documentation and checks. The work is done by the operators in `ops.py`.
+
+Windows follow neighborhood attention (Hassani et al., arXiv 2204.07143) extended to unequal grids and pyramids (MVAR, arXiv 2505.12742);
+`pyramid.py` states them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mvar_kernels import ops
+from mvar_kernels.backends import NAMES
+from mvar_kernels.pyramid import Neighborhood, Pyramid, as_pair
+
+MAX_HEAD_DIM = 256
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def spatial_markov_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int | tuple[int, int] = 7,
+    *,
+    scale: float | None = None,
+    logit_scale: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Every query attends to a window of keys around its place.
+
+    Per axis with n_q queries and n_k keys, query i looks at the k = min(kernel, n_k) keys from clamp(c - k // 2, 0, n_k - k) on, with
+    c = ((2 i + 1) n_k) // (2 n_q). On equal grids c = i: NATTEN's `na2d`, except that a window larger than the grid is the grid. On unequal
+    grids it is the cross-scale window. Even and rectangular windows and 1 x 1 grids are legal.
+
+    Args:
+        query: (B, Hq, Wq, heads, D), any strides; D from 1 to 256; float16, bfloat16, float32, or float64 (not on `triton`).
+        key, value: (B, Hk, Wk, heads, D), of query's type and device.
+        kernel_size: an int or (rows, columns), at least 1.
+        scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
+        logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), norms clamped at 1e-12. It is not
+            clamped and autocast does not cast it.
+        return_lse: also return the natural-log sum of exponentials of the logits.
+        backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto" logs its choice once.
+
+    Returns:
+        (B, Hq, Wq, heads, D) in query's type; with `return_lse` also (B, Hq, Wq, heads) float32 (float64 for float64). Both are
+        differentiable, deterministic bit for bit, forward and backward; keys that no query sees get exact zeros.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, shape, dtype or device; the message names it.
+        RuntimeError: the named backend cannot run here.
+
+    Grids whose rows are not evenly strided (crops) are copied once; views into packed qkv are not.
+    """
+    _check_tensors(query, key, value, rank=5, layout="(B, H, W, heads, D)")
+    query_grid, key_grid = tuple(query.shape[1:3]), tuple(key.shape[1:3])
+    if min(*query_grid, *key_grid) < 1:
+        raise ValueError(f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}")
+    neighborhood = Neighborhood.of_grids(query_grid, key_grid, as_pair(kernel_size, "kernel_size"))
+    flat = (tensor.flatten(1, 2) for tensor in (query, key, value))
+    out, lse = _attend(*flat, neighborhood, scale, logit_scale, backend)
+    out = out.unflatten(1, query_grid)
+    return (out, lse.transpose(1, 2).unflatten(1, query_grid)) if return_lse else out
+
+
+def pyramid_markov_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pyramid: Pyramid,
+    *,
+    scale: float | None = None,
+    logit_scale: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Every token attends inside its own scale, over the windows of `pyramid`; all scales in one launch.
+
+    Args:
+        query, key, value: (B, L, heads, D) with L = pyramid.length, any strides (views into a packed qkv are the normal case).
+        pyramid: the scales and their windows.
+        scale, logit_scale, return_lse, backend: as for `spatial_markov_attn`.
+
+    Returns:
+        (B, L, heads, D) in query's type; with `return_lse` also (B, L, heads) float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for `spatial_markov_attn`.
+    """
+    if not isinstance(pyramid, Pyramid):
+        raise TypeError(f"pyramid must be a Pyramid, got {type(pyramid).__name__}")
+    _check_tensors(query, key, value, rank=4, layout="(B, L, heads, D)")
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.shape[1] != pyramid.length:
+            raise ValueError(f"{name} has {tensor.shape[1]} tokens, the pyramid has {pyramid.length}")
+    out, lse = _attend(query, key, value, pyramid.neighborhood(), scale, logit_scale, backend)
+    return (out, lse.transpose(1, 2)) if return_lse else out
+
+
+def neighborhood_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    neighborhood: Neighborhood,
+    *,
+    scale: float | None = None,
+    logit_scale: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The general form, for any `Neighborhood`: query (B, Lq, heads, D), key and value (B, Lk, heads, D).
+
+    VAR's block-causal attention goes through here; the rest is as for `pyramid_markov_attn`.
+    """
+    _check_tensors(query, key, value, rank=4, layout="(B, L, heads, D)")
+    for name, tensor, expected in (("query", query, neighborhood.num_queries), ("key", key, neighborhood.num_keys)):
+        if tensor.shape[1] != expected:
+            raise ValueError(f"{name} has {tensor.shape[1]} tokens, the neighborhood has {expected}")
+    out, lse = _attend(query, key, value, neighborhood, scale, logit_scale, backend)
+    return (out, lse.transpose(1, 2)) if return_lse else out
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    neighborhood: Neighborhood,
+    scale: float | None,
+    logit_scale: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if backend != "auto" and backend not in NAMES:
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, NAMES))}, got {backend!r}")
+    if logit_scale is not None:
+        _check_logit_scale(logit_scale, query)
+    query, key, value = _autocast(query, key, value)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
+    return ops.attention(query, key, value, logit_scale, neighborhood.encode(), float(scale), backend)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """To autocast's type where it is on, as `scaled_dot_product_attention` does; float64 stays."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int, layout: str) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != rank:
+            raise ValueError(f"{name} must have {rank} dimensions {layout}, got shape {tuple(tensor.shape)}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device}, query on {query.device}")
+    # Autocast may bring operands of different types together; it will make them one.
+    if len({query.dtype, key.dtype, value.dtype}) > 1 and not torch.is_autocast_enabled(query.device.type):
+        raise TypeError(f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}")
+    if key.shape != value.shape:
+        raise ValueError(f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}")
+    for axis, what in ((0, "batch size"), (rank - 2, "number of heads"), (rank - 1, "head dimension")):
+        if query.shape[axis] != key.shape[axis]:
+            raise ValueError(f"query and key must have one {what}, got {query.shape[axis]} and {key.shape[axis]}")
+    if not 1 <= query.shape[-1] <= MAX_HEAD_DIM:
+        raise ValueError(f"the head dimension must be between 1 and {MAX_HEAD_DIM}, got {query.shape[-1]}")
+
+
+def _check_logit_scale(logit_scale: Tensor, query: Tensor) -> None:
+    heads = query.shape[-2]
+    if not isinstance(logit_scale, Tensor):
+        raise TypeError(f"logit_scale must be a tensor, got {type(logit_scale).__name__}")
+    if tuple(logit_scale.shape) != (heads,):
+        raise ValueError(f"logit_scale must be (heads,) = ({heads},), got {tuple(logit_scale.shape)}")
+    if not logit_scale.is_floating_point():
+        raise TypeError(f"logit_scale must be floating-point, got {logit_scale.dtype}")
+    if logit_scale.device != query.device:
+        raise ValueError(f"logit_scale is on {logit_scale.device}, query on {query.device}")

@@ -1,0 +1,45 @@
+"""Cosine attention as a change of q and k around a plain backend: q' = logit_scale q / |q|, k' = k / |k|, and its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mvar_kernels.backends.reference import NORM_EPS
+
+
+def normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """q' and k' of (B, L, H, D) tensors, in their type; q and k themselves without `logit_scale`."""
+    if logit_scale is None:
+        return query, key
+    unit_q, _ = _unit(query)
+    unit_k, _ = _unit(key)
+    return (unit_q * logit_scale.to(unit_q.dtype)[:, None]).to(query.dtype), unit_k.to(key.dtype)
+
+
+def normalized_backward(
+    grad_query: Tensor, grad_key: Tensor, query: Tensor, key: Tensor, logit_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From gradients of q' and k' to those of q, k and logit_scale."""
+    if logit_scale is None:
+        return grad_query, grad_key, None
+    unit_q, inverse_q = _unit(query)
+    unit_k, inverse_k = _unit(key)
+    grad_q = grad_query.to(unit_q.dtype)
+    grad_factor = (grad_q * unit_q).sum(dim=(0, 1, 3)).to(logit_scale.dtype)
+    dq = _unit_backward(grad_q * logit_scale.to(unit_q.dtype)[:, None], unit_q, inverse_q)
+    dk = _unit_backward(grad_key.to(unit_k.dtype), unit_k, inverse_k)
+    return dq.to(query.dtype), dk.to(key.dtype), grad_factor
+
+
+def _unit(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """x / max(|x|, eps) and 1 / max(|x|, eps), in at least float32."""
+    precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    inverse = 1 / torch.linalg.vector_norm(precise, dim=-1, keepdim=True).clamp_min(NORM_EPS)
+    return precise * inverse, inverse
+
+
+def _unit_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    # Where the norm was clamped the direction is not projected out: x / eps is linear in x.
+    along = (grad * unit).sum(dim=-1, keepdim=True) * (inverse < 1 / NORM_EPS)
+    return (grad - unit * along) * inverse
