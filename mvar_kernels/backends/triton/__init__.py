@@ -1,0 +1,58 @@
+"""Fused kernels, one launch each for a whole pyramid: forward, dq, and dk, dv. Importing this does not import triton.
+
+What may leak: as in dense masked attention, NaN or infinity in a key or value reaches the other queries of its tile (0 x NaN is NaN), and small
+scales share tiles. Memory outside the tensors is never read, and finite values of one scale never change a bit of another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from mvar_kernels.pyramid import Neighborhood
+
+NAME = "triton"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
+    if query.dtype not in _DTYPES:
+        return f"its kernels take float16, bfloat16 and float32, not {query.dtype}"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if query.device.type == "cpu" and not interpreted:
+        return "CPU tensors need TRITON_INTERPRET=1 in the environment before the first import"
+    if query.device.type not in ("cuda", "cpu"):
+        return f"there are no kernels for {query.device.type} tensors"
+    from mvar_kernels.backends.triton.tables import unsupported
+
+    return unsupported(neighborhood)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+) -> tuple[Tensor, Tensor]:
+    from mvar_kernels.backends.triton import launch
+
+    return launch.forward(query, key, value, logit_scale, neighborhood, scale)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    from mvar_kernels.backends.triton import launch
+
+    return launch.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale)

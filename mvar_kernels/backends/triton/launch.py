@@ -1,0 +1,140 @@
+"""From tensors to launches: tables, configurations, grids. Imports triton; `mvar_kernels.backends.triton` imports this when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
+from mvar_kernels.backends.triton.kernel_forward import forward_kernel
+from mvar_kernels.backends.triton.primitives import inverse_norms
+from mvar_kernels.backends.triton.tables import Tables, tables
+from mvar_kernels.backends.triton.tiles import Config, tile_row
+from mvar_kernels.pyramid import Neighborhood
+
+# Read once: triton itself decides at the first @triton.jit whether it interprets.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+_NORM_ROWS = 32
+# Scales below this, zero and negative ones are folded into q, so that the mask is only ever multiplied by something positive and not tiny.
+_SMALLEST_SCALE = 1e-12
+
+
+def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels launch on the current device, which need not be the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _tables(neighborhood: Neighborhood, by: str, config: Config, query: Tensor) -> Tables:
+    dtype = torch.float32 if INTERPRETED else torch.bfloat16
+    return tables(neighborhood, by, config.height, config.width, config.chunk, dtype, query.device)
+
+
+def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+    dim = query.shape[-1]
+    wide = any(tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) >= 2**31 for tensor in tensors)
+    tf32 = query.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {
+        "D": dim,
+        "BD": max(16, triton.next_power_of_2(dim)),
+        "WIDE": wide,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "CAST": INTERPRETED,
+    }
+
+
+def _options(config: Config, t: Tables) -> dict[str, Any]:
+    return {"BM": config.size, "BN": config.chunk, "E": t.num_features, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def _inverse_norms(tensor: Tensor) -> Tensor:
+    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32."""
+    batch, length, heads, dim = tensor.shape
+    out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
+    grid = (triton.cdiv(out.numel(), _NORM_ROWS),)
+    padded = max(16, triton.next_power_of_2(dim))
+    inverse_norms[grid](tensor, out, out.numel(), heads, length, *tensor.stride(), D=dim, BD=padded, BM=_NORM_ROWS)
+    return out
+
+
+def _inverses(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """1/|q|, 1/|k| and the factors; without cosine attention q stands in for what the kernels will not read."""
+    if logit_scale is None:
+        return query, query, query
+    return _inverse_norms(query), _inverse_norms(key), logit_scale.contiguous()
+
+
+def _foldable(scale: float, logit_scale: Tensor | None) -> bool:
+    return logit_scale is None and scale < _SMALLEST_SCALE
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+) -> tuple[Tensor, Tensor]:
+    if _foldable(scale, logit_scale):
+        return forward(query * scale, key, value, None, neighborhood, 1.0)
+    batch, length, heads, dim = query.shape
+    config = tile_row(dim, query.element_size()).forward
+    t = _tables(neighborhood, "query", config, query)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
+    with _device(query):
+        inverses = _inverses(query, key, logit_scale)
+        forward_kernel[(t.num_tiles * batch * heads,)](
+            query, key, value, out, lse, *inverses,
+            *t[:7],
+            t.num_tiles, heads, length, key.shape[1], scale,
+            *query.stride(), *key.stride(), *value.stride(),
+            SPLIT=t.split, COSINE=logit_scale is not None, **_constants(query, (query, key, value)), **_options(config, t),
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    if _foldable(scale, logit_scale):
+        dq, dk, dv, _ = backward(grad_out, grad_lse, query * scale, key, value, out, lse, None, neighborhood, 1.0)
+        return dq * scale, dk, dv, None
+    batch, length, heads, dim = query.shape
+    row = tile_row(dim, query.element_size())
+    cosine = logit_scale is not None
+    dq, dk, dv = (torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
+    delta = torch.empty_like(lse)
+    per_query = torch.empty_like(lse) if cosine else lse
+    has_dlse = grad_lse is not None
+    constants = {"COSINE": cosine, **_constants(query, (query, key, value, grad_out))}
+    shapes = heads, length, key.shape[1], scale
+    strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
+    with _device(query):
+        inverses = _inverses(query, key, logit_scale)
+        by_query = _tables(neighborhood, "query", row.dq, query)
+        backward_dq[(by_query.num_tiles * batch * heads,)](
+            query, key, value, out.contiguous(), grad_out, dq, lse, grad_lse.contiguous() if has_dlse else lse, delta, *inverses, per_query,
+            *by_query[:7],
+            by_query.num_tiles, *shapes, *strides,
+            SPLIT=by_query.split, HAS_DLSE=has_dlse, **constants, **_options(row.dq, by_query),
+        )  # fmt: skip
+        by_key = _tables(neighborhood, "key", row.dkdv, query)
+        backward_dkdv[(by_key.num_tiles * batch * heads,)](
+            query, key, value, grad_out, dk, dv, lse, delta, *inverses,
+            *by_key[:7],
+            by_key.num_tiles, *shapes, *strides,
+            **constants, **_options(row.dkdv, by_key),
+        )  # fmt: skip
+        # Summed by torch in a fixed order, so the gradient of logit_scale is deterministic too.
+        grad_factor = (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype) if logit_scale is not None else None
+    return dq, dk, dv, grad_factor
