@@ -45,7 +45,7 @@ TABLE = (
     Row(128, 2, Config(*_8x8, 64, 4, 2), Config(*_8x8, 64, 8, 2), Config(*_8x8, 64, 8, 1)),
     # Shared memory of 99 KiB (sm_86, sm_89, sm_120) and of 64 KiB (gfx942) decides here.
     Row(256, 2, Config(*_8x8, 32, 8, 1), Config(*_8x8, 32, 8, 1), Config(*_4x8, 32, 8, 1)),
-    Row(64, 4, Config(*_8x8, 32, 4, 1), Config(*_8x8, 32, 8, 1), Config(*_4x8, 32, 4, 1)),
+    Row(64, 4, Config(*_8x8, 32, 8, 1), Config(*_8x8, 32, 8, 1), Config(*_4x8, 32, 4, 1)),
     Row(128, 4, Config(*_4x8, 32, 4, 1), Config(*_4x8, 32, 8, 1), Config(*_4x8, 32, 8, 1)),
     Row(256, 4, Config(*_4x8, 16, 8, 1), Config(*_4x8, 16, 8, 1), Config(4, 4, 16, 8, 1)),
 )

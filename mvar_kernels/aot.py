@@ -1,0 +1,193 @@
+"""Compile every kernel for a GPU that is not here and report what it takes.
+
+    python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--json]
+
+Exit code 1 at a spill or too much shared memory. Needs triton, but no GPU; cannot share a process with TRITON_INTERPRET=1. Registers, spills and
+instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; of AMD targets from the compiler's metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mvar_kernels.backends.triton.tiles import SHARED_BYTES, TABLE, Config, Row
+
+TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
+_ELEMENTS = {2: "bf16", 4: "fp32"}
+_FEATURES = 32
+_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|IMMA|DMMA|v_mfma\w*)")
+_ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
+_SHORTEST_MAIN_LOOP = 40
+
+
+def kernels(row: Row, cosine: bool) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
+    """Name, function, configuration and remaining constants of each kernel."""
+    from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
+    from mvar_kernels.backends.triton.kernel_forward import forward_kernel
+
+    yield "forward", forward_kernel, row.forward, {"SPLIT": False, "COSINE": cosine}
+    yield "dq", backward_dq, row.dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False}
+    yield "dkdv", backward_dkdv, row.dkdv, {"COSINE": cosine}
+
+
+def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
+    """Types of the arguments and what the launcher would specialize on: 16-byte alignment, and strides divisible by 16."""
+    pointers = {
+        **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV"), f"*{element}"),
+        **dict.fromkeys(("LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR"), "*fp32"),
+        **dict.fromkeys(("FIXED", "START", "LOOPED", "FIXED_MASK", "LOOPED_MASK"), "*i32"),
+        **dict.fromkeys(("FIXED_MASKS", "LOOPED_MASKS"), "*bf16"),
+    }
+    signature, attributes = {}, {}
+    for index, name in enumerate(names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = pointers[name]
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if name in pointers or (name.startswith("stride_") and name not in constants):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, attributes
+
+
+def compile_kernel(function: Any, target: str, element: str, config: Config, constants: dict[str, Any], dim: int) -> Any:
+    """Triton's compiled kernel for a target such as "cuda:90"; strides of the head dimension are 1."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    backend, architecture = target.split(":")
+    gpu = GPUTarget("cuda", int(architecture), 32) if backend == "cuda" else GPUTarget("hip", architecture, 64)
+    names = list(function.arg_names)
+    fixed = {
+        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk, "E": _FEATURES,
+        "WIDE": False, "PRECISION": "ieee", "CAST": False,
+        **{name: 1 for name in ("stride_qd", "stride_kd", "stride_vd", "stride_gd") if name in names}, **constants,
+    }  # fmt: skip
+    signature, attributes = _signature(names, element, fixed)
+    source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=attributes)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=gpu, options=options)
+
+
+def report(kernel: Any, target: str) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory, instruction counts and main-loop lengths of a compiled kernel."""
+    shared = int(kernel.metadata.shared)
+    if target.startswith("hip"):
+        assembly = kernel.asm["amdgcn"]
+
+        def number(key: str) -> int:
+            found = re.search(rf"\.{key}:\s+(\d+)", assembly)
+            return int(found[1]) if found else 0
+
+        body = [line.strip() for line in assembly.splitlines()]
+        figures = {"registers": number("vgpr_count"), "spilled": number("private_segment_fixed_size"), "loops": []}
+    else:
+        dump = _cuobjdump(kernel.asm["cubin"])
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("--dump-resource-usage"))
+        if usage is None:
+            raise RuntimeError("cuobjdump reported no resource usage")
+        code = _instructions(dump("--dump-sass"))
+        body = [text for _, text in code]
+        figures = {"registers": int(usage[1]), "spilled": int(usage[2]), "loops": _main_loops(code)}
+    return {
+        **figures,
+        "shared": shared,
+        "tensor_core": sum(bool(_TENSOR_CORE.search(line)) for line in body),
+        "async_copy": sum(bool(_ASYNC_COPY.search(line)) for line in body),
+        "instructions": len(body),
+    }
+
+
+def _cuobjdump(cubin: bytes) -> Any:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def dump(flag: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "kernel.cubin"
+            file.write_bytes(cubin)
+            return subprocess.run([str(tool), flag, str(file)], capture_output=True, text=True, check=True).stdout
+
+    return dump
+
+
+def _instructions(sass: str) -> list[tuple[int, str]]:
+    """(address, text without predicate) of every instruction."""
+    found = (re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+.*);", line) for line in sass.splitlines())
+    return [(int(match[1], 16), match[2]) for match in found if match]
+
+
+def _main_loops(code: list[tuple[int, str]]) -> list[int]:
+    """Instructions between each backward branch and its target."""
+    lengths = []
+    for address, text in code:
+        target = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
+        if target and int(target[1], 16) < address:
+            length = sum(int(target[1], 16) <= place <= address for place, _ in code)
+            if length > _SHORTEST_MAIN_LOOP:
+                lengths.append(length)
+    return lengths
+
+
+def run(targets: list[str], rows: tuple[Row, ...]) -> list[dict[str, Any]]:
+    """One report a kernel, row, element type and target."""
+    results = []
+    for target in targets:
+        backend, architecture = target.split(":")
+        limit = SHARED_BYTES[f"sm_{architecture}" if backend == "cuda" else architecture]
+        for row in rows:
+            for cosine in (False, True):
+                for name, function, config, constants in kernels(row, cosine):
+                    kernel = compile_kernel(function, target, _ELEMENTS[row.bytes], config, constants, row.max_dim)
+                    figures = report(kernel, target)
+                    problems = ([f"spills {figures['spilled']} bytes"] if figures["spilled"] else []) + (
+                        [f"needs {figures['shared']} of {limit} bytes of shared memory"] if figures["shared"] > limit else []
+                    )
+                    key = {"target": target, "kernel": name, "cosine": cosine, "head_dim": row.max_dim, "element": _ELEMENTS[row.bytes]}
+                    results.append({**key, "config": list(config), **figures, "problems": problems})
+    return results
+
+
+def _table(results: list[dict[str, Any]]) -> Iterator[str]:
+    columns = ("target", "kernel", "cosine", "head_dim", "element", "registers", "spilled", "shared", "tensor_core", "async_copy", "loops")
+    widths = (11, 8, 7, 9, 8, 10, 8, 8, 12, 11, 12)
+    yield "".join(name.ljust(width) for name, width in zip(columns, widths)) + "tile, chunk, warps, stages"
+    for result in results:
+        cells = (str(result[name]).ljust(width) for name, width in zip(columns, widths))
+        yield "".join(cells) + f"{tuple(result['config'])} {'; '.join(result['problems'])}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that are not here.")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated; default: all")
+    parser.add_argument("--head-dim", type=int, default=None, help="only the table rows that serve this head dimension")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
+    rows = TABLE if arguments.head_dim is None else tuple({_serving(arguments.head_dim, size) for size in _ELEMENTS})
+    results = run(arguments.target or list(TARGETS), rows)
+    print(json.dumps(results, indent=1) if arguments.json else "\n".join(_table(results)))
+    return int(any(result["problems"] for result in results))
+
+
+def _serving(head_dim: int, element_bytes: int) -> Row:
+    from mvar_kernels.backends.triton.tiles import tile_row
+
+    return tile_row(head_dim, element_bytes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
