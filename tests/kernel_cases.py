@@ -35,6 +35,13 @@ def random_neighborhood(rng: random.Random) -> Neighborhood:
     return pyramid.neighborhood() if kind < 0.8 else pyramid.causal_neighborhood()
 
 
+def random_head(rng: random.Random) -> dict[str, object]:
+    """Head dimension, and cosine attention or not. A cosine of very short vectors is ill-conditioned (of 1-d ones it is a sign, whose
+    gradient is all cancellation divided by |q|), so those go without."""
+    cosine = rng.random() < 0.5
+    return {"dim": rng.randint(6, 20) if cosine else rng.randint(1, 20), "cosine": cosine}
+
+
 def draw_inputs(neighborhood, batch=2, heads=2, dim=8, dtype=torch.float32, cosine=False, seed=0, packed=False, device="cpu"):
     """query, key, value, logit_scale (or None), grad_out, grad_lse; with `packed` q, k, v are views into one tensor."""
     generator = torch.Generator().manual_seed(seed)
@@ -55,13 +62,13 @@ def draw_inputs(neighborhood, batch=2, heads=2, dim=8, dtype=torch.float32, cosi
 
 
 def in_float64(inputs, neighborhood, scale, use_lse=True):
-    """Output, lse and gradients (dq, dk, dv, dlogit_scale) of the oracle in float64 on the CPU."""
-    query, key, value, logit_scale, grad_out, grad_lse = (None if t is None else t.detach().cpu().double() for t in inputs)
-    out, lse = reference.forward(query, key, value, logit_scale, neighborhood, scale)
-    grads = reference.backward(
-        grad_out, grad_lse if use_lse else None, query, key, value, out, lse, logit_scale, neighborhood, scale
-    )
-    return out, lse, grads
+    """Output, lse and gradients (dq, dk, dv, dlogit_scale): plain autograd of the dense oracle, in float64 on the CPU."""
+    *operands, grad_out, grad_lse = (None if t is None else t.detach().cpu().double() for t in inputs)
+    leaves = [None if t is None else t.requires_grad_() for t in operands]
+    out, lse = reference.attend(*leaves, neighborhood, scale)
+    outputs, gradients = ([out, lse], [grad_out, grad_lse]) if use_lse else ([out], [grad_out])
+    found = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], gradients))
+    return out.detach(), lse.detach(), tuple(None if leaf is None else next(found) for leaf in leaves)
 
 
 def largest_error(actual, expected):

@@ -10,6 +10,7 @@ from kernel_cases import (
     assert_close,
     draw_inputs,
     in_float64,
+    random_head,
     random_neighborhood,
 )
 from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
@@ -59,7 +60,7 @@ def test_odd_shapes(index):
     print(f"MVAR_TEST_SEED={seed - index}, shape {index}")
     rng = random.Random(seed)
     neighborhood = random_neighborhood(rng)
-    compare(neighborhood, batch=rng.randint(1, 2), heads=rng.randint(1, 3), dim=rng.randint(1, 24), cosine=rng.random() < 0.5, seed=seed)
+    compare(neighborhood, batch=rng.randint(1, 2), heads=rng.randint(1, 3), seed=seed, **random_head(rng))
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 33, 64, 80, 128, 200, 256])

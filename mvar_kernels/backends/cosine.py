@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mvar_kernels.backends.reference import NORM_EPS
+NORM_EPS = 1e-12
 
 
 def normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor]:
