@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvar_kernels.backends.triton.tiles import SHARED_BYTES, TABLE, Config, Row
+from mvar_kernels.backends.triton.tiles import SHARED_BYTES, Config, Row, rows_for, tile_row
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
 _ELEMENTS = {2: "bf16", 4: "fp32"}
@@ -29,14 +29,23 @@ _ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
 _SHORTEST_MAIN_LOOP = 40
 
 
-def kernels(row: Row, cosine: bool) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
+def kernels(row: Row) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
     """Name, function, configuration and remaining constants of each kernel."""
+    for name, config in (("forward", row.forward), ("dq", row.dq), ("dkdv", row.dkdv)):
+        function, constants = variant(name, row.cosine)
+        yield name, function, config, constants
+
+
+def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
+    """A kernel by name and the constants that select its usual variant: whole windows, no gradient through lse."""
     from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
     from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 
-    yield "forward", forward_kernel, row.forward, {"SPLIT": False, "COSINE": cosine}
-    yield "dq", backward_dq, row.dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False}
-    yield "dkdv", backward_dkdv, row.dkdv, {"COSINE": cosine}
+    return {
+        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine}),
+        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False}),
+        "dkdv": (backward_dkdv, {"COSINE": cosine}),
+    }[name]
 
 
 def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
@@ -141,23 +150,33 @@ def _main_loops(code: list[tuple[int, str]]) -> list[int]:
     return lengths
 
 
-def run(targets: list[str], rows: tuple[Row, ...]) -> list[dict[str, Any]]:
-    """One report a kernel, row, element type and target."""
-    results = []
-    for target in targets:
-        backend, architecture = target.split(":")
-        limit = SHARED_BYTES[f"sm_{architecture}" if backend == "cuda" else architecture]
-        for row in rows:
-            for cosine in (False, True):
-                for name, function, config, constants in kernels(row, cosine):
-                    kernel = compile_kernel(function, target, _ELEMENTS[row.bytes], config, constants, row.max_dim)
-                    figures = report(kernel, target)
-                    problems = ([f"spills {figures['spilled']} bytes"] if figures["spilled"] else []) + (
-                        [f"needs {figures['shared']} of {limit} bytes of shared memory"] if figures["shared"] > limit else []
-                    )
-                    key = {"target": target, "kernel": name, "cosine": cosine, "head_dim": row.max_dim, "element": _ELEMENTS[row.bytes]}
-                    results.append({**key, "config": list(config), **figures, "problems": problems})
-    return results
+def run(targets: list[str], head_dim: int | None = None) -> list[dict[str, Any]]:
+    """One report a kernel, row and target; of the rows that serve `head_dim` alone, if it is given."""
+    return [result for target in targets for row in _rows(target, head_dim) for result in _row_reports(target, row)]
+
+
+def _rows(target: str, head_dim: int | None) -> tuple[Row, ...]:
+    architecture = architecture_name(target)
+    if head_dim is None:
+        return rows_for(architecture)
+    return tuple(tile_row(architecture, head_dim, size, cosine) for size in _ELEMENTS for cosine in (False, True))
+
+
+def architecture_name(target: str) -> str:
+    """"cuda:90" -> "sm_90", "hip:gfx942" -> "gfx942"."""
+    backend, architecture = target.split(":")
+    return f"sm_{architecture}" if backend == "cuda" else architecture
+
+
+def _row_reports(target: str, row: Row) -> Iterator[dict[str, Any]]:
+    limit = SHARED_BYTES[architecture_name(target)]
+    for name, function, config, constants in kernels(row):
+        figures = report(compile_kernel(function, target, _ELEMENTS[row.bytes], config, constants, row.max_dim), target)
+        problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
+        if figures["shared"] > limit:
+            problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
+        key = {"target": target, "kernel": name, "cosine": row.cosine, "head_dim": row.max_dim, "element": _ELEMENTS[row.bytes]}
+        yield {**key, "config": list(config), **figures, "problems": problems}
 
 
 def _table(results: list[dict[str, Any]]) -> Iterator[str]:
@@ -177,16 +196,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    rows = TABLE if arguments.head_dim is None else tuple({_serving(arguments.head_dim, size) for size in _ELEMENTS})
-    results = run(arguments.target or list(TARGETS), rows)
+    results = run(arguments.target or list(TARGETS), arguments.head_dim)
     print(json.dumps(results, indent=1) if arguments.json else "\n".join(_table(results)))
     return int(any(result["problems"] for result in results))
-
-
-def _serving(head_dim: int, element_bytes: int) -> Row:
-    from mvar_kernels.backends.triton.tiles import tile_row
-
-    return tile_row(head_dim, element_bytes)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 
-Side = Union[int, tuple[int, int]]
+Side = int | tuple[int, int]
 Grid = tuple[int, int]
 
 _INTS_PER_BLOCK = 8

@@ -1,7 +1,6 @@
 """VQVAE, VAR and MVAR: networks, pretrained weights, fine-tuning and sampling."""
 
 from mvar_kernels import __version__
-
 from mvar_models.config import MVARConfig, VARConfig, VQVAEConfig
 from mvar_models.mvar import MVAR
 from mvar_models.pipeline import MVARPipeline, VARPipeline

@@ -184,7 +184,6 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
 def doctor() -> None:
     """Check this installation: versions, devices, kernels against float64, embedded weights."""
     from mvar_kernels import selfcheck
-
     from mvar_models import MVARPipeline
 
     code = selfcheck.main()

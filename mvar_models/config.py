@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+
 from mvar_kernels import Pyramid
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -6,7 +6,6 @@ The coarser scales reach a scale through its input alone, the accumulated f_hat,
 from __future__ import annotations
 
 from mvar_kernels.pyramid import Neighborhood
-
 from mvar_models.config import MVARConfig
 from mvar_models.transformer import KVCache, ScaleTransformer
 from mvar_models.var import VAR

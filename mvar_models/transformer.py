@@ -10,11 +10,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.pyramid import Neighborhood
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mvar_kernels.attention import neighborhood_attn
+from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
 from mvar_models.pretrained import PretrainedModel
 

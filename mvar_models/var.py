@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mvar_kernels.pyramid import Neighborhood
-
 from mvar_models.config import VARConfig
 from mvar_models.transformer import KVCache, ScaleTransformer
 

@@ -65,9 +65,9 @@ _ENTRIES = {
         _mvar("mvar-d16-finetuned", "mvar-finetune-d16.pth", "310 M", 2.0, 1200, 0.99),
         _mvar("mvar-d20-finetuned", "mvar-finetune-d20.pth", "601 M", 1.5, 900, 0.96),
         _mvar("mvar-d24-finetuned", "mvar-finetune-d24.pth", "1.03 B", 1.4, 900, 0.96),
-        _digits("vae-digits", "vqvae", ""),
-        _digits("var-digits", "var", ""),
-        _digits("mvar-digits", "mvar", ""),
+        _digits("vae-digits", "vqvae", "0.33 M"),
+        _digits("var-digits", "var", "0.98 M"),
+        _digits("mvar-digits", "mvar", "0.98 M"),
     )
 }
 

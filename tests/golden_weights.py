@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+
 from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
 from mvar_models.official import from_official, to_official
-from safetensors.torch import load_file
 
 GOLDEN = Path(os.environ.get("MVAR_GOLDEN_DIR", Path(__file__).parent / "golden"))
 _LEFT_ALONE = ("attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
+
 from mvar_kernels import Pyramid
 from mvar_kernels.backends import reference
 from mvar_kernels.pyramid import Neighborhood

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
-from mvar_models import checkpoints
+from safetensors.torch import save_file
+
+from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig, checkpoints
 from mvar_models.config import residual_assignment
 from mvar_models.official import from_official, infer_config, to_official
-from safetensors.torch import save_file
 
 OFFICIAL = json.loads((Path(__file__).parent / "golden" / "official_state_dicts.json").read_text())
 RELEASED = {

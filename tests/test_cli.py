@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from mvar_models.cli import main
 from PIL import Image
+
+from mvar_models.cli import main
 
 
 def invoke(*arguments):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from mvar_models.generation import draw, filter_logits, sample
+
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from golden_weights import Case, case_names
+
 from mvar_models.generation import sample
 from mvar_models.official import official_name
+
+from golden_weights import Case, case_names
 
 LOGITS, LOSS, GRADIENT, IMAGE = 1e-4, 1e-5, 1e-3, 1e-3
 

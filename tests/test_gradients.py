@@ -5,10 +5,12 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, in_float64, largest_error, random_grid_neighborhood
+
 from mvar_kernels import Pyramid, ops, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.backends import load, reference
 from mvar_kernels.pyramid import Neighborhood
+
+from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, in_float64, largest_error, random_grid_neighborhood
 
 CPU_BACKENDS = ("reference", "sdpa", "tiled")
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mvar_kernels import SpatialMarkovAttention, selfcheck, spatial_markov_attn
 from mvar_kernels.backends import tiled
 

@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
-from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn
 from torch.utils.flop_counter import FlopCounterMode
+
+from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn
+
+from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -96,6 +98,7 @@ def test_everything_but_triton_works_without_triton():
 
 
 def test_networks_import_without_hub_cli_or_plots():
-    code = "import sys, mvar_models; bad = {'huggingface_hub', 'matplotlib', 'click', 'sklearn'} & {n.split('.')[0] for n in sys.modules}; assert not bad, bad"
+    unwanted = "{'huggingface_hub', 'matplotlib', 'click', 'sklearn'}"
+    code = f"import sys, mvar_models\nbad = {unwanted} & {{n.split('.')[0] for n in sys.modules}}\nassert not bad, bad"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

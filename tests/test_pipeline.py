@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from mvar_models import MVARPipeline, VARPipeline, list_models
 from mvar_models.pipeline import pipeline_for
+
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
 
 

@@ -5,9 +5,11 @@ import random
 
 import pytest
 import torch
-from kernel_cases import PYRAMID_256, random_grid_neighborhood, random_neighborhood, random_pyramid
+
 from mvar_kernels import Pyramid
 from mvar_kernels.pyramid import Neighborhood, window_starts
+
+from kernel_cases import PYRAMID_256, random_grid_neighborhood, random_neighborhood, random_pyramid
 
 
 def attended(i, n_q, n_k, kernel):

@@ -4,11 +4,13 @@ import random
 
 import pytest
 import torch
-from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, random_neighborhood
+
 from mvar_kernels import Pyramid
 from mvar_kernels.backends.tiling import key_tiles, query_tiles
 from mvar_kernels.backends.triton.tables import tables
 from mvar_kernels.pyramid import Neighborhood
+
+from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, random_neighborhood
 
 
 def expanded(neighborhood, by, height=8, width=8, chunk=64):

@@ -1,21 +1,19 @@
 """Training: splits, variants and random choices are pure functions of the seed; runs resume to the bit; VAR becomes MVAR."""
 
-import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from mvar_models import MVAR, VAR, MVARPipeline, VQVAE
+from PIL import Image
+
+from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
 from mvar_models.training import commands
 from mvar_models.training.data import ClassFolders, Digits, center_crop, open_source, split
 from mvar_models.training.randomness import Purpose, batch_members, generator
 from mvar_models.training.recipe import TransformerRun, VQVAERun, learning_rate_factor, parameter_groups
-from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.tokens import TokenSet, tokenize
 from mvar_models.training.transformer_task import TransformerTask
-from PIL import Image
+
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
 
@@ -318,5 +316,5 @@ def test_wrong_runs(tmp_path, pretrained):
         commands.vqvae_run(resume=str(pretrained / "run"))
     tiny_var().save_pretrained(tmp_path / "three")
     run = new_run(pretrained, "classes", init=str(tmp_path / "three"))
-    with pytest.raises(ValueError, match="the data has 10 classes, .*three has 3"):
+    with pytest.raises(ValueError, match=r"the data has 10 classes, .*three has 3"):
         commands.train_transformer(run)

@@ -1,6 +1,7 @@
 """Small untrained models that run in milliseconds: 16 px pictures, 3 classes, sides 1, 2, 4."""
 
 import torch
+
 from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
 
 SIDES = (1, 2, 4)

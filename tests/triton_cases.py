@@ -4,6 +4,11 @@ import random
 
 import pytest
 import torch
+
+from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import load
+from mvar_kernels.pyramid import Neighborhood
+
 from kernel_cases import (
     PYRAMID_256,
     PYRAMID_DIGITS,
@@ -13,9 +18,6 @@ from kernel_cases import (
     random_head,
     random_neighborhood,
 )
-from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
-from mvar_kernels.backends import load
-from mvar_kernels.pyramid import Neighborhood
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]

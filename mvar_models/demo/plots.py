@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mvar_kernels import Pyramid
 
+from mvar_kernels import Pyramid
 from mvar_models.extras import require
 
 

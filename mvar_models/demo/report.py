@@ -126,7 +126,8 @@ def _quality_table(results: dict[str, Any]) -> Iterator[str]:
 def _cost_table(results: dict[str, Any]) -> Iterator[str]:
     attention, sampling = results["attention"], results["sampling"]
     yield "## Cost\n"
-    yield f"{attention['tokens']} tokens; windows {attention['kernel_size']} x {attention['kernel_size']}, the first {attention['dense_scales']} scales dense.\n"
+    size = attention["kernel_size"]
+    yield f"{attention['tokens']} tokens; windows {size} x {size}, the first {attention['dense_scales']} scales dense.\n"
     yield "| model | attended pairs | drawing, s | pictures / s | peak memory of drawing, MB | fine-tuning, s |"
     yield "|---|---|---|---|---|---|"
     trained = {"var": "var_control", "mvar": "mvar"}

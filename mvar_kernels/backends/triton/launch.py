@@ -14,7 +14,7 @@ from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward
 from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
 from mvar_kernels.backends.triton.tables import Tables, tables
-from mvar_kernels.backends.triton.tiles import Config, tile_row
+from mvar_kernels.backends.triton.tiles import Config, Row, architecture_of, tile_row
 from mvar_kernels.pyramid import Neighborhood
 
 # Read once: triton itself decides at the first @triton.jit whether it interprets.
@@ -32,6 +32,10 @@ def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 def _tables(neighborhood: Neighborhood, by: str, config: Config, query: Tensor) -> Tables:
     dtype = torch.float32 if INTERPRETED else torch.bfloat16
     return tables(neighborhood, by, config.height, config.width, config.chunk, dtype, query.device)
+
+
+def _row(query: Tensor, logit_scale: Tensor | None) -> Row:
+    return tile_row(architecture_of(query.device), query.shape[-1], query.element_size(), logit_scale is not None)
 
 
 def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -77,8 +81,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     if _foldable(scale, logit_scale):
         return forward(query * scale, key, value, None, neighborhood, 1.0)
-    batch, length, heads, dim = query.shape
-    config = tile_row(dim, query.element_size()).forward
+    batch, length, heads, _ = query.shape
+    config = _row(query, logit_scale).forward
     t = _tables(neighborhood, "query", config, query)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
@@ -109,8 +113,8 @@ def backward(
     if _foldable(scale, logit_scale):
         dq, dk, dv, _ = backward(grad_out, grad_lse, query * scale, key, value, out, lse, None, neighborhood, 1.0)
         return dq * scale, dk, dv, None
-    batch, length, heads, dim = query.shape
-    row = tile_row(dim, query.element_size())
+    batch, length, heads, _ = query.shape
+    row = _row(query, logit_scale)
     cosine = logit_scale is not None
     dq, dk, dv = (torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
     delta = torch.empty_like(lse)

@@ -17,6 +17,7 @@ Where a window is too large for 32 features the tile is split: every chunk is a 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -155,7 +156,7 @@ def _key_items(neighborhood: Neighborhood, height: int, width: int) -> list[Item
     for block in neighborhood.blocks:
         bounds |= {block.key_offset, block.key_offset + block.num_keys}
     edges = sorted(bounds)
-    for first, last in zip(edges, edges[1:]):
+    for first, last in itertools.pairwise(edges):
         seers = [b for b in neighborhood.blocks if b.key_offset <= first and last <= b.key_offset + b.num_keys]
         windowed = [b for b in seers if not b.is_dense]
         if windowed:

@@ -1,18 +1,22 @@
-"""The tile table: a pure function of architecture, head dimension and element size. No search at run time, no recompiles by length.
+"""Tile configurations: a pure function of architecture, head dimension, element size and kind of logits.
 
-Rows were chosen by ahead-of-time compilation for seven targets with triton 3.7.1 (`python -m mvar_kernels.aot`): the largest tile that neither
-spills nor exceeds shared memory anywhere. Speed on a GPU: not measured yet.
+Nothing is searched at run time and nothing recompiles by length. The rows stand in `tile_rows.py`, which a search rewrites. Rows of `cuda` serve
+sm_80 to sm_120, so 99 KiB of shared memory (sm_86, sm_89, sm_120) and the registers of sm_80 and sm_90 bound them; rows of `hip` serve gfx942:
+64 KiB and 512 registers a lane, which is why 4 warps do there what takes 8 on cuda. A row of one architecture ("sm_90") goes before its family's.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
+
+import torch
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376, "gfx942": 65_536}
 
 
 class Config(NamedTuple):
-    """Tiles of height x width fixed tokens against chunks of `chunk` looped ones."""
+    """Tiles of height x width fixed tokens against chunks of `chunk` looped ones, with warps and pipeline stages."""
 
     height: int
     width: int
@@ -26,37 +30,46 @@ class Config(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One table row: configurations of forward, dq, and dk, dv for head dimensions up to `max_dim` and elements of `bytes`."""
+    """Configurations of forward, dq, and dk and dv, for head dimensions up to `max_dim`; `family` is "cuda", "hip" or one architecture."""
 
-    max_dim: int
+    family: str
     bytes: int
+    max_dim: int
+    cosine: bool
     forward: Config
     dq: Config
     dkdv: Config
+    why: str = ""
 
 
-_8x8 = (8, 8)
-_4x8 = (4, 8)
-
-TABLE = (
-    # 64 x 64 scores and 4 warps: one warpgroup's product on sm_90, and the sizes that the window rectangles were counted for.
-    Row(64, 2, Config(*_8x8, 64, 4, 2), Config(*_8x8, 64, 4, 2), Config(*_8x8, 64, 4, 2)),
-    # dk and dv together hold 2 x 64 x 128 float32: 8 warps, or registers spill.
-    Row(128, 2, Config(*_8x8, 64, 4, 2), Config(*_8x8, 64, 8, 2), Config(*_8x8, 64, 8, 1)),
-    # Shared memory of 99 KiB (sm_86, sm_89, sm_120) and of 64 KiB (gfx942) decides here.
-    Row(256, 2, Config(*_8x8, 32, 8, 1), Config(*_8x8, 32, 8, 1), Config(*_4x8, 32, 8, 1)),
-    Row(64, 4, Config(*_8x8, 32, 8, 1), Config(*_8x8, 32, 8, 1), Config(*_4x8, 32, 4, 1)),
-    Row(128, 4, Config(*_4x8, 32, 4, 1), Config(*_4x8, 32, 8, 1), Config(*_4x8, 32, 8, 1)),
-    Row(256, 4, Config(*_4x8, 16, 8, 1), Config(*_4x8, 16, 8, 1), Config(4, 4, 16, 8, 1)),
-)
+def family_of(architecture: str) -> str:
+    """"sm_90" -> "cuda", "gfx942" -> "hip"."""
+    return "cuda" if architecture.startswith("sm_") else "hip"
 
 
-def tile_row(head_dim: int, element_bytes: int) -> Row:
-    """The table's row for a head dimension (1 to 256) and an element size (2 or 4 bytes).
+def rows_for(architecture: str) -> tuple[Row, ...]:
+    """The rows that serve an architecture, the one that wins first."""
+    from mvar_kernels.backends.triton.tile_rows import ROWS
 
-    The architecture has no say yet: every row fits all seven targets, and nothing was measured that would tell them apart.
-    """
-    for row in TABLE:
-        if row.bytes == element_bytes and head_dim <= row.max_dim:
+    names = (architecture, family_of(architecture))
+    return tuple(sorted((row for row in ROWS if row.family in names), key=lambda row: (names.index(row.family), row.max_dim)))
+
+
+@functools.lru_cache
+def tile_row(architecture: str, head_dim: int, element_bytes: int, cosine: bool) -> Row:
+    """The row for an architecture ("sm_90", "gfx942"), a head dimension (1 to 256), an element size (2 or 4 bytes) and kind of logits."""
+    for row in rows_for(architecture):
+        if row.bytes == element_bytes and row.cosine == cosine and head_dim <= row.max_dim:
             return row
-    raise ValueError(f"no tiles for head dimension {head_dim} with {element_bytes}-byte elements")
+    raise ValueError(f"no tiles for head dimension {head_dim} with {element_bytes}-byte elements on {architecture}")
+
+
+@functools.lru_cache
+def architecture_of(device: torch.device) -> str:
+    """Name of a device's architecture; tensors on the CPU are interpreted as if on sm_80."""
+    if device.type != "cuda":
+        return "sm_80"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
