@@ -2,12 +2,14 @@
 #   PYTHON=python3.12          interpreter of the environment
 #   TORCH_INDEX=URL            PyTorch's own CPU wheel index; without it a machine without GPU gets whatever build of 2.13.0 pip finds
 #   TORCH=torch==2.6.0         another torch
+#   TRITON=triton==3.2.0       another triton; the default is the one that torch 2.13.0 is built with, which the tile table was checked with
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 TORCH_INDEX ?=
+TRITON ?= $(if $(HAS_GPU),triton,triton==3.7.1)
 STAMP := $(VENV)/.installed
 # Two workers with one thread each: two torch programs that both spread over all cores slow each other down many times.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(PY) -m pip install --quiet --editable ".[test,triton]"
+	$(PY) -m pip install --quiet --editable ".[test]" "$(TRITON)"
 	touch $@
 
 # Fine-tunes the embedded VAR into MVAR on handwritten digits, compares the two, writes demo_out/.
@@ -37,7 +39,7 @@ test-gpu:
 
 # The oldest versions that are meant to work, in an environment of their own.
 test-min:
-	$(MAKE) test VENV=.venv-min PYTHON=python3.10 TORCH=torch==2.6.0
+	$(MAKE) test VENV=.venv-min PYTHON=python3.10 TORCH=torch==2.6.0 TRITON=triton==3.2.0
 
 # Builds the wheel, installs it in a clean environment outside the tree, samples digits from there.
 wheel-test: $(STAMP)

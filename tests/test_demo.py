@@ -73,6 +73,7 @@ def test_a_short_demo_writes_everything(tmp_path):
     assert set(figures["validation"]) == {"var", "mvar_untuned", "mvar", "var_control"}
     assert all(len(value["val_loss_per_scale"]) == 6 for value in figures["validation"].values())
     assert figures["attention"]["pairs_mvar"] < figures["attention"]["pairs_var"] / 5
+    assert all(drawn["peak_bytes"] > 1e6 and drawn["seconds"] > 0 for drawn in figures["sampling"].values())
     assert {"commit", "torch", "python"} <= set(figures["environment"])
     text = (out / "report.md").read_text()
     assert "VAR, trained on as long (control)" in text and "held-out real digits" in text

@@ -40,8 +40,14 @@ def draw_in_process(model: str, per_class: int, batch_size: int, out: Path) -> D
 
 
 def _peak() -> int:
+    """Peak resident bytes. On Linux of this program alone: what getrusage reports there begins at the peak of the process that started it."""
     import resource
 
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
