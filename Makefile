@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu test-min wheel-test weights lint clean
+.PHONY: setup demo test test-gpu bench tune test-min wheel-test weights lint clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,8 @@ $(STAMP): pyproject.toml setup.py
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PY) -m pip install --quiet --editable ".[test]" "$(TRITON)"
+	# NATTEN is a peer in tests and benchmarks; its source builds against the torch that is here. Without it they say so and go on.
+	-$(PY) -m pip install --quiet setuptools wheel && $(PY) -m pip install --quiet --no-build-isolation --no-deps natten==0.21.7
 	touch $@
 
 # Fine-tunes the embedded VAR into MVAR on handwritten digits, compares the two, writes demo_out/.
@@ -36,6 +38,15 @@ test: $(STAMP)
 # On a machine with a GPU; runs from the tree, installs nothing.
 test-gpu:
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/test_triton.py tests/test_attention.py -q
+
+# Attention on this machine next to dense attention and every peer: a table here, CSV, JSON and Markdown in bench_out/.
+bench: $(STAMP)
+	$(PY) -m benchmarks --out bench_out
+	$(PY) -m benchmarks --suite cpu-targets --out bench_out
+
+# Searches the tile table on this machine's GPU and rewrites it. Like test-gpu it runs from the tree and installs nothing.
+tune:
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m benchmarks.tune
 
 # The oldest versions that are meant to work, in an environment of their own.
 test-min:
@@ -53,4 +64,4 @@ lint: $(STAMP)
 	$(PY) -m ruff check mvar_kernels mvar_models tests benchmarks
 
 clean:
-	rm -rf build dist *.egg-info demo_out runs
+	rm -rf build dist *.egg-info demo_out bench_out runs

@@ -42,8 +42,8 @@ def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
     from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 
     return {
-        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine}),
-        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False}),
+        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "TWINS": True}),
+        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False, "TWINS": True}),
         "dkdv": (backward_dkdv, {"COSINE": cosine}),
     }[name]
 

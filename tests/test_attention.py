@@ -29,7 +29,7 @@ CPU_BACKENDS = ("reference", "sdpa", "tiled")
 def test_windows_exactly(backend, seed):
     """With q = 0 and one-hot values the output *is* the window; one wrong key for one query shows. One-hot dO gives dv, likewise."""
     rng = random.Random(seed)
-    for index in range(70):
+    for index in range(200):
         neighborhood = random_grid_neighborhood(rng, largest=11)
         block, mask = neighborhood.blocks[0], neighborhood.mask()
         n_q, n_k = mask.shape
@@ -161,6 +161,33 @@ def test_other_types(backend, dtype):
         assert leaf.grad.dtype == leaf.dtype
         bound = 2e-5 if leaf.dtype == torch.float32 and dtype == torch.float64 else tolerance * 3
         assert_close(leaf.grad, gradient, bound * max(1.0, gradient.abs().max().item()), "gradient")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nan_around_the_inputs_and_in_fresh_memory_never_leaks(backend, monkeypatch):
+    """Inputs are islands in NaN memory, and whatever torch.empty gives is NaN until it is written."""
+    real = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = real(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    neighborhoods = (PYRAMID_DIGITS.neighborhood(), Neighborhood.of_grids((12, 9), (12, 9), (3, 5)), Neighborhood.of_grids((2, 3), (9, 12), (2, 2)))
+    for neighborhood in neighborhoods:
+        inputs = draw_inputs(neighborhood, heads=2, dim=5)
+        expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.3)
+        islands = []
+        for tensor in (*inputs[:3], inputs[4]):
+            b, length, h, d = tensor.shape
+            sea = torch.full((b + 2, length + 40, h + 2, d + 11), float("nan"))
+            islands.append(sea[1:-1, 20:-20, 1:-1, 4 : 4 + d].copy_(tensor))
+        module = load(backend)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", poisoned)
+            out, lse = module.forward(*islands[:3], None, neighborhood, 0.3)
+            grads = module.backward(islands[3], inputs[5], *islands[:3], out, lse, None, neighborhood, 0.3)
+        for name, actual, right in (("out", out, expected_out), ("lse", lse, expected_lse), *zip(("dq", "dk", "dv"), grads, expected)):
+            assert_close(actual, right, 2e-5 * max(1.0, right.abs().max().item()), f"{name} {neighborhood}")
 
 
 def test_empty_batches():

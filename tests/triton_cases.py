@@ -1,11 +1,13 @@
 """Cases of the triton backend: in the interpreter, which must be chosen before the first import, or on a GPU. Run through test_triton.py."""
 
+import os
 import random
 
 import pytest
 import torch
 
-from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels import Pyramid, pyramid_markov_attn
+from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.backends import load
 from mvar_kernels.pyramid import Neighborhood
 
@@ -15,6 +17,7 @@ from kernel_cases import (
     assert_close,
     draw_inputs,
     in_float64,
+    random_grid_neighborhood,
     random_head,
     random_neighborhood,
 )
@@ -24,6 +27,13 @@ HALF = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]
 # Relative to the largest magnitude; the comparison with float64 covers rounding of inputs' types only where they are exact, as here.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 NAMES = ("dq", "dk", "dv", "dlogit_scale")
+
+
+def drawn_seed(index):
+    """A fresh seed a run, printed, or the one in MVAR_TEST_SEED."""
+    seed = int(os.environ.get("MVAR_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"MVAR_TEST_SEED={seed}, part {index}")
+    return seed + index
 
 
 def compare(neighborhood, scale=0.3, use_lse=True, **options):
@@ -56,10 +66,7 @@ def test_causal():
 
 @pytest.mark.parametrize("index", range(10))
 def test_odd_shapes(index):
-    import os
-
-    seed = int(os.environ.get("MVAR_TEST_SEED", random.SystemRandom().randrange(2**31))) + index
-    print(f"MVAR_TEST_SEED={seed - index}, shape {index}")
+    seed = drawn_seed(index)
     rng = random.Random(seed)
     neighborhood = random_neighborhood(rng)
     compare(neighborhood, batch=rng.randint(1, 2), heads=rng.randint(1, 3), seed=seed, **random_head(rng))
@@ -145,6 +152,41 @@ def test_nan_around_the_inputs_never_leaks():
     assert all(gradient.isfinite().all() for gradient in grads[:3])
 
 
+def test_offsets_past_two_to_the_31():
+    """Rows 80 million elements apart; memory that is never touched costs nothing."""
+    neighborhood = Neighborhood.of_grids((5, 6), (5, 6), (3, 3))
+    plain = draw_inputs(neighborhood, batch=1, heads=1, dtype=torch.float16, device=DEVICE)
+    gap = 80_000_000
+    memory = torch.empty(30 * gap, dtype=torch.float16, device=DEVICE)
+    far = []
+    for index, tensor in enumerate((*plain[:3], plain[4])):
+        far.append(memory.as_strided(tensor.shape, (30 * gap, gap, 8, 1), 8 * index))
+        far[-1].copy_(tensor)
+    assert far[0].stride(1) * 29 > 2**31
+    backend = load("triton")
+    out, lse = backend.forward(*far[:3], None, neighborhood, 0.3)
+    grads = backend.backward(far[3], None, *far[:3], out, lse, None, neighborhood, 0.3)
+    expected = backend.forward(*plain[:3], None, neighborhood, 0.3)
+    assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+    again = backend.backward(plain[4], None, *plain[:3], *expected, None, neighborhood, 0.3)
+    assert all(torch.equal(first, second) for first, second in zip(grads[:3], again[:3]))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="70,000 programs take minutes in the interpreter")
+def test_more_than_65535_heads():
+    compare(Neighborhood.of_grids((2, 3), (2, 3), (1, 3)), batch=700, heads=100, dim=16)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_tensors_gpu_is_used_when_another_is_current():
+    neighborhood = PYRAMID_DIGITS.neighborhood()
+    with torch.cuda.device(0):
+        here = draw_inputs(neighborhood, device="cuda:1")
+        out, _ = load("triton").forward(*here[:3], None, neighborhood, 0.3)
+    assert out.device.index == 1
+    assert_close(out, in_float64(here, neighborhood, 0.3)[0], 1e-5, "out")
+
+
 def test_every_element_is_written(monkeypatch):
     """torch.empty filled with NaN: whatever a kernel does not write shows."""
     real = torch.empty
@@ -192,19 +234,22 @@ def test_autograd_through_the_public_functions_is_deterministic():
     assert all(torch.equal(first, second) for first, second in zip(*results))
 
 
-def test_windows_exactly():
-    """With q = 0 and one-hot values the output is the window itself; one-hot dO gives dv."""
-    for grid, keys, window in (((6, 7), (6, 7), (3, 4)), ((5, 5), (9, 4), (3, 3)), ((4, 4), (4, 4), (9, 9))):
-        neighborhood = Neighborhood.of_grids(grid, keys, window)
+@pytest.mark.parametrize("part", range(4))
+def test_windows_exactly(part):
+    """With q = 0 and one-hot values the output is the window itself; one-hot dO gives dv. 200 shapes in four parts."""
+    seed = drawn_seed(part)
+    rng = random.Random(seed)
+    for index in range(50):
+        neighborhood = random_grid_neighborhood(rng, largest=8)
         mask = neighborhood.mask().float().to(DEVICE)
         n_q, n_k = mask.shape
-        query, key = torch.zeros(1, *grid, 1, n_k, device=DEVICE), torch.randn(1, *keys, 1, n_k, device=DEVICE)
-        value = torch.eye(n_k, device=DEVICE).view(1, *keys, 1, n_k).requires_grad_()
-        out = spatial_markov_attn(query, key, value, window, backend="triton")
+        query, key = torch.zeros(1, n_q, 1, n_k, device=DEVICE), torch.randn(1, n_k, 1, n_k, device=DEVICE)
+        value = torch.eye(n_k, device=DEVICE).view(1, n_k, 1, n_k).requires_grad_()
+        out = neighborhood_attn(query, key, value, neighborhood, backend="triton")
         weights = out.view(n_q, n_k)
-        assert torch.equal(weights > 0, mask > 0)
-        assert_close(weights, mask / mask.sum(1, keepdim=True), 1e-6, "weights")
+        assert torch.equal(weights > 0, mask > 0), (index, neighborhood)
+        assert_close(weights, mask / mask.sum(1, keepdim=True), 1e-6, f"weights {index} {neighborhood}")
         grad_out = torch.zeros(n_q, n_k, device=DEVICE)
         grad_out[torch.arange(n_q), torch.arange(n_q) % n_k] = 1
         (dv,) = torch.autograd.grad(out, value, grad_out.view(out.shape))
-        assert_close(dv.view(n_k, n_k), (mask / mask.sum(1, keepdim=True)).T @ grad_out, 1e-6, "dv")
+        assert_close(dv.view(n_k, n_k), (mask / mask.sum(1, keepdim=True)).T @ grad_out, 1e-6, f"dv {index} {neighborhood}")

@@ -30,7 +30,8 @@ def backward_dq(
     stride_vb, stride_vl, stride_vh, stride_vd,
     stride_gb, stride_gl, stride_gh, stride_gd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+    SPLIT: tl.constexpr, COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, TWINS: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     """DFACTOR (B, H, LQ): each query's part of the gradient of logit_scale, before the sum and the factor `scale`."""
     i_tile = tl.program_id(0) % T
@@ -53,29 +54,28 @@ def backward_dq(
     tl.store(DELTA + o_row + b_tokens, b_delta, mask=m_tokens)
     b_lse = tl.load(LSE + o_row + b_tokens, mask=m_tokens, other=0.0) * LOG2E
     if COSINE:
-        factor, sign, magnitude = factor_parts(FACTOR, i_h, scale)
+        factor, sign, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_inverse = tl.load(RQ + o_row + b_tokens, mask=m_tokens, other=1.0)
-        b_signed = (b_q * sign).to(Q.dtype.element_ty)
         b_factor = b_inverse * (magnitude * LOG2E)
         p_rk = RK + i_bh.to(tl.int64) * LK
     else:
-        b_signed = b_q
         b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
+        flip = 0
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     if not SPLIT:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first), BM, E)
+        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
     b_dq = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
         # [BN, BD]
         b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
-        b_v = load_rows(p_v, b_keys, stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
+        b_v = load_rows(p_v, b_keys, stride_kl if TWINS else stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
         if SPLIT:
-            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk), BM, E)
+            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
         # [BM, BN]
-        b_s = scores(b_signed, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
+        b_s = scores(b_q, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
         if COSINE:
             b_rk = tl.load(p_rk + b_keys)
             b_s = b_s * b_rk[None, :]
@@ -86,8 +86,9 @@ def backward_dq(
             b_ds = b_ds * narrowed_inverse(b_rk, K.dtype.element_ty)[None, :]
         b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq, PRECISION, CAST)
     if COSINE:
-        b_dq, b_along = unit_gradient(b_dq, b_q, b_inverse, factor)
-        tl.store(DFACTOR + o_row + b_tokens, b_along, mask=m_tokens)
+        # RK's sign is in b_dq already.
+        b_dq, b_along = unit_gradient(b_dq, b_q, b_inverse, sign * factor)
+        tl.store(DFACTOR + o_row + b_tokens, sign * b_along, mask=m_tokens)
     else:
         b_dq = b_dq * scale
     store_rows(DQ + o_out, b_tokens, H * D, b_dq, m_tokens, D, BD, WIDE)
@@ -121,20 +122,19 @@ def backward_dkdv(
     b_k = load_rows(p_k, b_tokens, stride_kl, stride_kd, m_tokens, D, BD, WIDE, True)
     b_v = load_rows(p_v, b_tokens, stride_vl, stride_vd, m_tokens, D, BD, WIDE, True)
     if COSINE:
-        factor, sign, magnitude = factor_parts(FACTOR, i_h, scale)
+        factor, sign, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_inverse = tl.load(RK + i_bh.to(tl.int64) * LK + b_tokens, mask=m_tokens, other=1.0)
-        b_signed = (b_k * sign).to(K.dtype.element_ty)
         b_factor = b_inverse * (magnitude * LOG2E)
         p_rq = RQ + i_bh.to(tl.int64) * LQ
     else:
-        b_signed = b_k
         b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
+        flip = 0
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     b_dk = tl.zeros([BM, BD], dtype=tl.float32)
     b_dv = tl.zeros([BM, BD], dtype=tl.float32)
     if i_first < i_last:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first), BM, E)
+        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
         for i_chunk in range(i_first, i_last):
             b_queries = tl.load(LOOPED + i_chunk * BN + o_n)
             # [BN, BD]
@@ -142,7 +142,7 @@ def backward_dkdv(
             b_do = load_rows(p_g, b_queries, stride_gl, stride_gd, b_queries, D, BD, WIDE, False)
             b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
             # [BM, BN]
-            b_s = scores(b_signed, b_q, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
+            b_s = scores(b_k, b_q, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
             if COSINE:
                 b_rq = tl.load(p_rq + b_queries)
                 b_s = b_s * b_rq[None, :]
@@ -154,7 +154,7 @@ def backward_dkdv(
                 b_ds = b_ds * narrowed_inverse(b_rq, Q.dtype.element_ty)[None, :]
             b_dk = dot(b_ds.to(b_q.dtype), b_q, b_dk, PRECISION, CAST)
     if COSINE:
-        b_dk, _ = unit_gradient(b_dk, b_k, b_inverse, factor)
+        b_dk, _ = unit_gradient(b_dk, b_k, sign * b_inverse, factor)
     else:
         b_dk = b_dk * scale
     store_rows(DK + o_out, b_tokens, H * D, b_dk, m_tokens, D, BD, WIDE)

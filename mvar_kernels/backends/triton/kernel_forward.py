@@ -1,6 +1,9 @@
 """Forward: every program keeps one tile of queries and walks its chunks of keys (online softmax, base 2).
 
 Cosine attention: 1/|q|, 1/|k| (B, H, L) multiply rows and columns of the scores; normalising the same keys again in every tile would cost more.
+Main loop on sm_90 (D 64, bfloat16, 64 x 64 scores, triton 3.7.1): 324 instructions, 378 with cosine attention. Where key and value have one stride
+from token to token (TWINS, as in a packed qkv) their offsets are computed once: 336 without. A negative factor flips the sign of the mask and of
+1/|k|; multiplying q by the sign instead made q an operand that every product reloads through registers, 408.
 """
 
 import triton
@@ -18,7 +21,7 @@ def forward_kernel(
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+    SPLIT: tl.constexpr, COSINE: tl.constexpr, TWINS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
@@ -33,16 +36,16 @@ def forward_kernel(
     # [BM, BD]
     b_q = load_rows(p_q, b_tokens, stride_ql, stride_qd, m_tokens, D, BD, WIDE, True)
     if COSINE:
-        _, sign, magnitude = factor_parts(FACTOR, i_h, scale)
-        b_q = (b_q * sign).to(Q.dtype.element_ty)
+        _, _, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_factor = tl.load(RQ + o_row + b_tokens, mask=m_tokens, other=1.0) * (magnitude * LOG2E)
         p_rk = RK + i_bh.to(tl.int64) * LK
     else:
         b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
+        flip = 0
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     if not SPLIT:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first), BM, E)
+        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
     b_max = tl.full([BM], -float("inf"), dtype=tl.float32)
     b_sum = tl.zeros([BM], dtype=tl.float32)
     b_acc = tl.zeros([BM, BD], dtype=tl.float32)
@@ -51,7 +54,7 @@ def forward_kernel(
         # [BN, BD]
         b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
         if SPLIT:
-            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk), BM, E)
+            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
         # [BM, BN]
         b_s = scores(b_q, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
@@ -61,7 +64,7 @@ def forward_kernel(
         b_p = tl.exp2(b_s * b_factor[:, None] - b_new_max[:, None])
         b_decay = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_decay + tl.sum(b_p, 1)
-        b_v = load_rows(p_v, b_keys, stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
+        b_v = load_rows(p_v, b_keys, stride_kl if TWINS else stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
         b_acc = dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], PRECISION, CAST)
         b_max = b_new_max
     store_rows(p_o, b_tokens, H * D, b_acc / b_sum[:, None], m_tokens, D, BD, WIDE)

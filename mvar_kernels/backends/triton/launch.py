@@ -55,21 +55,29 @@ def _options(config: Config, t: Tables) -> dict[str, Any]:
     return {"BM": config.size, "BN": config.chunk, "E": t.num_features, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
-def _inverse_norms(tensor: Tensor) -> Tensor:
-    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32."""
+def _inverse_norms(tensor: Tensor, factor: Tensor, signed: bool) -> Tensor:
+    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32; with `signed` negative where the head's factor is."""
     batch, length, heads, dim = tensor.shape
     out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
     grid = (triton.cdiv(out.numel(), _NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
-    inverse_norms[grid](tensor, out, out.numel(), heads, length, *tensor.stride(), D=dim, BD=padded, BM=_NORM_ROWS)
+    inverse_norms[grid](
+        tensor, out, factor, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=_NORM_ROWS
+    )
     return out
 
 
-def _inverses(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """1/|q|, 1/|k| and the factors; without cosine attention q stands in for what the kernels will not read."""
+def _inverses(query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """1/|q|, 1/|k| with the sign of the head's factor, and the factors; without cosine attention q stands in for what will not be read."""
     if logit_scale is None:
         return query, query, query
-    return _inverse_norms(query), _inverse_norms(key), logit_scale.contiguous()
+    factor = logit_scale.contiguous()
+    return _inverse_norms(query, factor, False), _inverse_norms(key, factor if scale >= 0 else -factor, True), factor
+
+
+def _twins(key: Tensor, value: Tensor) -> bool:
+    """Rows of key and value lie equally far apart, as they do in a packed qkv: one product then gives both offsets."""
+    return key.stride(1) == value.stride(1)
 
 
 def _foldable(scale: float, logit_scale: Tensor | None) -> bool:
@@ -87,13 +95,13 @@ def forward(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
     with _device(query):
-        inverses = _inverses(query, key, logit_scale)
+        inverses = _inverses(query, key, logit_scale, scale)
         forward_kernel[(t.num_tiles * batch * heads,)](
             query, key, value, out, lse, *inverses,
             *t[:7],
             t.num_tiles, heads, length, key.shape[1], scale,
             *query.stride(), *key.stride(), *value.stride(),
-            SPLIT=t.split, COSINE=logit_scale is not None, **_constants(query, (query, key, value)), **_options(config, t),
+            SPLIT=t.split, COSINE=logit_scale is not None, TWINS=_twins(key, value), **_constants(query, (query, key, value)), **_options(config, t),
         )  # fmt: skip
     return out, lse
 
@@ -124,13 +132,13 @@ def backward(
     shapes = heads, length, key.shape[1], scale
     strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
     with _device(query):
-        inverses = _inverses(query, key, logit_scale)
+        inverses = _inverses(query, key, logit_scale, scale)
         by_query = _tables(neighborhood, "query", row.dq, query)
         backward_dq[(by_query.num_tiles * batch * heads,)](
             query, key, value, out.contiguous(), grad_out, dq, lse, grad_lse.contiguous() if has_dlse else lse, delta, *inverses, per_query,
             *by_query[:7],
             by_query.num_tiles, *shapes, *strides,
-            SPLIT=by_query.split, HAS_DLSE=has_dlse, **constants, **_options(row.dq, by_query),
+            SPLIT=by_query.split, HAS_DLSE=has_dlse, TWINS=_twins(key, value), **constants, **_options(row.dq, by_query),
         )  # fmt: skip
         by_key = _tables(neighborhood, "key", row.dkdv, query)
         backward_dkdv[(by_key.num_tiles * batch * heads,)](

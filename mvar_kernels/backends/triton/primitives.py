@@ -11,6 +11,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NORM_EPS = tl.constexpr(1e-12)
 # Cosine attention multiplies dS by an inverse norm before it is rounded to the inputs' type; in float16 that must not overflow.
 HALF_LIMIT = tl.constexpr(8192.0)
+SMALLEST_FACTOR = tl.constexpr(2.0**-40)
 
 
 @triton.jit
@@ -67,17 +68,21 @@ def scores(b_fixed, b_looped, b_fixed_mask, b_looped_mask, ROWS: tl.constexpr, C
 
 @triton.jit
 def factor_parts(p_factor, i_h, scale):
-    """Cosine attention's factor of a head, and its sign and magnitude apart: the mask must be multiplied by something positive."""
+    """Cosine attention's factor of a head; its sign, which RK carries; its magnitude, never zero; and which of a pair of masks suits the sign.
+
+    What hides a score is multiplied by the factor too. So a negative factor takes the mask with the other sign, and zero counts as 2^-40, which
+    leaves every softmax as it would be and hides all the same.
+    """
     factor = tl.load(p_factor + i_h).to(tl.float32) * scale
-    sign = tl.where(factor > 0, 1.0, tl.where(factor < 0, -1.0, 0.0))
-    return factor, sign, tl.where(factor == 0, 1.0, tl.abs(factor))
+    sign = tl.where(factor < 0, -1.0, 1.0)
+    return factor, sign, tl.maximum(tl.abs(factor), SMALLEST_FACTOR), (factor < 0).to(tl.int32)
 
 
 @triton.jit
 def narrowed_inverse(b_inverse, dtype: tl.constexpr):
     """An inverse norm that float16 products survive; exact for norms down to 1.2e-4."""
     if dtype == tl.float16:
-        return tl.minimum(b_inverse, HALF_LIMIT)
+        return tl.minimum(tl.maximum(b_inverse, -HALF_LIMIT), HALF_LIMIT)
     else:
         return b_inverse
 
@@ -94,13 +99,17 @@ def unit_gradient(b_grad, b_rows, b_inverse, factor):
 
 @triton.jit(do_not_specialize=["rows", "H", "L"])
 def inverse_norms(
-    X, OUT, rows, H, L, stride_b, stride_l, stride_h, stride_d, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr
+    X, OUT, FACTOR, rows, H, L, stride_b, stride_l, stride_h, stride_d,
+    SIGNED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """OUT (B, H, L) = 1 / max(|x|, eps) of x (B, L, H, D)."""
+    """OUT (B, H, L) = 1 / max(|x|, eps) of x (B, L, H, D); with SIGNED negative where the head's factor is."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     i_bh, i_l = o_row // L, o_row % L
     o_d = tl.arange(0, BD)
     p_rows = X + ((i_bh // H) * stride_b + (i_bh % H) * stride_h + i_l * stride_l)[:, None] + o_d[None, :] * stride_d
     b_x = tl.load(p_rows, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)
-    tl.store(OUT + o_row, 1.0 / tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 1)), NORM_EPS), mask=m_row)
+    b_inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 1)), NORM_EPS)
+    if SIGNED:
+        b_inverse = tl.where(tl.load(FACTOR + i_bh % H, mask=m_row, other=1.0) < 0, -b_inverse, b_inverse)
+    tl.store(OUT + o_row, b_inverse, mask=m_row)

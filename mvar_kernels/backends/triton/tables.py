@@ -9,7 +9,7 @@ sign of a product of two short vectors, one of each: 0 where it does, hugely neg
     features of a dense part      one, and only where parts share a tile; a query is NEGATIVE at the features of the other parts
     padding                       chunks repeat one of their own tokens, so that no foreign memory is read, and one more feature hides it
 
-Why so: testing windows inside the kernel took 1,055 instructions per 64 x 64 scores on sm_90, of which 8 were tensor-core; this takes about 310.
+Why so: testing windows inside the kernel took 1,055 instructions per 64 x 64 scores on sm_90, of which 8 were tensor-core; this takes 324.
 Parts that fit one tile together (the small scales of a pyramid) share it: the 256 px pyramid has 13 tiles and 22 chunks a head, not 19 and 30.
 Where a window is too large for 32 features the tile is split: every chunk is a smaller rectangle with query features of its own.
 """
@@ -309,9 +309,9 @@ class _Builder:
             ints([fixed for fixed, _ in tiles]),
             ints(np.concatenate([[0], np.cumsum(counts)])),
             ints([tokens for tokens, _, _ in chunks] or np.zeros((1, self.chunk))),
-            ints([mask for _, mask, _ in chunks] or [0]),
+            ints([2 * mask for _, mask, _ in chunks] or [0]),
             ints([mask for _, _, mask in chunks] or [0]),
-            masks(0, self.size),
+            torch.stack([masks(0, self.size), -masks(0, self.size)], dim=1).flatten(0, 1),
             masks(1, self.chunk),
             self.split,
         )

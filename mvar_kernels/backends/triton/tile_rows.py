@@ -2,7 +2,8 @@
 
 Each configuration is the first of an ordered list of candidates (largest tile times chunk, then fewer warps, then more stages) that neither spills
 nor exceeds shared memory on any target that the row serves, by ahead-of-time compilation with triton 3.7.1 (`python -m mvar_kernels.aot` repeats
-the check). Speed on a GPU: not measured yet.
+the check; with 3.9.0 two rows of the 72 differ by a few bytes on sm_120). `python -m benchmarks.tune` rewrites what stands below by what is fastest
+on a GPU. Speed on a GPU: not measured yet.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ ROWS = (
         why="k (q in dk, dv) is held once more than its product: chunks of 64 spill in dk, dv on sm_80",
     ),
     _row(
+        "sm_90", 2, 64, True, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 2),
+        why="a warpgroup's products leave more registers than sm_80's: no chunk of 32, no 8 warps",
+    ),
+    _row(
         "cuda", 2, 128, False, (8, 8, 64, 4, 2), (8, 8, 64, 8, 1), (8, 8, 64, 8, 1),
         why="two 64 x 128 float32 accumulators in dk, dv: 4 warps spill, 2 stages of 8 warps exceed 99 KiB",
     ),
     _row(
-        "cuda", 2, 128, True, (8, 8, 64, 4, 1), (8, 8, 32, 8, 2), (8, 8, 32, 8, 2),
+        "cuda", 2, 128, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 2), (8, 8, 32, 8, 1),
         why="as above, and the row factors on top",
     ),
     _row(
@@ -37,11 +42,11 @@ ROWS = (
         why="99 KiB of shared memory and 255 registers leave half a tile to the backward",
     ),
     _row(
-        "cuda", 2, 256, True, (8, 8, 64, 8, 1), (4, 8, 64, 8, 1), (4, 8, 32, 8, 1),
+        "cuda", 2, 256, True, (8, 8, 32, 8, 1), (4, 8, 64, 8, 1), (4, 8, 32, 8, 2),
         why="as above",
     ),
     _row(
-        "cuda", 4, 64, False, (4, 8, 32, 4, 1), (4, 8, 32, 4, 1), (4, 8, 32, 8, 2),
+        "cuda", 4, 64, False, (4, 8, 64, 8, 2), (4, 8, 32, 4, 1), (4, 8, 32, 8, 2),
         why="exact float32 products run on the plain units: registers bound the tile",
     ),
     _row(
@@ -49,19 +54,19 @@ ROWS = (
         why="as above",
     ),
     _row(
-        "cuda", 4, 128, False, (4, 8, 32, 8, 2), (4, 4, 16, 4, 1), (4, 8, 16, 4, 2),
+        "cuda", 4, 128, False, (4, 8, 32, 8, 2), (4, 4, 16, 4, 1), (4, 8, 16, 4, 1),
         why="as above",
     ),
     _row(
-        "cuda", 4, 128, True, (4, 8, 64, 8, 2), (4, 8, 32, 8, 1), (4, 8, 16, 8, 2),
+        "cuda", 4, 128, True, (4, 8, 64, 8, 2), (4, 8, 32, 8, 1), (4, 4, 32, 4, 1),
         why="as above",
     ),
     _row(
-        "cuda", 4, 256, False, (4, 8, 32, 8, 1), (4, 4, 32, 4, 1), (4, 4, 16, 4, 1),
+        "cuda", 4, 256, False, (8, 8, 16, 8, 1), (4, 4, 32, 8, 1), (4, 4, 16, 4, 1),
         why="as above",
     ),
     _row(
-        "cuda", 4, 256, True, (4, 8, 32, 8, 1), (4, 4, 32, 4, 1), (4, 4, 16, 8, 2),
+        "cuda", 4, 256, True, (4, 4, 32, 8, 2), (4, 4, 32, 4, 1), (4, 4, 16, 4, 1),
         why="as above",
     ),
     _row(
@@ -73,7 +78,7 @@ ROWS = (
         why="the same",
     ),
     _row(
-        "hip", 2, 128, False, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 2),
+        "hip", 2, 128, False, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 1),
         why="the same",
     ),
     _row(
@@ -81,11 +86,11 @@ ROWS = (
         why="chunks of 64 spill in dk, dv",
     ),
     _row(
-        "hip", 2, 256, False, (8, 8, 64, 4, 1), (8, 8, 32, 4, 2), (4, 8, 32, 4, 2),
+        "hip", 2, 256, False, (8, 8, 64, 4, 1), (8, 8, 32, 4, 2), (4, 8, 32, 4, 1),
         why="64 KiB: one stage forward; the backward spills with more",
     ),
     _row(
-        "hip", 2, 256, True, (8, 8, 64, 4, 1), (4, 8, 32, 4, 1), (8, 8, 16, 4, 2),
+        "hip", 2, 256, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 1), (4, 8, 32, 4, 1),
         why="the same",
     ),
     _row(
@@ -93,7 +98,7 @@ ROWS = (
         why="512 registers a lane: everything fits",
     ),
     _row(
-        "hip", 4, 64, True, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 1),
+        "hip", 4, 64, True, (8, 8, 64, 4, 2), (8, 8, 64, 4, 1), (8, 8, 32, 4, 2),
         why="the same",
     ),
     _row(
@@ -101,11 +106,11 @@ ROWS = (
         why="64 KiB and registers",
     ),
     _row(
-        "hip", 4, 128, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 1), (8, 8, 32, 4, 1),
+        "hip", 4, 128, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 1), (8, 8, 16, 4, 2),
         why="the same",
     ),
     _row(
-        "hip", 4, 256, False, (4, 8, 32, 4, 1), (8, 8, 16, 4, 2), (8, 8, 16, 4, 2),
+        "hip", 4, 256, False, (4, 8, 32, 4, 1), (8, 8, 16, 4, 2), (4, 8, 16, 4, 2),
         why="the same",
     ),
     _row(

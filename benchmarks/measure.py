@@ -1,0 +1,82 @@
+"""Timing: competitors in turn within one process, warm-up and first call apart, medians with their spread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+# Larger than any cache that holds inputs between calls: the L2 of an H200 is 50 MiB.
+_FLUSH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: the median, the 20th and 80th percentile, and the first call with whatever it compiles. peak_bytes: CUDA only."""
+
+    median: float
+    p20: float
+    p80: float
+    first: float
+    calls: int
+    peak_bytes: int | None = None
+
+
+class Clock:
+    """Seconds of one call on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        if self.flush is None:
+            begun = time.perf_counter()
+            run()
+            return time.perf_counter() - begun
+        self.flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    def peak_bytes(self, run: Callable[[], object]) -> int | None:
+        """Peak allocation of one call above what was allocated before it."""
+        if not self.cuda:
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def measure(
+    competitors: dict[str, Callable[[], object]], device: torch.device, seconds: float = 1.0, least_calls: int = 5, most_calls: int = 200
+) -> dict[str, Timing]:
+    """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike."""
+    clock = Clock(device)
+    first = {name: clock(run) for name, run in competitors.items()}
+    warm = {name: min(clock(run), clock(run)) for name, run in competitors.items()}
+    peaks = {name: clock.peak_bytes(run) for name, run in competitors.items()}
+    calls = {name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()}
+    times: dict[str, list[float]] = {name: [] for name in competitors}
+    rounds = least_calls
+    for index in range(rounds):
+        order = list(competitors) if index % 2 == 0 else list(reversed(competitors))
+        for name in order:
+            # The shares of the rounds add up to the competitor's calls.
+            share = calls[name] * (index + 1) // rounds - calls[name] * index // rounds
+            times[name] += [clock(competitors[name]) for _ in range(share)]
+    return {name: _timing(times[name], first[name], peaks[name]) for name in competitors}
+
+
+def _timing(times: list[float], first: float, peak: int | None) -> Timing:
+    cuts = statistics.quantiles(times, n=10, method="inclusive")
+    return Timing(statistics.median(times), cuts[1], cuts[7], first, len(times), peak)

@@ -1,0 +1,53 @@
+"""What design.md asks of a CPU, as ratios measured in one run: float32, 8 heads of 64, windows of 7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks import machine, report
+from benchmarks.attention import Result, run_case
+from benchmarks.baselines import DenseMask, Ours
+from benchmarks.cases import grid
+
+FORWARD, BOTH, GROWTH = 9.0, 10.0, 4.6
+AUTO_RATIO, AUTO_SECONDS = 1.1, 50e-6
+_SMALL_SIDES = tuple(range(1, 17))
+
+
+def run(seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records, and a line for each target: reached or missed."""
+    device = torch.device("cpu")
+    ceilings = machine.ceilings(device, {torch.float32})
+    dense, tiled, auto = DenseMask(), Ours("tiled"), Ours("auto")
+    results: list[Result] = []
+    for case in (grid(64), grid(64).both()):
+        results += run_case(case, [dense, tiled], device, 4 * seconds, ceilings)
+    for case in (grid(128), grid(128).both()):
+        results += run_case(case, [tiled], device, 4 * seconds, ceilings)
+    for side in _SMALL_SIDES:
+        for case in (grid(side), grid(side).both()):
+            results += run_case(case, [dense, auto], device, seconds, ceilings)
+    median = {(r.case.name, r.case.direction, r.name): r.timing.median for r in results if r.timing}
+
+    lines = []
+    for direction, least in (("forward", FORWARD), ("both", BOTH)):
+        ratio = median[("grid 64", direction, dense.name)] / median[("grid 64", direction, tiled.name)]
+        lines.append(_line(ratio >= least, f"64 x 64, {direction}: tiled is {ratio:.1f} x as fast as dense SDPA (at least {least:g})"))
+    for direction in ("forward", "both"):
+        ratio = median[("grid 128", direction, tiled.name)] / median[("grid 64", direction, tiled.name)]
+        lines.append(_line(ratio <= GROWTH, f"128 x 128 over 64 x 64, {direction}: {ratio:.2f} x the time (at most {GROWTH:g})"))
+    for direction in ("forward", "both"):
+        excess = {
+            side: median[(f"grid {side}", direction, auto.name)] - AUTO_RATIO * median[(f"grid {side}", direction, dense.name)]
+            for side in _SMALL_SIDES
+        }
+        side = max(excess, key=excess.__getitem__)
+        text = f"auto over {AUTO_RATIO:g} x dense at sides 1 to 16, {direction}: at most {excess[side] * 1e6:.0f} us more (side {side}; 50 allowed)"
+        lines.append(_line(excess[side] <= AUTO_SECONDS, text))
+    return report.rows(results), lines
+
+
+def _line(reached: bool, text: str) -> str:
+    return f"[{'reached' if reached else 'MISSED'}] {text}"

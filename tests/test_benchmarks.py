@@ -1,0 +1,111 @@
+"""The benchmarks measure what they say: a wrong kernel is refused, absent peers are named, the tuner keeps what is fastest."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import report, tune
+from benchmarks.__main__ import main
+from benchmarks.attention import Result, run_case
+from benchmarks.baselines import Baseline, DenseMask, Natten, Ours, baselines
+from benchmarks.cases import grid, pyramid
+from benchmarks.machine import Ceilings
+from benchmarks.measure import Timing
+from mvar_kernels.backends.triton import tile_rows
+from mvar_kernels.backends.triton.tiles import Config, tile_row
+
+CPU = torch.device("cpu")
+CEILINGS = Ceilings(1e10, {torch.float32: 1e11})
+
+
+class Shifted(Baseline):
+    """Our windows moved by one column: nearly right, and wrong."""
+
+    name = "shifted"
+
+    def prepare(self, case, device):
+        right = Ours("sdpa").prepare(case, device)
+        return lambda query, key, value, factor: right(query, key.roll(1, dims=1), value.roll(1, dims=1), factor)
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_wrong_kernel_is_refused_not_timed(direction):
+    case = grid(6, kernel_size=3, heads=2, head_dim=8)
+    case = case.both() if direction == "both" else case
+    results = {r.name: r for r in run_case(case, [Shifted(), DenseMask(), Ours("tiled")], CPU, 0.001, CEILINGS)}
+    assert results["shifted"].timing is None and results["shifted"].reason.startswith("refused: differs from float64")
+    assert results["mvar tiled"].timing.median > 0 and results["mvar tiled"].error < 1e-5
+
+
+def test_wrong_gradients_are_refused():
+    class Detached(Baseline):
+        name = "gradient of half"
+
+        def prepare(self, case, device):
+            right = Ours("sdpa").prepare(case, device)
+            return lambda query, key, value, factor: (right(query, key, value, factor) + right(query, key, value, factor).detach()) / 2
+
+    case = grid(4, kernel_size=3, heads=1, head_dim=8).both()
+    (result,) = run_case(case, [Detached()], CPU, 0.001, CEILINGS)
+    assert result.timing is None and "refused" in result.reason
+
+
+def test_who_cannot_run_says_why(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    assert "not installed" in Natten().can_run(grid(8), CPU)
+    reasons = {b.name: b.can_run(pyramid("1024px").both(), CPU) for b in baselines()}
+    assert "no backward on a CPU" in reasons["FlexAttention, compiled"] and "dense mask" in reasons["SDPA, dense mask"]
+    assert reasons["mvar tiled"] is None and "triton" in reasons["mvar triton"]
+
+
+def test_counts_and_derived_figures():
+    case = grid(8, kernel_size=3, heads=2, head_dim=16)
+    assert case.attended_pairs == 64 * 9 and case.flops == 4 * 576 * 2 * 16 and case.both().flops == 14 * 576 * 2 * 16
+    assert case.least_bytes == 2 * 64 * (4 * 16 * 4 + 4) and case.both().least_bytes == 2 * 64 * (12 * 16 * 4 + 8)
+    timing = Timing(2e-3, 1e-3, 3e-3, 1.0, 5)
+    slow, fast = Result(case, DenseMask.name, timing), Result(case, "x", Timing(1e-3, 1e-3, 1e-3, 1.0, 5), time_over_floor=2.0)
+    record = report.rows([slow, fast])[1]
+    assert record["speedup"] == 2 and math.isclose(record["flop_bound_speedup"], 64 * 64 / 576)
+    assert math.isclose(record["useful_gflops"], case.flops / 1e-3 / 1e9)
+
+
+def test_slopes_of_known_growth():
+    records = [
+        {"case": f"grid {side}", "kernel_size": 7, "direction": "forward", "competitor": name, "reason": "", "tokens": side**2, "batch": 1,
+         "median_ms": (side**2) ** power}
+        for name, power in (("linear", 1), ("square", 2))
+        for side in (16, 32, 64, 128)
+    ]  # fmt: skip
+    lines = list(report.growth(records))
+    assert "N^1.00" in lines[0] and "x 4.00" in lines[0] and "N^2.00" in lines[1] and "x 16.00" in lines[1]
+
+
+def test_the_command_writes_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.attention_cases", lambda device, quick: [grid(4, kernel_size=3, heads=1, head_dim=8)])
+    result = CliRunner().invoke(main, ["--quick", "--device", "cpu", "--seconds", "0.001", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "attention.json").read_text())
+    named = {record["competitor"] for record in written["records"]}
+    assert {"mvar tiled", "mvar triton", "SDPA, dense mask", "NATTEN"} <= named and {"torch", "commit", "threads"} <= set(written["machine"])
+    triton = next(record for record in written["records"] if record["competitor"] == "mvar triton")
+    assert triton["reason"] and "median_ms" not in triton
+    assert len((tmp_path / "attention.csv").read_text().splitlines()) == 1 + len(written["records"])
+    assert "| mvar tiled |" in (tmp_path / "attention.md").read_text()
+
+
+def test_tuner_takes_what_is_clearly_faster_and_rewrites_the_rows():
+    start = tile_row("sm_90", 64, 2, False)._replace(family="sm_90")
+    wanted = Config(4, 8, 128, 8, 3)
+    trials = []
+    found = tune.best(start, lambda row, kernel: 0.5 if row.dq == wanted and kernel == "dq" else 1.0, trials)
+    assert found.dq == wanted and found.forward == start.forward and found.dkdv == start.dkdv
+    assert sum(trial["chosen"] for trial in trials) == 3 and len(trials) >= 3 * len(tune.candidates())
+    namespace = {}
+    exec(compile(tune.render((*tile_rows.ROWS, found)), "tile_rows.py", "exec"), namespace)
+    assert namespace["ROWS"] == (*tile_rows.ROWS, found)
+    with tune.trying(found):
+        assert tile_row("sm_90", 64, 2, False).dq == wanted
+    assert tile_row("sm_90", 64, 2, False).dq == start.dq
