@@ -27,9 +27,9 @@ def test_no_row_beyond_256():
 
 
 def test_an_architectures_own_row_wins(monkeypatch):
-    own = Row("sm_90", 2, 64, False, *[Config(4, 8, 64, 8, 3)] * 3)
+    own = Row("sm_89", 2, 64, False, *[Config(4, 8, 64, 8, 3)] * 3)
     monkeypatch.setattr(tile_rows, "ROWS", (*tile_rows.ROWS, own))
-    assert rows_for("sm_90")[0] is own and own not in rows_for("sm_80") and own not in rows_for("gfx942")
+    assert rows_for("sm_89")[0] is own and own not in rows_for("sm_80") and own not in rows_for("gfx942")
 
 
 def test_rows_are_listed_once():
