@@ -90,6 +90,7 @@ def largest_error(actual: list[Tensor], right: list[Tensor]) -> float:
     """Over output and gradients, relative to the largest value of each."""
     errors = []
     for ours, theirs in zip(actual, right):
-        difference = (ours[:1, :, :1].double().cpu() - theirs).abs().max() / theirs.abs().max()
+        # A grid of one token has gradients of q and k that are zero but for rounding.
+        difference = (ours[:1, :, :1].double().cpu() - theirs).abs().max() / theirs.abs().max().clamp_min(0.1)
         errors.append(difference.item())
     return max(errors)

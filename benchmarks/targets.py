@@ -29,6 +29,9 @@ def run(seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
     for side in _SMALL_SIDES:
         for case in (grid(side), grid(side).both()):
             results += run_case(case, [dense, auto], device, seconds, ceilings)
+    refused = [f"{r.case.name} {r.case.direction}, {r.name}: {r.reason}" for r in results if not r.timing]
+    if refused:
+        raise RuntimeError("; ".join(refused))
     median = {(r.case.name, r.case.direction, r.name): r.timing.median for r in results if r.timing}
 
     lines = []

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mvar_kernels import ops
-from mvar_kernels.backends import NAMES
+from mvar_kernels.backends import NAMES, announced, sdpa
 from mvar_kernels.pyramid import Neighborhood, Pyramid, as_pair
 
 MAX_HEAD_DIM = 256
@@ -60,7 +61,7 @@ def spatial_markov_attn(
         raise ValueError(f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}")
     neighborhood = Neighborhood.of_grids(query_grid, key_grid, as_pair(kernel_size, "kernel_size"))
     flat = (tensor.flatten(1, 2) for tensor in (query, key, value))
-    out, lse = _attend(*flat, neighborhood, scale, logit_scale, backend)
+    out, lse = _attend(*flat, neighborhood, scale, logit_scale, backend, return_lse)
     out = out.unflatten(1, query_grid)
     return (out, lse.transpose(1, 2).unflatten(1, query_grid)) if return_lse else out
 
@@ -95,7 +96,7 @@ def pyramid_markov_attn(
     for name, tensor in (("query", query), ("key", key)):
         if tensor.shape[1] != pyramid.length:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the pyramid has {pyramid.length}")
-    out, lse = _attend(query, key, value, pyramid.neighborhood(), scale, logit_scale, backend)
+    out, lse = _attend(query, key, value, pyramid.neighborhood(), scale, logit_scale, backend, return_lse)
     return (out, lse.transpose(1, 2)) if return_lse else out
 
 
@@ -118,7 +119,7 @@ def neighborhood_attn(
     for name, tensor, expected in (("query", query, neighborhood.num_queries), ("key", key, neighborhood.num_keys)):
         if tensor.shape[1] != expected:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the neighborhood has {expected}")
-    out, lse = _attend(query, key, value, neighborhood, scale, logit_scale, backend)
+    out, lse = _attend(query, key, value, neighborhood, scale, logit_scale, backend, return_lse)
     return (out, lse.transpose(1, 2)) if return_lse else out
 
 
@@ -130,7 +131,8 @@ def _attend(
     scale: float | None,
     logit_scale: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
     if backend != "auto" and backend not in NAMES:
         raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, NAMES))}, got {backend!r}")
     if logit_scale is not None:
@@ -138,7 +140,16 @@ def _attend(
     query, key, value = _autocast(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
+    if backend == "auto" and logit_scale is None and not return_lse and _is_eager_cpu(query) and query.numel():
+        chosen, _ = announced(query, key, value, None, neighborhood)
+        if chosen == "sdpa" and sdpa.is_one_call(neighborhood):
+            return sdpa.one_call(query, key, value, neighborhood, float(scale)), None
     return ops.attention(query, key, value, logit_scale, neighborhood.encode(), float(scale), backend)
+
+
+def _is_eager_cpu(query: Tensor) -> bool:
+    """Neither compiled nor watched (FLOP counters, fake tensors), which are served by the operators."""
+    return query.device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -39,12 +39,19 @@ def choose(
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
         return backend
+    return load(announced(query, key, value, logit_scale, neighborhood)[0])
+
+
+def announced(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+) -> tuple[str, str]:
+    """As `automatic`; what is taken on a kind of device is logged the first time."""
     chosen, why = automatic(query, key, value, logit_scale, neighborhood)
     said = (chosen, query.device.type)
     if said not in _announced:
         _announced.add(said)
         logger.info("backend 'auto' takes %r on %s: %s", chosen, query.device.type, why)
-    return load(chosen)
+    return chosen, why
 
 
 def automatic(

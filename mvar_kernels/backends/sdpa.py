@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_kernels.backends.cosine import normalized, normalized_backward
@@ -47,6 +48,18 @@ def forward(
     if len(outs) == 1:
         return outs[0].contiguous(), lses[0].contiguous()
     return torch.cat(outs, dim=1), torch.cat(lses, dim=2)
+
+
+def is_one_call(neighborhood: Neighborhood) -> bool:
+    """Whether `one_call` can do it."""
+    return len(neighborhood.blocks) == 1
+
+
+def one_call(query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float) -> Tensor:
+    """PyTorch's own operator with its own autograd, of one block: for tiny grids, where our operators' Python would be most of the time."""
+    bias = block_bias(neighborhood.blocks[0], query.dtype, query.device)
+    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=scale)
+    return out.transpose(1, 2)
 
 
 def backward(
