@@ -1,5 +1,7 @@
 """The benchmarks measure what they say: a wrong kernel is refused, absent peers are named, the tuner keeps what is fastest."""
 
+import dataclasses
+import importlib.util
 import json
 import math
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import report, tune
+from benchmarks import predict, report, tune
 from benchmarks.__main__ import main
 from benchmarks.attention import Result, run_case
 from benchmarks.baselines import Baseline, DenseMask, Natten, Ours, baselines
@@ -70,6 +72,16 @@ def test_counts_and_derived_figures():
     record = report.rows([slow, fast])[1]
     assert record["speedup"] == 2 and math.isclose(record["flop_bound_speedup"], 64 * 64 / 576)
     assert math.isclose(record["useful_gflops"], case.flops / 1e-3 / 1e9)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (it exists for Linux only)")
+def test_predictions_count_what_is_compiled():
+    case = grid(16, batch=4, heads=2, dtype=torch.bfloat16).both()
+    found = {p.kernel: p for p in predict.predict(case, predict.GPUS["H200"])}
+    assert set(found) == {"forward", "dq", "dkdv"} and all(p.tiles == 4 and p.issue_seconds > 0 for p in found.values())
+    assert sum(p.bytes_seconds for p in found.values()) >= case.least_bytes / predict.GPUS["H200"].bandwidth
+    twice = next(iter(predict.predict(dataclasses.replace(case, batch=8), predict.GPUS["H200"])))
+    assert math.isclose(twice.issue_seconds, 2 * found["forward"].issue_seconds)
 
 
 def test_slopes_of_known_growth():
