@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu bench tune test-min wheel-test weights lint clean
+.PHONY: setup demo test test-gpu bench tune gpu test-min wheel-test weights lint clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,10 @@ bench: $(STAMP)
 # Searches the tile table on this machine's GPU and rewrites it. Like test-gpu it runs from the tree and installs nothing.
 tune:
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m benchmarks.tune
+
+# Tests, benchmarks and tuning on a GPU in one go, about 9 minutes; results in OUT.
+gpu:
+	OUT="$(or $(OUT),bench_out)" sh benchmarks/on_gpu.sh
 
 # The oldest versions that are meant to work, in an environment of their own.
 test-min:

@@ -127,7 +127,7 @@ class NoMask(Baseline):
     exact = False
 
     def can_run(self, case: Case, device: torch.device) -> str | None:
-        return None if case.tokens <= 4 * _MOST_DENSE[device.type] else "dense attention of this size is not attempted"
+        return None if case.tokens <= _MOST_DENSE[device.type] else "dense attention of this size is not attempted"
 
     def prepare(self, case: Case, device: torch.device) -> Attention:
         def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
@@ -175,6 +175,8 @@ class Natten(Baseline):
             return "not installed (pip install natten)"
         if device.type == "cpu" and case.direction == "both":
             return "no backward on a CPU"
+        if device.type == "cpu" and case.tokens > _MOST_DENSE["cpu"]:
+            return "computes dense scores on a CPU: not attempted at this size"
         if min(case.sides) < 2:
             return "refuses windows and grids of one token"
         return None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn
+from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn, spatial_markov_attn
 
 from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
 
@@ -43,6 +43,25 @@ def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
         assert features.grad.isfinite().all()
     forward_graphs = len(graphs) - sum("tangents" in str(graph.graph) for graph in graphs)
     assert forward_graphs <= 2, f"{forward_graphs} forward graphs for four batch sizes"
+
+
+@pytest.mark.parametrize("grid", [(6, 6), (20, 20)], ids=["sdpa", "tiled"])
+def test_another_scale_or_batch_costs_at_most_one_recompile(grid):
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(backend=counting, fullgraph=True)
+    def attend(query, key, value, scale):
+        return spatial_markov_attn(query, key, value, 3, scale=scale)
+
+    for batch, scale in ((2, 0.1), (2, 0.2), (3, 0.3), (4, 0.4), (5, 0.7)):
+        query, key, value = (torch.randn(batch, *grid, 2, 8) for _ in range(3))
+        assert_close(attend(query, key, value, scale), spatial_markov_attn(query, key, value, 3, scale=scale), 1e-6, "compiled")
+    assert len(graphs) <= 3, f"{len(graphs)} graphs: one, one for dynamic scales, one for dynamic batches"
 
 
 def test_flops_are_those_of_the_attended_pairs():

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Everything that wants a GPU, in one go, from the tree, within about 9 minutes: tests, benchmarks, tuning. `make gpu OUT=folder`.
+# Each step has its own limit and the next one runs whatever became of it; what was measured lies in OUT.
+out=${OUT:-bench_out}
+python=${GPU_PYTHON:-python3}
+export PYTHONPATH=.:tests
+mkdir -p "$out"
+timeout 150 "$python" -m pytest tests/triton_cases.py tests/test_attention.py -q -p no:cacheprovider > "$out/tests.txt" 2>&1
+tail -n 3 "$out/tests.txt"
+timeout 90 "$python" -m mvar_kernels > "$out/selfcheck.txt" 2>&1
+timeout 200 "$python" -m benchmarks --quick --out "$out" > "$out/attention.txt" 2>&1
+tail -n 3 "$out/attention.txt"
+timeout 200 "$python" -m benchmarks.tune --minutes 2.5 --out "$out" > "$out/tune.txt" 2>&1
+tail -n 5 "$out/tune.txt"
