@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import torch
 
-from benchmarks import machine, report, targets
+from benchmarks import compare, machine, plots, report, targets
 from benchmarks.attention import run_case
 from benchmarks.baselines import baselines
 from benchmarks.cases import attention_cases
@@ -19,8 +20,9 @@ from benchmarks.cases import attention_cases
 @click.option("--only", default=None, help="Competitors whose name contains this; the dense one always runs.")
 @click.option("--device", default=None, help="Default: cuda where there is one.")
 @click.option("--seconds", type=float, default=None, help="Timing a competitor and case. Default: 1, quick 0.3.")
+@click.option("--compare-with", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="An earlier attention.json.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
-def main(suite: str, quick: bool, only: str | None, device: str | None, seconds: float | None, out: Path) -> None:
+def main(suite: str, quick: bool, only: str | None, device: str | None, seconds: float | None, out: Path, compare_with: Path | None) -> None:
     """Time attention over windows and its peers; print a table; write CSV, JSON and Markdown."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts = machine.describe(place)
@@ -44,7 +46,11 @@ def main(suite: str, quick: bool, only: str | None, device: str | None, seconds:
     records = report.rows(results)
     click.echo("\n".join(report.table(records)))
     click.echo("\n".join(report.growth(records)))
-    click.echo(f"written to {out}")
+    pictures = plots.draw(out, records, machine.line(facts))
+    click.echo(f"written to {out}: attention.csv, attention.json, attention.md{''.join(f', {path.name}' for path in pictures)}")
+    if compare_with is not None:
+        before = json.loads(compare_with.read_text(encoding="utf-8"))
+        click.echo("\n".join(compare.changes(before, {"machine": facts, "records": records})))
 
 
 if __name__ == "__main__":

@@ -83,8 +83,7 @@ def load(source: Source, config_class: type[Config]) -> tuple[Config, dict[str, 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, without wrappers and prefixes."""
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; download or copy it again")
+    _refuse_impostors(path)
     try:
         if path.suffix == ".safetensors":
             values: Any = load_file(path)
@@ -98,9 +97,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return _unwrap(values, path)
 
 
+def _refuse_impostors(path: Path) -> None:
+    """What failed downloads leave behind."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty; download or copy it again")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path} is a web page, probably an error message saved in a checkpoint's place; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; run `git lfs pull` or download it from the Hub")
+
+
 def _unwrap(values: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(values, dict) and not _is_state(values):
         inner = next((values[key] for key in _NESTED if isinstance(values.get(key), dict)), None)
+        if inner is None and "param_groups" in values:
+            raise ValueError(f"{path} holds an optimizer's state without a model; take the checkpoint that was written beside it")
         if inner is None:
             raise ValueError(f"{path} holds no model: its entries are {', '.join(map(str, list(values)[:8])) or 'none'}")
         values = inner

@@ -59,7 +59,10 @@ class Config:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ValueError(f"{source} has entries this version does not know: {', '.join(unknown)}")
-        return cls(**given)
+        try:
+            return cls(**given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
 
     @classmethod
     def from_file(cls: type[C], path: Path) -> C:

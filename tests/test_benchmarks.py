@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import predict, report, tune
+from benchmarks import compare, plots, predict, report, tune
 from benchmarks.__main__ import main
 from benchmarks.attention import Result, run_case
 from benchmarks.baselines import Baseline, DenseMask, Natten, Ours, baselines
@@ -106,6 +106,27 @@ def test_the_command_writes_its_tables(tmp_path, monkeypatch):
     assert triton["reason"] and "median_ms" not in triton
     assert len((tmp_path / "attention.csv").read_text().splitlines()) == 1 + len(written["records"])
     assert "| mvar tiled |" in (tmp_path / "attention.md").read_text()
+
+
+def test_changes_beyond_noise_are_told():
+    key = {"case": "grid 8", "kernel_size": 7, "batch": 1, "heads": 8, "head_dim": 64, "dtype": "float32", "cosine": False, "direction": "forward"}
+
+    def run(**times):
+        records = [{**key, "competitor": n, "reason": "", "median_ms": t, "p20_ms": 0.9 * t, "p80_ms": 1.1 * t} for n, t in times.items()]
+        return {"machine": {"device": "x"}, "records": records}
+
+    lines = list(compare.changes(run(a=1.0, b=1.0, gone=1.0), run(a=1.05, b=2.0, fresh=1.0)))
+    assert lines == ["grid 8 k7 forward, b: 1.000 -> 2.000 ms (slower, x 2.00)", "1 of 2 shared entries changed beyond noise; 1 are new, 1 gone"]
+
+
+def test_plots_show_what_was_measured(tmp_path):
+    written = []
+    for side in (16, 32):
+        for name, cost in ((DenseMask.name, 4e-3), ("mvar auto", 1e-3)):
+            written.append(Result(grid(side), name, Timing(cost, cost, cost, 1.0, 5), time_over_floor=1.0))
+    paths = plots.draw(tmp_path, report.rows(written), "here")
+    assert [path.name for path in paths] == ["growth.png", "speedup.png"] and all(path.stat().st_size > 10_000 for path in paths)
+    assert plots.draw(tmp_path, [], "here") == []
 
 
 def test_tuner_takes_what_is_clearly_faster_and_rewrites_the_rows():
