@@ -28,13 +28,14 @@ def _growth(path: Path, timed: list[dict[str, Any]], title: str) -> Path | None:
     if len({r["tokens"] for r in grids}) < 2:
         return None
     plt, figure, axes = _figure(2, 11, 4.5)
+    colours = {name: f"C{index}" for index, name in enumerate(sorted({r["competitor"] for r in grids}))}
     for axis, direction in zip(axes, ("forward", "both")):
         series: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for r in grids:
             if r["direction"] == direction:
                 series[r["competitor"]].append((r["tokens"], r["median_ms"] / r["batch"]))
         for name, points in sorted(series.items()):
-            axis.plot(*zip(*sorted(points)), marker="o", markersize=3, label=name)
+            axis.plot(*zip(*sorted(points)), marker="o", markersize=3, label=name, color=colours[name])
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms a batch element", title=f"{direction}, windows of 7")
         axis.grid(which="both", alpha=0.2)
     axes[0].legend(fontsize=7)
