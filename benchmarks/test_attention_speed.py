@@ -15,7 +15,7 @@ COMPETITORS = {baseline.name: baseline for baseline in (Ours("auto"), DenseMask(
 
 
 @pytest.mark.parametrize("name", COMPETITORS)
-@pytest.mark.parametrize("case", attention_cases(DEVICE, quick=True), ids=lambda case: f"{case.name} {case.direction}{' cosine' if case.cosine else ''}")
+@pytest.mark.parametrize("case", attention_cases(DEVICE, quick=True), ids=lambda case: f"{case.name} {case.direction} {case.cosine}")
 def test_attention(benchmark, case, name):
     competitor = COMPETITORS[name]
     ceilings = Ceilings(1.0, {case.dtype: 1.0})
