@@ -3,8 +3,8 @@
 Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as whole (heads x D) rows, and the windows inside it are an
 additive mask over (64, rectangle). Dense blocks need no gathering. Nothing of size L x L exists.
 
-A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches: 64 x 64 with windows of 7, 8 heads of 64,
-took 54 ms with fresh memory for 2^21 elements of keys at a time, 20 ms so (two cores). dk and dv come out per tile and overlap between tiles. Each
+A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches. 64 x 64 with windows of 7, 8 heads of 64, went
+from 54 to 20 ms forward on two cores (another hour: 30); most of it by gathering from 2-d tensors, see `_Workspace.gather`. dk and dv come out per tile and overlap between tiles. Each
 tile is added to its rectangle of keys, one after the other: no scatter-add, and the same bits on every run.
 """
 
@@ -25,7 +25,7 @@ from mvar_kernels.pyramid import Block, Neighborhood
 NAME = "tiled"
 
 _TILE = 8
-# Elements of gathered keys at a time: 2 MiB in float32. Of 2^17 .. 2^20 the fastest at 64 x 64, forward and with backward.
+# Elements of gathered keys at a time: 2 MiB in float32. Of 2^17 .. 2^20 the fastest at 64 x 64, in one sweep.
 _PIECE = 1 << 19
 
 
@@ -243,7 +243,7 @@ def _windowed_backward(
 
 
 # Time of tiles over time of dense attention, per computed score, and what a block costs beside that, in dense scores. Fitted on two cores
-# (float32, 8 heads of 64, forward and backward) at grids of 14 to 48 a side and windows of 3, 7 and 13: predicts within 0.2 who is faster.
+# (float32, 8 heads of 64, forward and backward) at grids of 14 to 48 a side and windows of 3, 7 and 13, by eye and before `_PIECE` was halved; close calls may fall either way.
 _TILED_PER_SCORE = 2.1
 _TILED_PER_BLOCK = 20_000
 

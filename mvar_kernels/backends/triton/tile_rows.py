@@ -1,9 +1,9 @@
 """The rows of the tile table, and why each is what it is.
 
-Each configuration is the first of an ordered list of candidates (largest tile times chunk, then fewer warps, then more stages) that neither spills
-nor exceeds shared memory on any target that the row serves, by ahead-of-time compilation with triton 3.7.1 (`python -m mvar_kernels.aot` repeats
-the check; with 3.9.0 two rows of the 72 differ by a few bytes on sm_120). `python -m benchmarks.tune` rewrites what stands below by what is fastest
-on a GPU. Speed on a GPU: not measured yet.
+No configuration spills or exceeds shared memory on a target that its row serves, by ahead-of-time compilation with triton 3.7.1
+(`python -m mvar_kernels.aot` repeats the check). They were found by a search from large tiles and chunks to small that began, for most rows, at what
+stood there before, so a larger one may fit too. Most were checked with triton 3.9.0 as well, where at least one spills (cuda, 2 bytes, 64: forward,
+24 bytes on sm_120). `python -m benchmarks.tune` rewrites what stands below by what is fastest on a GPU. Speed on a GPU: not measured yet.
 """
 
 from __future__ import annotations
