@@ -4,7 +4,8 @@ Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as w
 additive mask over (64, rectangle). Dense blocks need no gathering. Nothing of size L x L exists.
 
 A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches. 64 x 64 with windows of 7, 8 heads of 64, went
-from 54 to 20 ms forward on two cores (another hour: 30); most of it by gathering from 2-d tensors, see `_Workspace.gather`. dk and dv come out per tile and overlap between tiles. Each
+from 54 to 20 ms forward on two cores (another hour: 30); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
+dk and dv come out per tile and overlap between tiles. Each
 tile is added to its rectangle of keys, one after the other: no scatter-add, and the same bits on every run.
 """
 
@@ -243,7 +244,8 @@ def _windowed_backward(
 
 
 # Time of tiles over time of dense attention, per computed score, and what a block costs beside that, in dense scores. Fitted on two cores
-# (float32, 8 heads of 64, forward and backward) at grids of 14 to 48 a side and windows of 3, 7 and 13, by eye and before `_PIECE` was halved; close calls may fall either way.
+# (float32, 8 heads of 64, forward and backward) at grids of 14 to 48 a side and windows of 3, 7 and 13, by eye and before
+# `_PIECE` was halved; close calls may fall either way.
 _TILED_PER_SCORE = 2.1
 _TILED_PER_BLOCK = 20_000
 
