@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mvar_models import official
+from mvar_models import imagenet, official
 from mvar_models.config import CONFIG_NAME, Config, TransformerConfig, read_config
 
 WEIGHTS_NAME = "model.safetensors"
@@ -36,8 +36,8 @@ class Source:
     preset: Mapping[str, Any] | None = None
 
 
-def locate(name: str | os.PathLike[str], model_type: str, **hub_options: Any) -> Source:
-    """Find a checkpoint by zoo name, folder, file or Hub id; see `PretrainedModel.from_pretrained`."""
+def locate(name: str | os.PathLike[str], model_type: str, subfolder: str = "", **hub_options: Any) -> Source:
+    """Find a checkpoint by zoo name, folder, file or Hub id; see `PretrainedModel.from_pretrained`. `subfolder`: of a folder or a Hub id."""
     from mvar_models import zoo
 
     entry = zoo.find(str(name))
@@ -45,12 +45,12 @@ def locate(name: str | os.PathLike[str], model_type: str, **hub_options: Any) ->
         return zoo.fetch(entry, model_type, **hub_options)
     path = Path(name)
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path / subfolder)
     if path.is_file():
         config = path.parent / CONFIG_NAME
         return Source(path, config if path.suffix == ".safetensors" and config.is_file() else None)
     if zoo.looks_like_hub_id(str(name)):
-        return zoo.fetch_repository(str(name), **hub_options)
+        return zoo.fetch_repository(str(name), subfolder=subfolder, **hub_options)
     raise FileNotFoundError(
         f"{name}: no such file or folder, and no model of that name in the zoo ({', '.join(zoo.list_models())})"
     )
@@ -78,23 +78,38 @@ def load(source: Source, config_class: type[Config]) -> tuple[Config, dict[str, 
         config = official.infer_config(state, config_class)
     except ValueError as error:
         raise ValueError(f"{source.weights}: {error}") from None
+    if isinstance(config, TransformerConfig) and config.num_classes == imagenet.NUM_CLASSES:
+        config = config.replace(class_names=imagenet.class_names())  # every released transformer's classes are ImageNet's
     return config.replace(**(source.preset or {})), state
 
 
+def released_kind(path: Path) -> str | None:
+    """"var" or "mvar" where a released program's file says so itself; a bare state dict, alike for both, gives None."""
+    values = _read(path)
+    while isinstance(values, dict):
+        for kind in ("mvar", "var"):
+            if f"{kind}_wo_ddp" in values:
+                return kind
+        values = next((values[key] for key in _NESTED if isinstance(values.get(key), dict)), None)
+    return None
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without wrappers and prefixes."""
+    """The tensors of a file, without wrappers and prefixes; mapped, not copied, into memory."""
+    return _unwrap(_read(path), path)
+
+
+def _read(path: Path) -> Any:
     _refuse_impostors(path)
     try:
         if path.suffix == ".safetensors":
-            values: Any = load_file(path)
-        else:
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); download or copy it again") from None
     except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors alike
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a PyTorch checkpoint without running code from it ({reason})") from None
-    return _unwrap(values, path)
 
 
 def _refuse_impostors(path: Path) -> None:
@@ -191,6 +206,13 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype
         tensors[name] = (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous()
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def export_official(model: nn.Module, path: Path) -> None:
+    """Write a .pth that the released programs load strictly: bare for VAR and the VQVAE, under `mvar_wo_ddp` for MVAR, as released."""
+    state = {name: value.detach().cpu().contiguous() for name, value in official.to_official(model, model.config).items()}
+    with replacing(path) as temporary:
+        torch.save({"mvar_wo_ddp": state} if model.config.model_type == "mvar" else state, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import math
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mvar_models import __version__
-
-_EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError, NotADirectoryError)
-
-
-def clear_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """What a user can mend is one line and exit code 1; anything else is a bug and keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except _EXPECTED as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
-
-    return wrapped
+from mvar_models.cli_support import clear_errors, default_device
+from mvar_models.training import cli as training_cli
 
 
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -44,10 +29,16 @@ def models(pattern: str) -> None:
     """Models of the zoo whose names match PATTERN."""
     from mvar_models.zoo import find, list_models
 
-    click.echo(f"{'name':20} {'kind':6} {'px':>5} {'parameters':>10}  repository")
+    click.echo(f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5}  {'guidance top_k top_p':20}  {'licence':12}  weights")
     for name in list_models(pattern):
         entry = find(name)
-        click.echo(f"{name:20} {entry.model_type:6} {entry.resolution:5} {entry.parameters:>10}  {entry.repository}/{entry.file}")
+        fid = f"{entry.fid:.2f}" if entry.fid else "-"
+        preset = "" if entry.model_type == "vqvae" else "in its config"
+        if "top_k" in entry.preset:
+            preset = "{guidance_scale:8.1f} {top_k:5} {top_p:5.2f}".format(**entry.preset)
+        weights = f"{entry.repository}/{entry.file}"
+        click.echo(f"{name:20} {entry.model_type:6} {entry.resolution:4} {entry.parameters:>10} {fid:>5}  {preset:20}  {entry.licence:12}  {weights}")
+    click.echo("FID: as published by the authors for 50,000 pictures, not measured here.")
 
 
 @main.command()
@@ -61,29 +52,69 @@ def models(pattern: str) -> None:
 @click.option("--more-smooth", is_flag=True, help="Mix codes: nicer pictures, not for metrics.")
 @click.option("--batch-size", default=32, type=click.IntRange(min=1))
 @click.option("--device", default=None, help="Default: cuda where there is one.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the weights.")
+@click.option("--arch", type=click.Choice(["var", "mvar"]), default=None, help="For a released .pth that does not say which it is.")
+@click.option("--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own.")
+@click.option("--per-class", type=click.IntRange(min=1), default=None, help="With --npz: pictures of every class.")
+@click.option("--npz", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Write one file for FID programs instead of PNGs.")
 @click.option("--out", "-o", default="samples", type=click.Path(path_type=Path, file_okay=False))
 @clear_errors
-def sample(model: str, labels: str | None, n: int, seed: int, device: str | None, out: Path, **options: Any) -> None:
-    """Draw pictures: one PNG each, a grid, and a JSON that says how to draw them again."""
+def sample(
+    model: str,
+    labels: str | None,
+    n: int,
+    seed: int,
+    device: str | None,
+    dtype: str,
+    arch: str | None,
+    vqvae: str | None,
+    per_class: int | None,
+    npz: Path | None,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Draw pictures: one PNG each, a grid, and a JSON that says how to draw them again.
+
+    With --per-class 50 --npz FILE: that many of every class in one .npz, the file FID programs read. It goes on where a stopped run was, and
+    under torchrun the processes share the work; the pictures are the same.
+    """
+    import torch
+
     from mvar_models.checkpoints import write_text
     from mvar_models.grid import grid
     from mvar_models.pipeline import pipeline_for
 
-    pipeline = pipeline_for(model, device=device or _device())
+    if (per_class is None) != (npz is None):
+        raise click.UsageError("--per-class and --npz go together")
+    if npz is not None and labels is not None:
+        raise click.UsageError("--npz takes every class; leave out --labels")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = device or default_device()
+    if device == "cuda" and world_size > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, device=device, dtype=getattr(torch, dtype))
+    if npz is not None:
+        _sample_npz(pipeline, npz, per_class or 0, name=model, seed=seed, rank=rank, world_size=world_size, **options)
+        return
     names = pipeline.model.config.class_names
     chosen = [part.strip() for part in labels.split(",")] if labels else list(range(pipeline.model.config.num_classes))
     numbers = [pipeline.label_of(label) for label in chosen]
     each = [number for number in numbers for _ in range(n)]
-    pictures = pipeline(each, seed=seed, **options)
+    pictures = pipeline(each, seed=seed, progress=sys.stderr.isatty(), **options)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for index, (label, picture) in enumerate(zip(each, pictures)):
         files.append(f"{index:05d}_{label}.png")
         picture.save(out / files[-1])
     grid(pictures, columns=n).save(out / "grid.png")
+    config = pipeline.model.config
+    for option in ("guidance_scale", "top_k", "top_p"):
+        options[option] = getattr(config, option) if options[option] is None else options[option]
     record = {
         "command": f"mvar sample --model {model}",
         "version": __version__,
+        "torch": torch.__version__,
+        "dtype": dtype,
         "options": options,
         "pictures": [
             {"file": file, "label": label, "name": names[label] if names else None, "seed": seed + index}
@@ -94,89 +125,42 @@ def sample(model: str, labels: str | None, n: int, seed: int, device: str | None
     click.echo(f"{len(pictures)} pictures, grid.png and samples.json in {out}")
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every kind of training. Defaults live in the run's dataclass, so that only what was given is passed on."""
-    options = [
-        click.option("--data", default=None, help="'digits', or a folder with one folder of pictures per class."),
-        click.option("--out", default=None, help="Run folder to make."),
-        click.option("--resume", default=None, metavar="RUN", help="Go on with this run; takes no other option."),
-        click.option("--steps", type=int, default=None, help="Optimizer steps."),
-        click.option("--epochs", type=float, default=None, help="Instead of --steps: passes over the training pictures."),
-        click.option("--batch-size", type=int, default=None, help="Pictures a step, over all processes."),
-        click.option("--lr", type=float, default=None, help="Peak learning rate."),
-        click.option("--weight-decay", type=float, default=None),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default=None),
-        click.option("--seed", type=int, default=None),
-        click.option("--save-every", type=int, default=None, help="Steps between checkpoints; 0 is only at the end."),
-        click.option("--validate-every", type=int, default=None, help="Steps between validations; 0 is only at the end."),
-        click.option("--device", default=None, help="Default: cuda where there is one."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _sample_npz(pipeline: Any, npz: Path, per_class: int, rank: int, world_size: int, **options: Any) -> None:
+    from mvar_models.extras import require
+    from mvar_models.npz import write_npz
 
+    bar = require("tqdm", "train").tqdm(unit="batch", dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
 
-def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = [
-        click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: vae-digits for digits, else vae-ch160v4096z32."),
-        click.option("--kernel-size", type=int, default=None, help="Window of MVAR's local scales."),
-        click.option("--dense-scales", type=int, default=None, help="Leading scales that attend to the whole scale."),
-        click.option("--copies", type=int, default=None, help="Cached variants of each picture."),
-        click.option("--label-drop", type=float, default=None, help="Share of labels made unconditional."),
-        click.option("--drop-path", type=float, default=None, help="Stochastic depth at the last block. Default: 0.1 depth / 24."),
-        click.option("--label-smoothing", type=float, default=None),
-        click.option("--schedule", type=click.Choice(["packed", "alternating"]), default=None),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        complete = write_npz(pipeline, npz, per_class=per_class, rank=rank, world_size=world_size, report=report, **options)
+    if complete:
+        click.echo(f"{pipeline.model.config.num_classes * per_class} pictures in {npz}")
+    else:
+        click.echo(f"process {rank} is done; the file appears when all {world_size} are (or when the command is run again)")
 
 
 @main.command()
-@click.option("--arch", type=click.Choice(["var", "mvar"]), default=None)
-@click.option("--depth", type=int, default=None, help="Blocks.")
-@click.option("--width", type=int, default=None, help="Default: 64 x depth.")
-@click.option("--num-heads", type=int, default=None, help="Default: depth.")
-@click.option("--shared-adaln/--no-shared-adaln", default=None, help="One AdaLN linear for all blocks.")
-@_transformer_options
-@_run_options
+@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write.")
+@click.option("--arch", type=click.Choice(["var", "mvar", "vqvae"]), default=None, help="For a released .pth that does not say which it is.")
 @clear_errors
-def train(**options: Any) -> None:
-    """Train a VAR or an MVAR from nothing."""
-    _train_transformer(options)
+def export(model: str, out: Path, arch: str | None) -> None:
+    """Write a model as a .pth that the released VAR and MVAR programs load strictly."""
+    from mvar_models import VQVAE, zoo
+    from mvar_models.pipeline import model_for
 
-
-@main.command()
-@click.option("--model", "init", default=None, help="VAR to turn into an MVAR, or an MVAR to go on with: zoo name, folder, file or Hub id.")
-@_transformer_options
-@_run_options
-@clear_errors
-def finetune(**options: Any) -> None:
-    """Fine-tune a VAR into an MVAR, or an MVAR further."""
-    if not options["resume"] and not options["init"]:
-        raise click.UsageError("--model is missing: what should be fine-tuned?")
-    _train_transformer({**options, "arch": "mvar" if not options["resume"] else None})
-
-
-@main.command("train-vqvae")
-@click.option("--vocab-size", type=int, default=None, help="Codes.")
-@click.option("--z-channels", type=int, default=None, help="Length of a code.")
-@click.option("--channels", type=int, default=None, help="Width of the finest level.")
-@click.option("--blocks-per-level", type=int, default=None)
-@click.option("--channel-multipliers", default=None, help="Width of each level over --channels, finest first: 1,1,1.")
-@click.option("--sides", default=None, help="Grid side of each scale, coarse to fine: 1,2,3,4,6,8.")
-@_run_options
-@clear_errors
-def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: Any) -> None:
-    """Train a multi-scale VQVAE on your own pictures."""
-    from mvar_models.training import commands
-
-    options["channel_multipliers"] = _numbers(channel_multipliers, "--channel-multipliers")
-    options["sides"] = _numbers(sides, "--sides")
-    run = _resolve(options, commands.vqvae_run)
-    with _progress_bar(run.config.steps) as report:
-        results = commands.train_vqvae(run, report)
-    click.echo(f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; model in {run.folder.model}")
+    entry = zoo.find(model)
+    if arch == "vqvae" or (entry is not None and entry.model_type == "vqvae"):
+        network: Any = VQVAE.from_pretrained(model)
+    else:
+        network = model_for(model, arch)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is no folder")
+    click.echo(f"{network.num_parameters():,} parameters in {network.export_official(out)}")
 
 
 @main.command()
@@ -205,68 +189,5 @@ def demo(out: Path, steps: int | None, samples: int) -> None:
         click.echo(line)
 
 
-def _train_transformer(options: dict[str, Any]) -> None:
-    from mvar_models.training import commands
-
-    run = _resolve(options, commands.transformer_run)
-    click.echo("making codes of the pictures ...")
-    with _progress_bar(run.config.steps) as report:
-        results = commands.train_transformer(run, report)
-    bits = results["val_loss"] / math.log(2)
-    click.echo(f"held-out cross-entropy {results['val_loss']:.4f} nats ({bits:.3f} bits) a code; model in {run.folder.model}")
-
-
-def _resolve(options: dict[str, Any], make: Callable[..., Any]) -> Any:
-    """A run from what was given: a new one, or the one to resume."""
-    given = {name: value for name, value in options.items() if value is not None}
-    resume = given.pop("resume", None)
-    if resume is not None:
-        if given:
-            raise click.UsageError(f"--resume goes on with a run as it was started; leave out {', '.join(_flag(name) for name in given)}")
-        return make(resume=resume)
-    for name in ("data", "out"):
-        if name not in given:
-            raise click.UsageError(f"--{name} is missing")
-    if ("steps" in given) == ("epochs" in given):
-        raise click.UsageError("give one of --steps and --epochs")
-    given.setdefault("device", _device())
-    return make(**given)
-
-
-def _flag(name: str) -> str:
-    return "--model" if name == "init" else "--" + name.replace("_", "-")
-
-
-def _numbers(text: str | None, flag: str) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"{flag} must be whole numbers separated by commas, got {text!r}") from None
-
-
-class _progress_bar:
-    """A tqdm bar over optimizer steps, fed with a step's figures."""
-
-    def __init__(self, steps: int) -> None:
-        from mvar_models.extras import require
-
-        self.bar = require("tqdm", "train").tqdm(total=steps, unit="step", dynamic_ncols=True)
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        return self._report
-
-    def _report(self, values: dict[str, Any]) -> None:
-        self.bar.update(values["step"] - self.bar.n)
-        shown = {name: f"{values[name]:.4g}" for name in ("loss", "val_loss", "val_psnr", "images_per_second") if name in values}
-        self.bar.set_postfix(shown, refresh=False)
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.close()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+for _command in training_cli.COMMANDS:
+    main.add_command(_command)

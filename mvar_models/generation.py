@@ -2,6 +2,9 @@
 
 Randomness: one uniform number per token and picture, drawn on the CPU from that picture's own generator, so the picture of a seed does not
 change with batch size, order or device.
+
+Memory: hidden states of one scale for the whole batch, logits and their sorted copies for a few pictures at a time (`_LOGITS_AT_A_TIME`);
+with 256 tokens and 4,096 codes a picture's logits are 4 MiB and the filters hold about six copies.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from mvar_models.quantizer import MultiScaleQuantizer
 from mvar_models.transformer import ScaleTransformer
 
 _TINY = 1e-20
+_LOGITS_AT_A_TIME = 1 << 22
 
 
 class SampleResult:
-    """indices (B, L), f_hat (B, z, h, h), and the guided logits of the last scale before filtering, (B, n, V)."""
+    """indices (B, L), f_hat (B, z, h, h), and on request the guided logits of the last scale before filtering, (B, n, V)."""
 
-    def __init__(self, indices: Tensor, f_hat: Tensor, final_logits: Tensor) -> None:
+    def __init__(self, indices: Tensor, f_hat: Tensor, final_logits: Tensor | None) -> None:
         self.indices = indices
         self.f_hat = f_hat
         self.final_logits = final_logits
@@ -77,6 +81,7 @@ def sample(
     top_p: float = 0.0,
     more_smooth: bool = False,
     on_scale: Callable[[int, Tensor], None] | None = None,
+    keep_logits: bool = True,
 ) -> SampleResult:
     """Draw codes for labels (B,), one CPU generator per picture.
 
@@ -86,6 +91,7 @@ def sample(
         top_k, top_p: see `filter_logits`.
         more_smooth: mix codes by a Gumbel softmax instead of drawing one; for pictures, not for metrics.
         on_scale: called after each scale with its number and f_hat so far.
+        keep_logits: return the last scale's guided logits too; off saves their memory.
     """
     check_filters(top_k, top_p)
     batch, num_scales = labels.shape[0], len(model.config.sides)
@@ -103,25 +109,34 @@ def sample(
         inputs = torch.cat([inputs, inputs]) if guided else inputs
         hidden = model.embed(class_embedding, inputs, range(scale, scale + 1))
         hidden = model.run_blocks(hidden, class_embedding, model.step_neighborhood(scale), cache=cache)
-        logits = model.logits(hidden, class_embedding)
         progress = scale / max(num_scales - 1, 1)
-        if guided:
-            weight = guidance_scale * progress
-            conditional, unconditional = logits.chunk(2)
-            logits = (1 + weight) * conditional - weight * unconditional
-        filtered = filter_logits(logits, top_k, top_p)
-        uniform = torch.stack([torch.rand(logits.shape[1], generator=g, dtype=torch.float64) for g in generators])
-        codes = draw(filtered, uniform.float().clamp_max(1 - 2**-24).to(logits.device))
+        tokens = hidden.shape[1]
+        uniform = torch.stack([torch.rand(tokens, generator=g, dtype=torch.float64) for g in generators])
+        uniform = uniform.float().clamp_max(1 - 2**-24).to(hidden.device)
+        at_a_time = max(1, _LOGITS_AT_A_TIME // (tokens * model.config.vocab_size))
+        codes, vectors, kept = [], [], []
+        for start in range(0, batch, at_a_time):
+            rows = slice(start, min(start + at_a_time, batch))
+            logits = model.logits(hidden[:batch][rows], class_embedding[:batch][rows])
+            if guided:
+                weight = guidance_scale * progress
+                unconditional = model.logits(hidden[batch:][rows], class_embedding[batch:][rows])
+                logits = (1 + weight) * logits - weight * unconditional
+            if keep_logits and scale == num_scales - 1:
+                kept.append(logits)
+            filtered = filter_logits(logits, top_k, top_p)
+            codes.append(draw(filtered, uniform[rows]))
+            if more_smooth:
+                vectors.append(_mixed_codes(filtered, quantizer, generators[rows], progress))
+        indices.append(torch.cat(codes))
         if more_smooth:
-            vectors = _mixed_codes(filtered, quantizer, generators, progress)
-            contribution = quantizer.contribution_of_vectors(vectors, scale)
+            contribution = quantizer.contribution_of_vectors(torch.cat(vectors), scale)
         else:
-            contribution = quantizer.contribution(codes, scale)
+            contribution = quantizer.contribution(indices[-1], scale)
         f_hat = f_hat + contribution.float()
-        indices.append(codes)
         if on_scale is not None:
             on_scale(scale, f_hat)
-    return SampleResult(torch.cat(indices, dim=1), f_hat, logits)
+    return SampleResult(torch.cat(indices, dim=1), f_hat, torch.cat(kept) if kept else None)
 
 
 def _mixed_codes(

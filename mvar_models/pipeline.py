@@ -23,6 +23,9 @@ from mvar_models.vqvae import VQVAE
 P = TypeVar("P", bound="Pipeline")
 
 VQVAE_FOLDER = "vqvae"
+_RELEASED_VQVAE = "vae-ch160v4096z32"
+# Pixels decoded at a time: four pictures of 256 px. The released decoder holds about 0.3 GB for each in float32.
+_PIXELS_AT_A_TIME = 4 * 256 * 256
 _OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -58,17 +61,27 @@ class Pipeline:
         model = cls.model_class.from_pretrained(name, **options)
         if isinstance(vqvae, VQVAE):
             return cls(model, vqvae)
+        options.pop("num_classes", None)
+        if vqvae is None and model.config.vqvae is None:
+            if Path(name).is_dir() and not (Path(name) / VQVAE_FOLDER).is_dir():
+                raise ValueError(f"{name} does not say which VQVAE its codes belong to; pass vqvae=")
+            if Path(name).is_file():
+                vqvae = _RELEASED_VQVAE  # a released program's file cannot say so, and there is one such VQVAE
+            else:
+                return cls(model, VQVAE.from_pretrained(name, subfolder=VQVAE_FOLDER, **options))
         options.pop("revision", None)  # a revision pins the model's repository, not the VQVAE's
-        inside = Path(name) / VQVAE_FOLDER
-        chosen = vqvae or (inside if inside.is_dir() else model.config.vqvae)
-        if chosen is None:
-            raise ValueError(f"{name} does not say which VQVAE its codes belong to; pass vqvae=")
-        return cls(model, VQVAE.from_pretrained(chosen, **options))
+        return cls(model, VQVAE.from_pretrained(vqvae or model.config.vqvae, **options))
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder gives the same pictures."""
         self.vqvae.save_pretrained(Path(folder) / VQVAE_FOLDER, dtype)
         return self.model.save_pretrained(folder, dtype)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload both networks to the Hub as org/name, with a model card; see `mvar_models.hub.push_to_hub`. Returns the address."""
+        from mvar_models.hub import push_to_hub
+
+        return push_to_hub(self, repository, **options)
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
         """Move and convert both networks, as `torch.nn.Module.to`."""
@@ -77,12 +90,20 @@ class Pipeline:
         return self
 
     def label_of(self, label: int | str) -> int:
-        """The number of a class; ValueError for one that the model does not know."""
+        """The number of a class, by number, name, or one of the synonyms in a name ("tench, Tinca tinca").
+
+        Raises:
+            ValueError: the model does not know it, or it names several classes.
+        """
         config = self.model.config
         names = config.class_names or ()
         if isinstance(label, str):
-            if label in names:
-                return names.index(label)
+            found = [number for number, name in enumerate(names) if label == name]
+            found = found or [number for number, name in enumerate(names) if label in name.split(", ")]
+            if len(found) > 1:
+                raise ValueError(f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number")
+            if found:
+                return found[0]
             if not label.isdigit():
                 known = f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "it has no class names"
                 raise ValueError(f"unknown label {label!r}: {known}")
@@ -106,7 +127,9 @@ class Pipeline:
         output_type: str = "pil",
         batch_size: int = 32,
         on_scale: Callable[[int, Tensor], None] | None = None,
-    ) -> list[Image.Image] | np.ndarray | Tensor:
+        return_scales: bool = False,
+        progress: bool = False,
+    ) -> Any:
         """One picture per label.
 
         Args:
@@ -117,6 +140,12 @@ class Pipeline:
             output_type: "pil"; "np", (B, R, R, 3) uint8; "pt", (B, 3, R, R) float32 in [0, 1] on the model's device.
             batch_size: pictures drawn at a time, which bounds memory.
             on_scale: called with the scale and f_hat after each scale of each batch.
+            return_scales: also return what the picture was after each scale: a list with one entry per scale, each like the first result. It
+                decodes every scale of every picture.
+            progress: show a bar.
+
+        Returns:
+            list of PIL images, array or tensor, as `output_type` says; with `return_scales` a pair of that and a list.
 
         Raises:
             ValueError: unknown label, wrong number of seeds, top_k or top_p out of range, unknown output type.
@@ -136,17 +165,58 @@ class Pipeline:
             "top_p": config.top_p if top_p is None else top_p,
         }
         check_filters(sampling["top_k"], sampling["top_p"])
-        images = []
+        scales = len(config.sides)
+        results: list[list[Any]] = [[] for _ in range(scales if return_scales else 1)]
+        bar = _bar(len(numbers) * scales) if progress else None
         for start in range(0, len(numbers), batch_size):
             chosen = torch.tensor(numbers[start : start + batch_size], device=self.model.device)
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
-            result = sample(
-                self.model, self.vqvae.quantizer, chosen, generators, more_smooth=more_smooth, on_scale=on_scale, **sampling
+
+            def after_scale(scale: int, f_hat: Tensor, count: int = len(chosen)) -> None:
+                if return_scales and scale < scales - 1:
+                    results[scale].append(self._decode(f_hat, output_type))
+                if bar is not None:
+                    bar.update(count)
+                if on_scale is not None:
+                    on_scale(scale, f_hat)
+
+            drawn = sample(
+                self.model,
+                self.vqvae.quantizer,
+                chosen,
+                generators,
+                more_smooth=more_smooth,
+                on_scale=after_scale,
+                keep_logits=False,
+                **sampling,
             )
-            images.append((self.vqvae.decode_latents(result.f_hat.to(self.vqvae.dtype)).float() + 1) / 2)
+            results[-1].append(self._decode(drawn.f_hat, output_type))
+        if bar is not None:
+            bar.close()
+        joined = [self._join(parts, output_type) for parts in results]
+        return (joined[-1], joined) if return_scales else joined[-1]
+
+    def _decode(self, f_hat: Tensor, output_type: str) -> Tensor | np.ndarray:
+        """Pictures of latents, a few at a time: float32 on the model's device for "pt", else uint8 arrays."""
+        step = max(1, _PIXELS_AT_A_TIME // self.vqvae.config.resolution**2)
+        parts = []
+        for piece in f_hat.split(step):
+            images = (self.vqvae.decode_latents(piece.to(self.vqvae.dtype)).float() + 1) / 2
+            parts.append(images if output_type == "pt" else (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts) if output_type == "pt" else torch.cat(parts).numpy()
+
+    def _join(self, parts: list[Any], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
         side = self.vqvae.config.resolution
-        stacked = torch.cat(images) if images else torch.empty(0, 3, side, side)
-        return stacked if output_type == "pt" else _as_images(stacked, output_type)
+        if output_type == "pt":
+            return torch.cat(parts) if parts else torch.empty(0, 3, side, side, device=self.model.device)
+        array = np.concatenate(parts) if parts else np.empty((0, side, side, 3), dtype=np.uint8)
+        return array if output_type == "np" else [Image.fromarray(picture) for picture in array]
+
+
+def _bar(total: int) -> Any:
+    from mvar_models.extras import require
+
+    return require("tqdm", "train").tqdm(total=total, unit="scale", desc="sampling", dynamic_ncols=True)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
@@ -158,11 +228,6 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def _as_images(images: Tensor, output_type: str) -> list[Image.Image] | np.ndarray:
-    array = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return array if output_type == "np" else [Image.fromarray(picture) for picture in array]
-
-
 class VARPipeline(Pipeline):
     model_class = VAR
 
@@ -171,17 +236,38 @@ class MVARPipeline(Pipeline):
     model_class = MVAR
 
 
-def pipeline_for(name: str | os.PathLike[str], **options: Any) -> Pipeline:
-    """The pipeline that fits a checkpoint: VARPipeline or MVARPipeline, told by its zoo entry or configuration."""
+def pipeline_for(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> Pipeline:
+    """The pipeline that fits a checkpoint: VARPipeline or MVARPipeline; see `kind_of` for `arch` and errors."""
+    return _PIPELINES[kind_of(name, arch, **options)].from_pretrained(name, **options)
+
+
+def model_for(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> ScaleTransformer:
+    """The VAR or MVAR of a checkpoint; see `kind_of` for `arch` and errors."""
+    return _PIPELINES[kind_of(name, arch, **options)].model_class.from_pretrained(name, **options)
+
+
+def kind_of(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> str:
+    """"var" or "mvar": what a checkpoint holds.
+
+    Its zoo entry, its configuration or the released program that wrote it tells; a bare released state dict is alike for both and needs `arch`.
+
+    Raises:
+        ValueError: none of them tells, or it is another kind of model.
+    """
     from mvar_models import zoo
 
     entry = zoo.find(str(name))
     if entry is not None:
-        model_type = entry.model_type
+        kind = entry.model_type
     else:
-        source = checkpoints.locate(name, MVAR.config_class.model_type)
-        model_type = read_config(source.config).get("model_type") if source.config else None
-    classes = {"var": VARPipeline, "mvar": MVARPipeline}
-    if model_type not in classes:
-        raise ValueError(f"{name} holds {model_type or 'an unnamed kind of'} model; VAR or MVAR is needed (a {CONFIG_NAME} tells which)")
-    return classes[model_type].from_pretrained(name, **options)
+        hub_options = {key: options[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in options}
+        source = checkpoints.locate(name, MVAR.config_class.model_type, **hub_options)
+        kind = read_config(source.config).get("model_type") if source.config else (arch or checkpoints.released_kind(source.weights))
+    if kind is None:
+        raise ValueError(f"{name} does not say whether it is a VAR or an MVAR: without {CONFIG_NAME} both look alike; pass arch='var' or 'mvar'")
+    if kind not in _PIPELINES:
+        raise ValueError(f"{name} is a {kind} model; a VAR or an MVAR is needed")
+    return str(kind)
+
+
+_PIPELINES: dict[str, type[Pipeline]] = {"var": VARPipeline, "mvar": MVARPipeline}

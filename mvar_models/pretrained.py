@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ class PretrainedModel(nn.Module):
         name: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
@@ -37,6 +38,7 @@ class PretrainedModel(nn.Module):
 
         Args:
             name: a zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official .pth file, or a Hub id.
+            subfolder: folder inside a folder or a Hub repository that holds the checkpoint.
             revision, cache_dir, local_files_only, token: as in `huggingface_hub.hf_hub_download`; only used for the Hub.
             dtype: of the weights; default: float32, whatever the file holds.
             device: where to put them; default: CPU.
@@ -46,7 +48,13 @@ class PretrainedModel(nn.Module):
             ValueError: the file is not a checkpoint of this kind of model; the message says what it is.
         """
         source = checkpoints.locate(
-            name, cls.config_class.model_type, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            name,
+            cls.config_class.model_type,
+            subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
         config, state = checkpoints.load(source, cls.config_class)
         with torch.device("meta"):
@@ -61,6 +69,17 @@ class PretrainedModel(nn.Module):
         checkpoints.save_safetensors(self.state_dict(), folder / checkpoints.WEIGHTS_NAME, dtype)
         checkpoints.write_text(folder / CONFIG_NAME, self.config.to_json())
         return folder
+
+    def export_official(self, path: str | os.PathLike[str]) -> Path:
+        """Write a .pth under the released names and shapes, which the released programs load strictly; complete or not at all."""
+        checkpoints.export_official(self, Path(path))
+        return Path(path)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload to the Hub as org/name, with a model card; see `mvar_models.hub.push_to_hub`. Returns the address."""
+        from mvar_models.hub import push_to_hub
+
+        return push_to_hub(self, repository, **options)
 
     @property
     def device(self) -> torch.device:

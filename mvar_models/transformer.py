@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import abc
 import math
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,8 @@ from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
 from mvar_models.pretrained import PretrainedModel
+
+T = TypeVar("T", bound="ScaleTransformer")
 
 MAX_LOG_SCALE = math.log(100)
 _LOSS_CHUNK_TOKENS = 4096
@@ -166,6 +171,31 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
                 six = block.modulation.weight.view(6, config.width, config.width)
             six[:2] *= 1e-3
             six[2:] *= 0.5
+
+    @classmethod
+    def from_pretrained(cls: type[T], name: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any) -> T:
+        """As `PretrainedModel.from_pretrained`; `num_classes` other than the checkpoint's draws the class embeddings anew (`replace_classes`)."""
+        model = super().from_pretrained(name, **options)
+        if num_classes is not None and num_classes != model.config.num_classes:
+            model.replace_classes(num_classes)
+        return model
+
+    @torch.no_grad()
+    def replace_classes(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
+        """New class embeddings, drawn as at the start of training (from torch's generator); the unconditional row is kept.
+
+        Raises:
+            ValueError: fewer than one class, or another number of names.
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.config = self.config.replace(num_classes=num_classes, class_names=class_names)
+        old = self.class_embedding.weight
+        new = torch.empty(num_classes + 1, old.shape[1])
+        nn.init.trunc_normal_(new, std=math.sqrt(1 / self.config.width / 3))
+        new = new.to(device=old.device, dtype=old.dtype)
+        new[-1] = old[-1]
+        self.class_embedding = nn.Embedding(num_classes + 1, old.shape[1], _weight=new)
 
     # Guidance at which sampling needs no unconditional pass; the released programs differ here.
     skips_guidance_at: float

@@ -1,0 +1,30 @@
+"""What every command shares: errors in one line, the default device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError, NotADirectoryError, PermissionError)
+
+
+def clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """What a user can mend is one line and exit code 1; anything else is a bug and keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except _EXPECTED as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+    return wrapped
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
