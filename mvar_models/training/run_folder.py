@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvar_models.checkpoints import read_state, save_safetensors, write_text
+from mvar_models.checkpoints import save_safetensors, write_text
 from mvar_models.extras import require
+from mvar_models.safe_reading import read_state
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 
 _KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TransformerRun, VQVAERun)}
