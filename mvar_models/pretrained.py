@@ -37,10 +37,12 @@ class PretrainedModel(nn.Module):
         """A model in eval mode, with every weight taken from the checkpoint.
 
         Args:
-            name: a zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official .pth file, or a Hub id.
+            name: a zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official .pth file, or a Hub id; a zoo
+                name or an id may pin a revision: "var-d16@main", "org/name@v1".
             subfolder: folder inside a folder or a Hub repository that holds the checkpoint.
             revision, cache_dir, local_files_only, token: as in `huggingface_hub.hf_hub_download`; only used for the Hub.
-            dtype: of the weights; default: float32, whatever the file holds.
+            dtype: of the weights; default: float32, whatever the file holds. Weights that need no conversion stay mapped from the file on a CPU:
+                no second copy is made, and the file must not be overwritten in place while the model lives.
             device: where to put them; default: CPU.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def find(name: str) -> Entry | None:
-    """The entry of that name, or None."""
-    return _ENTRIES.get(name)
+    """The entry of that name, which may pin a revision ("var-d16@REVISION"), or None."""
+    plain, _, revision = name.partition("@")
+    entry = _ENTRIES.get(plain)
+    return replace(entry, revision=revision) if entry and revision else entry
 
 
 def of_file(file: str, model_type: str) -> Entry | None:
@@ -113,10 +115,18 @@ def looks_like_hub_id(name: str) -> bool:
 
 
 def fetch_repository(name: str, *, revision: str | None = None, subfolder: str = "", **hub_options: Any) -> Source:
-    """config.json and model.safetensors of a Hub repository, or of a folder in it, written as org/name or org/name@revision."""
+    """config.json and model.safetensors of a Hub repository, or of a folder in it, written as org/name or org/name@revision.
+
+    Raises:
+        ValueError: a repository of released files, which the zoo has names for.
+        FileNotFoundError: no such repository, revision or file.
+    """
     repository, _, pinned = name.partition("@")
     options = {"revision": pinned or revision, **hub_options}
     inside = f"{subfolder}/" if subfolder else ""
+    released = [entry.name for entry in _ENTRIES.values() if entry.repository == repository]
+    if released:
+        raise ValueError(f"{repository} holds several released files; name one of its models: {', '.join(released)}")
     weights = _download(repository, inside + WEIGHTS_NAME, **options)
     return Source(weights, _download(repository, inside + CONFIG_NAME, **options))
 

@@ -92,6 +92,8 @@ def test_ids_revisions_and_tokens(served):
     assert any(request[3] == "Bearer hf_secret" for request in server.requests)
     assert float(load(server, cache, "MVAR", "someone/tiny-mvar", revision="v1")[1]) == expected
     assert float(load(server, cache, "MVAR", "mvar-d16")[1]) == expected, "the model inside a training checkpoint"
+    assert "mvar-d16.pth" in server.requests[-1][1] and "/resolve/main/" in server.requests[-1][1]
+    assert float(load(server, cache, "MVAR", "mvar-d16@v1")[1]) == expected and "/resolve/v1/" in server.requests[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,7 @@ def test_ids_revisions_and_tokens(served):
         ("MVAR", "someone/tiny-mvar@v9", {}, "FileNotFoundError: someone/tiny-mvar"),
         ("VAR", "var-d20", {}, "FileNotFoundError: FoundationVision/var: the repository has no var_d20.pth"),
         ("VAR", "var-d16", {"local_files_only": True}, "FileNotFoundError: FoundationVision/var: var_d16.pth is not in the local cache"),
+        ("VAR", "FoundationVision/var", {}, "ValueError: FoundationVision/var holds several released files; name one of its models: vae"),
         ("VQVAE", "var-d16", {}, "ValueError: var-d16 is a var model, expected vqvae"),
     ],
 )
