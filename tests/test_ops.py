@@ -65,6 +65,28 @@ def test_other_batches_cost_at_most_one_recompile(grid):
     assert len(graphs) <= 2, f"{len(graphs)} graphs for five batch sizes"
 
 
+def test_a_factor_that_changes_costs_one_recompile_as_an_operand():
+    """A float `scale` is a constant of the graph, for torch's own SDPA too; on the query or in `logit_scale` it is a value like any other."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(backend=counting, fullgraph=True)
+    def attend(query, key, value, factor):
+        plain = spatial_markov_attn(query * factor, key, value, 3, scale=1.0)
+        return plain, spatial_markov_attn(query, key, value, 3, logit_scale=torch.ones(2) * factor)
+
+    query, key, value = (torch.randn(2, 6, 6, 2, 8) for _ in range(3))
+    for factor in (0.1, 0.2, 0.3, 0.7):
+        plain, cosine = attend(query, key, value, factor)
+        assert_close(plain, spatial_markov_attn(query, key, value, 3, scale=factor), 1e-5, "plain")
+        assert_close(cosine, spatial_markov_attn(query, key, value, 3, logit_scale=torch.full((2,), factor)), 1e-5, "cosine")
+    assert len(graphs) <= 2, f"{len(graphs)} graphs for four factors"
+
+
 def test_flops_are_those_of_the_attended_pairs():
     query, key, value, *_ = draw_inputs(PYRAMID_256.neighborhood(), batch=2, heads=3, dim=8)
     query.requires_grad_()

@@ -1,7 +1,8 @@
 """O(N k) attention in plain PyTorch, forward and backward: CPUs, and any device without triton.
 
-Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as whole (heads x D) rows, and the windows inside it are an
-additive mask over (64, rectangle). Dense blocks need no gathering. Nothing of size L x L exists.
+Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as whole (heads x D) rows. Strips of four query rows attend to the
+rows of that rectangle which they see (10 of 14 for windows of 7), with the windows as an additive mask. Dense blocks need no gathering. Nothing of
+size L x L exists.
 
 A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches. 64 x 64 with windows of 7, 8 heads of 64, went
 from 54 to 20 ms forward on two cores (another hour: 30); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
@@ -26,6 +27,9 @@ from mvar_kernels.pyramid import Block, Neighborhood
 NAME = "tiled"
 
 _TILE = 8
+# Query rows that attend together: 32 queries, which is also what PyTorch's fused kernel takes at a time. 64 x 64, windows of 7, against tiles in one
+# piece: forward 28 ms for 30, backward the same; strips of two are not steadier.
+_STRIP = 4
 # Elements of gathered keys at a time: 2 MiB in float32. Of 2^17 .. 2^20 the fastest at 64 x 64, in one sweep.
 _PIECE = 1 << 19
 
@@ -34,19 +38,38 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | Non
     return None
 
 
+class _Strip(NamedTuple):
+    """Some query rows of every tile and the key rows they see.
+
+    slots: the queries' slots of the tile. height: key rows. bias (T, 1, slots, height * reach): 0 where attended, -inf elsewhere.
+    """
+
+    slots: slice
+    height: int
+    bias: Tensor
+
+
+class _Run(NamedTuple):
+    """Consecutive tiles whose strips begin at the same rows of their rectangles: tiles, and the first key row of each strip."""
+
+    tiles: slice
+    first_rows: tuple[int, ...]
+
+
 class _Tables(NamedTuple):
     """Of a block with T tiles of M query slots and N key slots.
 
     queries (T, M): query of each slot; slots beyond the grid repeat a query of the tile. real (T, M): which do not; None if all.
-    keys (T, N). bias (T, 1, M, N): 0 where attended, -inf elsewhere. corners: each tile's first key row and column; reach: rows and columns.
+    keys (T, N). corners: each tile's first key row and column; reach: rows and columns of keys.
     """
 
     queries: Tensor
     real: Tensor | None
     keys: Tensor
-    bias: Tensor
     corners: tuple[tuple[int, int], ...]
     reach: tuple[int, int]
+    strips: tuple[_Strip, ...]
+    runs: tuple[_Run, ...]
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,10 +78,8 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
     (grid_h, grid_w), (keys_h, keys_w) = block.query_grid, block.key_grid
     height, width = min(_TILE, grid_h), min(_TILE, grid_w)
     reach_h, reach_w = (max(len(reach) for reach in axis) for axis in zip(*((tile.key_rows, tile.key_cols) for tile in tiles)))
-    rows, cols = torch.tensor(block.axis_starts(0)), torch.tensor(block.axis_starts(1))
-    slot_i, slot_j = (grid.flatten() for grid in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    key_i, key_j = (grid.flatten() for grid in torch.meshgrid(torch.arange(reach_h), torch.arange(reach_w), indexing="ij"))
-
+    slot_i, slot_j = _places(height, width)
+    key_i, key_j = _places(reach_h, reach_w)
     first = torch.tensor([(tile.query_rows.start, tile.query_cols.start) for tile in tiles])
     # Rectangles all have one size, so those at the far border begin earlier than they must.
     corner = torch.tensor([(min(t.key_rows.start, keys_h - reach_h), min(t.key_cols.start, keys_w - reach_w)) for t in tiles])
@@ -66,19 +87,45 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
     real = (query_i < grid_h) & (query_j < grid_w)
     query_i, query_j = query_i.clamp_max(grid_h - 1), query_j.clamp_max(grid_w - 1)
     keyed_i, keyed_j = corner[:, :1] + key_i, corner[:, 1:] + key_j
-    in_rows = _inside(keyed_i, rows[query_i], block.window[0])
-    in_cols = _inside(keyed_j, cols[query_j], block.window[1])
-    attended = in_rows & in_cols
-    queries, keys = query_i * grid_w + query_j, keyed_i * keys_w + keyed_j
+    row_starts, col_starts = torch.tensor(block.axis_starts(0))[query_i], torch.tensor(block.axis_starts(1))[query_j]
+
+    strips, first_rows = [], []
+    for top in range(0, height, _STRIP):
+        slots = slice(top * width, min(top + _STRIP, height) * width)
+        lowest, highest = row_starts[:, slots].amin(1), row_starts[:, slots].amax(1) + block.window[0]
+        rows = int((highest - lowest).max())
+        begin = torch.minimum(lowest - corner[:, 0], torch.tensor(reach_h - rows))
+        seen = begin[:, None] * reach_w + torch.arange(rows * reach_w)  # (T, n): slots of the keys in the strip's reach
+        in_rows = _inside(keyed_i.gather(1, seen), row_starts[:, slots], block.window[0])
+        in_cols = _inside(keyed_j.gather(1, seen), col_starts[:, slots], block.window[1])
+        bias = torch.zeros(in_rows.shape, dtype=dtype).masked_fill_(~(in_rows & in_cols), float("-inf"))
+        strips.append(_Strip(slots, rows, bias.unsqueeze(1).to(device)))
+        first_rows.append(begin.tolist())
 
     return _Tables(
-        queries.to(device),
+        (query_i * grid_w + query_j).to(device),
         None if real.all() else real.to(device),
-        keys.to(device),
-        torch.zeros(attended.shape, dtype=dtype).masked_fill_(~attended, float("-inf")).unsqueeze(1).to(device),
+        (keyed_i * keys_w + keyed_j).to(device),
         tuple((row, col) for row, col in corner.tolist()),
         (reach_h, reach_w),
+        tuple(strips),
+        _runs(list(zip(*first_rows))),
     )
+
+
+def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each place of a rectangle, row-major."""
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return rows.flatten(), cols.flatten()
+
+
+def _runs(first_rows: list[tuple[int, ...]]) -> tuple[_Run, ...]:
+    runs, begin = [], 0
+    for tile in range(1, len(first_rows) + 1):
+        if tile == len(first_rows) or first_rows[tile] != first_rows[begin]:
+            runs.append(_Run(slice(begin, tile), first_rows[begin]))
+            begin = tile
+    return tuple(runs)
 
 
 def _inside(key: Tensor, start: Tensor, window: int) -> Tensor:
@@ -121,14 +168,16 @@ def _put(target: Tensor, tiles: Tensor, queries: Tensor, real: Tensor | None) ->
             own.index_copy_(0, places[chosen], source.index_select(0, chosen))
 
 
-def _pieces(batch: int, tables: _Tables, row: int) -> list[tuple[slice, slice]]:
-    """(batch elements, tiles) whose gathered keys are about `_PIECE` elements; `row` is H * D."""
-    tiles, keys = tables.keys.shape
-    per_piece = max(1, _PIECE // (keys * row))
-    if per_piece >= tiles:
-        step = per_piece // tiles
-        return [(slice(b, min(b + step, batch)), slice(0, tiles)) for b in range(0, batch, step)]
-    return [(slice(b, b + 1), slice(t, min(t + per_piece, tiles))) for b in range(batch) for t in range(0, tiles, per_piece)]
+def _pieces(batch: int, tables: _Tables, row: int) -> list[tuple[slice, slice, tuple[int, ...]]]:
+    """(batch elements, tiles, first key row of each strip) whose gathered keys are about `_PIECE` elements; `row` is H * D."""
+    per_piece, pieces = max(1, _PIECE // (tables.keys.shape[1] * row)), []
+    for run in tables.runs:
+        start, stop = run.tiles.start, run.tiles.stop
+        step = max(1, per_piece // (stop - start))
+        for b in range(0, batch, step):
+            some = slice(b, min(b + step, batch))
+            pieces += [(some, slice(t, min(t + per_piece, stop)), run.first_rows) for t in range(start, stop, per_piece)]
+    return pieces
 
 
 def forward(
@@ -159,18 +208,27 @@ def _windowed_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, s
     out = torch.empty((batch, block.num_queries, heads * dim), dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, block.num_queries, heads), dtype=precise, device=query.device)
     space = _Workspace()
-    for some, which in _pieces(batch, tables, heads * dim):
+    for some, which, first_rows in _pieces(batch, tables, heads * dim):
         queries, keys, real = tables.queries[which], tables.keys[which], None if tables.real is None else tables.real[which]
         q, k, v = space.gather(0, query[some], queries), space.gather(1, key[some], keys), space.gather(2, value[some], keys)
-        tile_out, tile_lse = attend(q, k, v, _bias(tables, which, len(q)), scale)
-        _put(out[some], tile_out.transpose(1, 2), queries, real)
-        _put(lse[some], tile_lse.transpose(1, 2), queries, real)
+        for strip, first_row in zip(tables.strips, first_rows):
+            slots, reach = strip.slots, _reach(strip, first_row, tables)
+            strip_out, strip_lse = attend(q[:, :, slots], k[:, :, reach], v[:, :, reach], _bias(strip, which, len(q)), scale)
+            strip_real = None if real is None else real[:, slots]
+            _put(out[some], strip_out.transpose(1, 2), queries[:, slots], strip_real)
+            _put(lse[some], strip_lse.transpose(1, 2), queries[:, slots], strip_real)
     return out.unflatten(2, (heads, dim)), lse.transpose(1, 2)
 
 
-def _bias(tables: _Tables, which: slice, count: int) -> Tensor:
-    """(count, 1, M, N), the tiles' masks repeated over the batch."""
-    bias = tables.bias[which]
+def _reach(strip: _Strip, first_row: int, tables: _Tables) -> slice:
+    """Key slots of a tile that a strip sees: whole rows of the tile's rectangle."""
+    width = tables.reach[1]
+    return slice(first_row * width, (first_row + strip.height) * width)
+
+
+def _bias(strip: _Strip, which: slice, count: int) -> Tensor:
+    """(count, 1, slots, keys), the tiles' masks repeated over the batch."""
+    bias = strip.bias[which]
     return bias if count == len(bias) else bias.repeat(count // len(bias), 1, 1, 1)
 
 
@@ -187,19 +245,21 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
-    dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
+    parts = []
     for block in neighborhood.blocks:
         rows, cols = slices(block)
         run = _dense_backward if block.is_dense else _windowed_backward
         block_lse = None if grad_lse is None else grad_lse[:, :, rows]
-        block_dq, block_dk, block_dv = run(
-            grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows], block, scale
-        )
-        dq[:, rows] = block_dq
-        # Blocks may share keys (VAR's mask); they are added in a fixed order.
-        dk[:, cols] += block_dk
-        dv[:, cols] += block_dv
+        parts.append(run(grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows], block, scale))
+    if len(parts) == 1 and parts[0][1].shape == key.shape:
+        dq, dk, dv = parts[0]
+    else:
+        dq = torch.cat([block_dq for block_dq, _, _ in parts], dim=1)
+        dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
+        for block, (_, block_dk, block_dv) in zip(neighborhood.blocks, parts):
+            # Blocks may share keys (VAR's mask); they are added in a fixed order.
+            dk[:, slices(block)[1]] += block_dk
+            dv[:, slices(block)[1]] += block_dv
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk, dv, grad_factor
 
@@ -219,10 +279,10 @@ def _windowed_backward(
     batch, _, heads, dim = query.shape
     dq = torch.empty((batch, block.num_queries, heads * dim), dtype=query.dtype, device=query.device)
     dk, dv = (torch.zeros((batch, *block.key_grid, heads * dim), dtype=key.dtype, device=key.device) for _ in range(2))
-    height, width = tables.reach
+    width = tables.reach[1]
     lses = [None if each is None else each.transpose(1, 2).unsqueeze(-1) for each in (lse, grad_lse)]
     space = _Workspace()
-    for some, which in _pieces(batch, tables, heads * dim):
+    for some, which, first_rows in _pieces(batch, tables, heads * dim):
         queries, keys, real = tables.queries[which], tables.keys[which], None if tables.real is None else tables.real[which]
         q, o, do = (space.gather(i, tensor[some], queries) for i, tensor in ((0, query), (3, out), (4, grad_out)))
         k, v = space.gather(1, key[some], keys), space.gather(2, value[some], keys)
@@ -233,12 +293,19 @@ def _windowed_backward(
             once = real.to(do.dtype).repeat(len(q) // len(queries), 1).unsqueeze(1)
             do = do * once.unsqueeze(-1)
             tile_grad_lse = None if tile_grad_lse is None else tile_grad_lse * once
-        tile_dq, *of_keys = attend_backward(do, tile_grad_lse, q, k, v, o, tile_lse, _bias(tables, which, len(q)), scale)
-        _put(dq[some], tile_dq.transpose(1, 2), queries, real)
-        for target, tiles in zip((dk[some], dv[some]), of_keys):
-            per_tile = tiles.transpose(1, 2).reshape(len(target), len(queries), height, width, heads * dim)
-            for tile, (row, col) in enumerate(tables.corners[which]):
-                target[:, row : row + height, col : col + width] += per_tile[:, tile]
+        for strip, first_row in zip(tables.strips, first_rows):
+            slots, reach = strip.slots, _reach(strip, first_row, tables)
+            strip_grad_lse = None if tile_grad_lse is None else tile_grad_lse[:, :, slots]
+            of_queries = [tensor[:, :, slots] for tensor in (do, q, o, tile_lse)]
+            do_, q_, o_, lse_ = of_queries
+            bias = _bias(strip, which, len(q))
+            strip_dq, *of_keys = attend_backward(do_, strip_grad_lse, q_, k[:, :, reach], v[:, :, reach], o_, lse_, bias, scale)
+            _put(dq[some], strip_dq.transpose(1, 2), queries[:, slots], None if real is None else real[:, slots])
+            for target, tiles in zip((dk[some], dv[some]), of_keys):
+                per_tile = tiles.transpose(1, 2).reshape(len(target), len(queries), strip.height, width, heads * dim)
+                for tile, (row, col) in enumerate(tables.corners[which]):
+                    row += first_row
+                    target[:, row : row + strip.height, col : col + width] += per_tile[:, tile]
     dk, dv = dk.flatten(1, 2), dv.flatten(1, 2)
     return tuple(gradient.unflatten(2, (heads, dim)) for gradient in (dq, dk, dv))  # type: ignore[return-value]
 
