@@ -4,11 +4,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
 from mvar_models.training import commands
-from mvar_models.training.data import ClassFolders, Digits, center_crop, open_source, split
+from mvar_models.training.data import open_source, split
+from mvar_models.training.digits import Digits
 from mvar_models.training.randomness import Purpose, batch_members, generator
 from mvar_models.training.recipe import TransformerRun, VQVAERun, learning_rate_factor, parameter_groups
 from mvar_models.training.tokens import TokenSet, tokenize
@@ -20,26 +20,6 @@ from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 @pytest.fixture(scope="module")
 def digits():
     return Digits(32)
-
-
-def test_split_is_fixed_disjoint_and_balanced(digits):
-    train, val = split(digits)
-    again = split(Digits(32))
-    assert np.array_equal(train, again[0]) and np.array_equal(val, again[1])
-    assert sorted([*train, *val]) == list(range(1797)) and 0.2 <= len(val) / 1797 <= 1 / 3
-    shares = np.bincount(digits.labels[val]) / np.bincount(digits.labels)
-    assert shares.min() > 0.23 and shares.max() < 0.27
-
-
-def test_digits_are_those_of_scikit_learn(digits):
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = digits.images(np.arange(5))
-    assert images.shape == (5, 3, 32, 32) and -1 <= images.min() and images.max() <= 1
-    pooled = (images.mean(1).reshape(5, 8, 4, 8, 4).mean((2, 4)) + 1) * 8
-    assert np.corrcoef(pooled.numpy().ravel(), raw.images[:5].ravel())[0, 1] > 0.97
-    assert digits.class_names[raw.target[3]] == "three"
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (3, 8)])
@@ -271,33 +251,6 @@ def test_straight_through_gradient_and_values():
     assert pull.any()
     (to_codes,) = torch.autograd.grad(codebook, vqvae.quantizer.codebook.weight)
     assert to_codes.any()
-
-
-def test_class_folders(tmp_path):
-    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
-        (tmp_path / name).mkdir()
-        for index, size in enumerate(((40, 30), (16, 16), (100, 70))):
-            Image.new("RGB", size, colour).save(tmp_path / name / f"{index}.png")
-    source = open_source(tmp_path, 16)
-    assert isinstance(source, ClassFolders) and source.class_names == ("blue", "red") and source.flips
-    images = source.images(np.arange(6))
-    assert images.shape == (6, 3, 16, 16)
-    assert torch.equal(images[0, :, 0, 0], torch.tensor([-1.0, -1.0, 1.0])) and torch.equal(images[5, :, 9, 9], torch.tensor([1.0, -1.0, -1.0]))
-    (tmp_path / "green").mkdir()
-    with pytest.raises(ValueError, match="green has no pictures"):
-        open_source(tmp_path, 16)
-    (tmp_path / "green" / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read as a picture"):
-        open_source(tmp_path, 16).images(np.array([3]))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (33, 50), (200, 70), (16, 17)])
-def test_center_crop_keeps_the_middle(size):
-    picture = Image.new("RGB", size, "black")
-    picture.paste("white", (size[0] // 2 - size[0] // 8, 0, size[0] // 2 + size[0] // 8, size[1]))
-    cropped = np.array(center_crop(picture, 16)).astype(float).mean((0, 2))
-    assert cropped.shape == (16,)
-    assert cropped[7:9].min() > 150, "the middle of the picture should stay in the middle"
 
 
 def test_wrong_runs(tmp_path, pretrained):

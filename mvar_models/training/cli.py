@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mvar_models.cli_support import clear_errors, default_device
+from mvar_models.training.tokenize_cli import tokenize
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -157,4 +158,4 @@ class _progress_bar:
         self.bar.close()
 
 
-COMMANDS = (train, finetune, train_vqvae)
+COMMANDS = (train, finetune, train_vqvae, tokenize)
