@@ -103,8 +103,8 @@ def test_rows_without_label_or_picture(tmp_path):
     with pytest.raises(ValueError, match=r"some rows of column 'label' have the label -1"):
         open_source(tmp_path / "unlabelled.parquet", 12)
     entries = [{"bytes": CONTENTS[0], "path": None}, None, {"bytes": None, "path": "https://example.org/x.png"}, {"bytes": CONTENTS[0], "path": None}]
-    table = pyarrow.table({"image": pyarrow.array(entries, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})), "label": [0, 0, 1, 1]})
-    parquet.write_table(table, tmp_path / "gaps.parquet")
+    images = pyarrow.array(entries, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
+    parquet.write_table(pyarrow.table({"image": images, "label": [0, 0, 1, 1]}), tmp_path / "gaps.parquet")
     source = open_source(tmp_path / "gaps.parquet", 12)
     _, kept = source.readable(np.arange(4))
     assert kept.tolist() == [0, 3]

@@ -101,6 +101,8 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     assert isinstance(config, VQVAERun)
     model = build_vqvae(config)
     source = open_source(config.data, model.config.resolution)
+    if isinstance(source, TokenFolder):
+        raise ValueError(f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})")
     train, val = split(source)
     return _fit(VQVAETask(model, source, train, val, config), run, report)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.training.recipe import PRECISIONS, RunConfig, learning_rate_factor, parameter_groups
@@ -43,6 +44,17 @@ class Task(abc.ABC):
     def after_step(self, step: int) -> None:  # noqa: B027  (a hook: doing nothing is right for most tasks)
         """Called after the optimizer's step."""
 
+    def sample(self) -> Image.Image | None:
+        """A picture of what the model does by now, or None."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the model and its optimizer: tensors, numbers and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what `state_dict` gave."""
+
 
 class Loop:
     """Trains a task into a run folder; `fit` returns the figures of the last validation."""
@@ -68,6 +80,7 @@ class Loop:
         self.task.model.load_state_dict(weights, strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.task.load_state_dict(state["task"])
         self.start = state["step"]
         self.run.forget_after(self.start)
 
@@ -83,6 +96,9 @@ class Loop:
             if last or (config.validate_every and done % config.validate_every == 0):
                 results = self.validate(done)
                 values = {**values, **{name: value for name, value in results.items() if isinstance(value, float)}}
+            every = getattr(config, "sample_every", None)
+            if every is not None and (last or (every and done % every == 0)):
+                self.sample(done)
             if last or (config.save_every and done % config.save_every == 0):
                 self.save_checkpoint(done)
             self.report(values)
@@ -122,6 +138,11 @@ class Loop:
         self.run.log({"step": step, **results})
         return results
 
+    def sample(self, step: int) -> None:
+        self.task.model.eval()
+        self.run.save_picture(step, self.task.sample())
+        self.task.model.train()
+
     def save_checkpoint(self, step: int) -> None:
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "task": self.task.state_dict()}
         self.run.save_checkpoint(step, self.task.model, state, self.config.keep)

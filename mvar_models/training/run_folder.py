@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
-from mvar_models.checkpoints import read_state, save_safetensors, write_text
+from mvar_models.checkpoints import read_state, replacing, save_safetensors, write_text
 from mvar_models.extras import require
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 
@@ -31,6 +32,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.samples = self.path / "samples"
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -56,6 +58,13 @@ class RunFolder:
     def log(self, values: dict[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def save_picture(self, step: int, picture: Image.Image | None) -> None:
+        if picture is None:
+            return
+        self.samples.mkdir(exist_ok=True)
+        with replacing(self.samples / f"step-{step:06d}.png") as temporary:
+            picture.save(temporary)
 
     def metrics(self) -> list[dict[str, Any]]:
         if not self.metrics_file.is_file():
