@@ -7,19 +7,13 @@ import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
 from mvar_models.training import commands
-from mvar_models.training.data import open_source, split
-from mvar_models.training.digits import Digits
+from mvar_models.training.data import open_source
 from mvar_models.training.randomness import Purpose, batch_members, generator
-from mvar_models.training.recipe import TransformerRun, VQVAERun, learning_rate_factor, parameter_groups
-from mvar_models.training.tokens import TokenSet, tokenize
+from mvar_models.training.recipe import TransformerRun, learning_rate_factor, parameter_groups
+from mvar_models.training.tokens import TokenSet
 from mvar_models.training.transformer_task import TransformerTask
 
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Digits(32)
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (3, 8)])
@@ -54,18 +48,6 @@ def test_what_is_not_decayed():
 def tiny_tokens(copies=2):
     rng = np.random.default_rng(0)
     return TokenSet(rng.integers(0, 24, (copies, 30, 21), dtype=np.uint16), np.arange(30) % 3)
-
-
-def test_tokens_are_the_vqvae_s_codes(digits):
-    vqvae = VQVAE.from_pretrained("vae-digits")
-    which = np.array([4, 9, 100])
-    tokens = tokenize(vqvae, digits, which, copies=3, seed=1)
-    assert tokens.codes.dtype == np.uint16 and tokens.codes.shape == (3, 3, 130)
-    labels, indices = tokens.batch(np.array([2, 0]))
-    assert labels.tolist() == digits.labels[[100, 4]].tolist()
-    assert torch.equal(indices, vqvae.encode(digits.images(which[[2, 0]])))
-    assert not np.array_equal(tokens.codes[0], tokens.codes[1]) and not np.array_equal(tokens.codes[1], tokens.codes[2])
-    assert np.array_equal(tokens.codes, tokenize(vqvae, digits, which, copies=3, seed=1).codes)
 
 
 def task(model=None, **settings):
@@ -194,63 +176,6 @@ def test_a_nan_loss_stops_with_the_checkpoint_intact(pretrained, monkeypatch):
 def test_precision(pretrained, precision):
     run = new_run(pretrained, "run", precision=precision, steps=2)
     assert np.isfinite(commands.train_transformer(run)["val_loss"])
-
-
-def test_vqvae_learns_and_resumes(tmp_path):
-    """PSNR rises well above that of a grey picture within a few steps, and resuming is exact."""
-    settings = dict(data="digits", steps=24, batch_size=8, lr=3e-3, vocab_size=32, z_channels=4, channels=32, save_every=12, validate_every=12)
-    straight = commands.vqvae_run(out=str(tmp_path / "straight"), **settings)
-    result = commands.train_vqvae(straight)
-    source = Digits(32)
-    val = source.images(split(source)[1])
-    grey = 10 * torch.log10(4 / (val - val.mean()).square().mean())
-    assert result["val_psnr"] > grey + 1
-    broken = commands.vqvae_run(out=str(tmp_path / "broken"), **settings)
-
-    def interrupt(values):
-        if values["step"] == 15:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        commands.train_vqvae(broken, interrupt)
-    commands.train_vqvae(commands.vqvae_run(resume=str(tmp_path / "broken")))
-    assert metrics(straight, "step", "loss", "val_psnr") == metrics(broken, "step", "loss", "val_psnr")
-
-
-def test_dead_codes_come_back():
-    """Codes that nobody draws are put on residuals of the batch, and codes in use stay where they are."""
-    from mvar_models.training.vqvae_task import VQVAETask
-
-    model = tiny_vqvae_32()
-    config = VQVAERun(data="digits", out="", vocab_size=24, z_channels=4, sides=(1, 2, 4), steps=1000, batch_size=8)
-    source = Digits(32)
-    task = VQVAETask(model, source, *split(source), config)
-    with torch.no_grad():
-        model.quantizer.codebook.weight[12:] += 1000
-    far = model.quantizer.codebook.weight.detach().clone()
-    for step in range(20, 60):
-        task.loss(step)
-        task.after_step(step)
-    moved = (model.quantizer.codebook.weight - far).abs().amax(1)
-    assert (moved[12:] > 900).all()
-    features = model.latents(task.batch(99))
-    drawn = model.quantizer(features)[3].unique()
-    assert (drawn >= 12).any(), "a restarted code should be near data"
-
-
-def test_straight_through_gradient_and_values():
-    vqvae = tiny_vqvae()
-    features = torch.randn(2, 4, 4, 4, requires_grad=True)
-    f_hat, codebook, commitment, indices = vqvae.quantizer(features)
-    plain_indices, plain = vqvae.quantizer.quantize(features)
-    assert torch.equal(indices, plain_indices) and torch.allclose(f_hat, plain, atol=1e-5)
-    (gradient,) = torch.autograd.grad(f_hat.sum(), features, retain_graph=True)
-    assert torch.equal(gradient, torch.ones_like(features))
-    assert torch.allclose(codebook, commitment)
-    (pull,) = torch.autograd.grad(commitment, features, retain_graph=True)
-    assert pull.any()
-    (to_codes,) = torch.autograd.grad(codebook, vqvae.quantizer.codebook.weight)
-    assert to_codes.any()
 
 
 def test_wrong_runs(tmp_path, pretrained):

@@ -170,6 +170,8 @@ class TokenWriter:
             "shards": [{key: value for key, value in asdict(shard).items() if key != "unreadable"} for shard in shards],
         }
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        for leftover in self.folder.glob(".shard-*"):  # of processes that were killed while writing
+            leftover.unlink(missing_ok=True)
         (self.folder / SETTINGS).unlink(missing_ok=True)
 
 
