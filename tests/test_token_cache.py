@@ -259,7 +259,7 @@ def test_the_command(tiny, mixed):
     assert Image.open(tiny / "tokens" / "reconstruction.png").size == (8 * 18 - 2, 34)
     assert invoke("tokenize", "--verify", "--out", tiny / "tokens").output == f"3 shards in {tiny / 'tokens'} have the checksums of the index\n"
     shape = ["--arch", "var", "--depth", 1, "--width", 32, "--num-heads", 2, "--batch-size", 4]
-    trained = invoke("train", "--data", tiny / "tokens", "--vqvae", tiny / "vae", "--out", tiny / "run", "--epochs", 1, *shape)
+    trained = invoke("train", "--data", tiny / "tokens", "--out", tiny / "run", "--epochs", 1, *shape)
     assert trained.exit_code == 0, trained.output
     direct = invoke("train", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "direct", "--steps", 1, *shape)
     assert direct.exit_code == 0, direct.output

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, open_source, split
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.token_cache import TokenFolder
 from mvar_models.training.tokens import TokenSet, check_classes, tokenize
 from mvar_models.training.transformer_task import TransformerTask, build_model
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
@@ -64,7 +65,9 @@ def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
 
 
 def default_vqvae(data: str) -> str:
-    """The zoo's VQVAE for pictures of that kind."""
+    """The zoo's VQVAE for pictures of that kind; for a folder of codes the one that made them."""
+    if token_cache.is_token_folder(Path(data)):
+        return token_cache.read_index(Path(data))["vqvae"]
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
 
 
@@ -73,7 +76,7 @@ def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> 
 
     A folder of codes is used with all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
     """
-    if isinstance(source, TokenFolder):
+    if isinstance(source, token_cache.TokenFolder):
         if copies > source.copies:
             raise ValueError(f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies")
         return source.token_sets(vqvae)
@@ -101,7 +104,7 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     assert isinstance(config, VQVAERun)
     model = build_vqvae(config)
     source = open_source(config.data, model.config.resolution)
-    if isinstance(source, TokenFolder):
+    if isinstance(source, token_cache.TokenFolder):
         raise ValueError(f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})")
     train, val = split(source)
     return _fit(VQVAETask(model, source, train, val, config), run, report)

@@ -13,6 +13,7 @@ from mvar_models.training.pictures import to_pictures
 from mvar_models.vqvae import VQVAE
 
 _SHOWN = 8
+_BATCH = 8  # decoding at full resolution is what takes memory
 # A VQVAE that has seen such pictures is far above both: released ones reach 20 dB and more on photographs.
 _POOR = 18.0
 _OVER_FLAT = 3.0
@@ -34,7 +35,7 @@ class Reconstruction:
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     """Of pictures (n, 3, R, R) in [-1, 1]: encoded, decoded, compared; the first eight are drawn."""
-    back = vqvae.decode(vqvae.encode(images.to(vqvae.device, vqvae.dtype))).to(images)
+    back = torch.cat([vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in images.split(_BATCH)])
     flat = images.mean((2, 3), keepdim=True).expand_as(images)
     return Reconstruction(psnr(back, images).mean().item(), psnr(flat, images).mean().item(), side_by_side(images, back))
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 2048
 _PICTURE = "reconstruction.png"
-_CHECKED = 64
+_CHECKED = 16
 Report = Callable[[int, int], None]
 
 
@@ -81,7 +81,7 @@ class TokenWriter:
             claim(folder / SETTINGS, self.settings, "codes")
 
     def check_reconstruction(self) -> Reconstruction:
-        """Whether the VQVAE fits the data, from up to 64 pictures spread over it; the first eight are drawn in the folder."""
+        """Whether the VQVAE fits the data, from up to 16 pictures spread over it; the first eight are drawn in the folder."""
         images, _ = self.source.readable(np.unique(np.linspace(0, len(self.source) - 1, _CHECKED).astype(np.int64)))
         if not len(images):
             name, reason = next(iter(self.source.problems().items()))
