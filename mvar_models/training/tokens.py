@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,6 +32,14 @@ class TokenSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the codes and the labels: another dataset, order or VQVAE has another."""
+        digest = hashlib.sha256(str(self.codes.shape).encode())
+        digest.update(np.ascontiguousarray(self.codes))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
 
     @property
     def copies(self) -> int:

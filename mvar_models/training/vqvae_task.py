@@ -5,6 +5,7 @@ Why codes are restarted: with gradients alone, a small codebook on a small datas
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from torch import Tensor
 from mvar_models.config import VQVAEConfig
 from mvar_models.training.augment import affine
 from mvar_models.training.data import ImageSource
-from mvar_models.training.loop import Task
 from mvar_models.training.randomness import Purpose, batch_members, generator
 from mvar_models.training.recipe import VQVAERun
-from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.task import Task
 from mvar_models.vqvae import VQVAE
 
 _VALIDATION_BATCH = 64
@@ -44,6 +44,9 @@ def build_vqvae(config: VQVAERun) -> VQVAE:
 
 
 class VQVAETask(Task):
+    best_figure = "val_psnr"
+    higher_is_better = True
+
     def __init__(self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun) -> None:
         self.model = model
         self.source = source
@@ -62,7 +65,7 @@ class VQVAETask(Task):
         mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)[:, None, None, None]
         return torch.where(mirrored, images.flip(-1), images).to(config.device)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
         images = self.batch(step)
         features = self.model.latents(images)
         f_hat, codebook, commitment, indices = self.model.quantizer(features)
@@ -129,8 +132,8 @@ class VQVAETask(Task):
             "codes_used_per_scale": (used > 0).float().mean(1).tolist(),
         }
 
-    def save(self, run: RunFolder) -> None:
-        self.model.save_pretrained(run.model)
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:

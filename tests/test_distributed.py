@@ -1,0 +1,117 @@
+"""Several processes train as one does, whole (DDP) or in shards (FSDP); one that dies ends the run with a clear message."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mvar_models import MVAR
+from mvar_models.checkpoints import read_state
+
+from training_cases import CASES, SHARED, new_loop, save_at_step_2
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def environment():
+    paths = [str(ROOT), str(ROOT / "tests")]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "TQDM_DISABLE": "1"}
+
+
+@pytest.fixture
+def one_process_group():
+    """FSDP of one process makes a group in this one."""
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two processes have trained every case."""
+    out = tmp_path_factory.mktemp("two")
+    save_at_step_2(out / "one_to_two")
+    dist.destroy_process_group()
+    done = subprocess.run([*TORCHRUN, str(ROOT / "tests" / "training_cases.py"), str(out)], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def assert_same_training(one, two):
+    """Losses of every step, validation and final weights, to the rounding of sums."""
+    first, second = one.metrics(), two.metrics()
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    for expected, actual in zip(first, second):
+        for name in ("loss", "grad_norm", "val_loss", "val_loss_per_scale"):
+            if name in expected:
+                assert actual[name] == pytest.approx(expected[name], rel=2e-5), f"{name} of step {expected['step']}"
+    for folder in ("model", "best"):
+        expected, actual = (read_state(run.path / folder / "model.safetensors") for run in (one, two))
+        assert set(expected) == set(actual)
+        for name in expected:
+            # Adam divides by the root of squared gradients, which magnifies rounding where a gradient is nearly nothing.
+            assert torch.allclose(expected[name], actual[name], atol=2e-4), f"{name} of {folder}: {(expected[name] - actual[name]).abs().max()}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(two_processes, tmp_path, name):
+    from mvar_models.training.run_folder import RunFolder
+
+    settings = {key: value for key, value in CASES[name].items() if key not in ("fsdp", "accumulate", "activation_checkpointing")}
+    loop = new_loop(tmp_path / "one", **settings)
+    before = [parameter.detach().clone() for parameter in loop.task.model.parameters()]
+    loop.fit()
+    moved = max((new - old).abs().max().item() for new, old in zip(loop.task.model.parameters(), before))
+    assert moved > 5e-3, "the comparison is empty unless the weights move"
+    if settings.get("precision") == "fp16":
+        assert [line["loss"] for line in loop.run.metrics() if "loss" in line] == pytest.approx(
+            [line["loss"] for line in RunFolder(two_processes / name).metrics() if "loss" in line], rel=1e-2
+        )
+    else:
+        assert_same_training(loop.run, RunFolder(two_processes / name))
+
+
+def test_shards_go_on_with_another_number_of_processes(two_processes, tmp_path, one_process_group):
+    from mvar_models.training.run_folder import RunFolder
+
+    straight = new_loop(tmp_path / "straight", **SHARED)
+    straight.fit()
+    shards = sorted(path.name for path in (two_processes / "two_to_one" / "checkpoints" / "step-000002" / "shards").iterdir())
+    assert shards == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    resumed = new_loop(two_processes / "two_to_one", **SHARED)
+    assert resumed.start == 2
+    resumed.fit()
+    assert_same_training(straight.run, resumed.run)
+    assert_same_training(straight.run, RunFolder(two_processes / "one_to_two"))
+
+
+def test_one_process_makes_no_group(tmp_path):
+    loop = new_loop(tmp_path / "run")
+    assert loop.processes.alone and not dist.is_initialized()
+
+
+def test_an_index_that_would_run_code_is_not_read(tmp_path, one_process_group):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    save_at_step_2(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "shards" / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(Exception, match=r"asks for (posix|nt)\.mkdir"):
+        new_loop(tmp_path / "run", **SHARED)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_more_pieces_than_pictures(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 2 cannot be shared by 3"):
+        new_loop(tmp_path / "run", batch_size=2, accumulate=3)
