@@ -206,6 +206,7 @@ class Loop:
         self.task.model.eval()
         with torch.no_grad(), self.average.applied() if self.average is not None else contextlib.nullcontext():
             yield
+            self.parallel.reshard()
         self.task.model.train()
 
     def _evaluate(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mvar_models.training.distributed import Processes, whole
 from mvar_models.training.task import Task
+
+# Renamed in torch 2.13. The only buffers are tables that never change.
+_SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
 
 
 class Parallel:
@@ -42,9 +46,9 @@ class Parallel:
             self._wrapped = task.compute = DistributedDataParallel(
                 task.compute,
                 device_ids=[processes.device] if processes.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 find_unused_parameters=unused_parameters,
                 gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},
             )
 
     @contextmanager
@@ -54,6 +58,11 @@ class Parallel:
             self._wrapped.set_requires_gradient_sync(last)
         with self._wrapped.no_sync() if self._wrapped is not None and not self.sharded and not last else nullcontext():
             yield
+
+    def reshard(self) -> None:
+        """After passes without backward, which leave the outermost weights whole."""
+        if self.sharded:
+            self._wrapped.reshard()
 
     @contextmanager
     def plain_model(self) -> Iterator[None]:

@@ -74,14 +74,21 @@ class TrainingState:
         try:
             dcp.save(self._flat(), storage_writer=dcp.FileSystemWriter(folder / _SHARDS, sync_files=True))
         except dcp.CheckpointException as error:
-            raise OSError("; ".join(str(cause) for cause, _ in error.failures.values())) from error
+            raise OSError(_causes(error)) from error
 
     def load_shards(self, folder: Path) -> None:
-        """Read what this process holds, whatever the number of processes that wrote it."""
-        dcp.load(self._flat(), storage_reader=_SafeReader(folder / _SHARDS))
+        """Read what this process holds, whatever the number of processes that wrote it. ValueError where it is no checkpoint of this run."""
+        try:
+            dcp.load(self._flat(), storage_reader=_SafeReader(folder / _SHARDS))
+        except dcp.CheckpointException as error:
+            raise ValueError(f"{folder} cannot be read: {_causes(error)}") from error
 
     def _flat(self) -> dict[str, Any]:
         return {f"{file.removesuffix('.safetensors')}.{name}": tensor for file, tensors in self._files().items() for name, tensor in tensors.items()}
+
+
+def _causes(error: dcp.CheckpointException) -> str:
+    return "; ".join(dict.fromkeys(str(cause) for cause, _ in error.failures.values()))
 
 
 class _SafeReader(dcp.FileSystemReader):
