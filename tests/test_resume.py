@@ -1,7 +1,6 @@
 """Whatever ends a run - kill -9, signals, a full disk, NaN, other data - nothing is lost, the message says so, and it goes on to the bit."""
 
 import json
-import os
 import random
 import signal
 import sys

@@ -171,14 +171,13 @@ def test_var_then_mvar_through_run_folders(pretrained):
     assert MVARPipeline.from_pretrained(mvar.folder.model)(["seven"], output_type="np").shape == (1, 32, 32, 3)
 
 
-@pytest.mark.parametrize("stop", [2, 4])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(pretrained, stop, monkeypatch):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(pretrained):
     straight = new_run(pretrained, "straight", keep=9)
     commands.train_transformer(straight)
     broken = new_run(pretrained, "broken")
 
     def interrupt(values):
-        if values["step"] == stop + 1:
+        if values["step"] == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,12 +189,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(pretrained, stop
     assert metrics(straight, "step", "loss", "grad_norm", "val_loss") == metrics(broken, "step", "loss", "grad_norm", "val_loss")
     first, second = (VAR.from_pretrained(run.folder.model).state_dict() for run in (straight, broken))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_only_the_last_checkpoints_are_kept(pretrained):
-    run = new_run(pretrained, "run", save_every=1, keep=2)
-    commands.train_transformer(run)
-    assert sorted(path.name for path in run.folder.checkpoints.iterdir()) == ["step-000005", "step-000006"]
 
 
 def test_a_nan_loss_stops_with_the_checkpoint_intact(pretrained, monkeypatch):

@@ -45,12 +45,12 @@ def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: vae-digits for digits, else vae-ch160v4096z32."),
         click.option("--kernel-size", type=int, default=None, help="Window of MVAR's local scales. Default: 7, or the checkpoint's."),
-        click.option("--dense-scales", type=int, default=None, help="Scales that attend to all of themselves. Default: those of side 10 or less, or the checkpoint's."),
+        click.option("--dense-scales", type=int, default=None, help="Leading scales without windows. Default: of side 10 or less, or as the checkpoint."),
         click.option("--copies", type=int, default=None, help="Cached variants of each picture."),
         click.option("--label-drop", type=float, default=None, help="Share of labels made unconditional."),
         click.option("--drop-path", type=float, default=None, help="Stochastic depth at the last block. Default: 0.1 depth / 24."),
         click.option("--label-smoothing", type=float, default=None),
-        click.option("--schedule", type=click.Choice(["packed", "alternating"]), default=None, help="All scales at once, or few a step (as released)."),
+        click.option("--schedule", type=click.Choice(["packed", "alternating"]), default=None, help="All scales a step, or few (as released)."),
         click.option("--sample-every", type=int, default=None, help="Steps between grids of pictures drawn; 0, the default, is never."),
         click.option("--activation-checkpointing/--no-activation-checkpointing", default=None, help="Run blocks again in backward: less memory."),
         click.option("--fsdp/--no-fsdp", default=None, help="Shard weights and optimizer over the processes."),
@@ -184,6 +184,13 @@ class _progress_bar:
         self.bar.close()
 
 
-_SHOWN = {"loss": "loss", "val_loss": "val_loss", "val_psnr": "val_psnr", "skipped_steps": "skipped", "images_per_second": "images/s", "memory_gb": "GB"}
+_SHOWN = {
+    "loss": "loss",
+    "val_loss": "val_loss",
+    "val_psnr": "val_psnr",
+    "skipped_steps": "skipped",
+    "images_per_second": "images/s",
+    "memory_gb": "GB",
+}
 
 COMMANDS = (train, finetune, train_vqvae)
