@@ -171,7 +171,8 @@ class Loop:
         dtype = PRECISIONS[config.precision]
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.parts[self.processes.rank * config.accumulate :][: config.accumulate]
-        share, figures = torch.zeros(()), {}
+        share = torch.zeros(())
+        figures: dict[str, float] = {}
         for position, rows in enumerate(mine):
             weight = (rows.stop - rows.start) / config.batch_size
             with self.parallel.accumulating(last=position == len(mine) - 1):

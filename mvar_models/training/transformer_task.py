@@ -127,9 +127,12 @@ class LossModule(nn.Module):
 class TransformerTask(Task):
     """Cross-entropy on the codes, teacher-forced; inputs are rebuilt from the codes on the device."""
 
+    model: ScaleTransformer
+    compute: nn.Module
+
     def __init__(self, model: ScaleTransformer, vqvae: VQVAE, train: TokenSet, val: TokenSet, config: TransformerRun) -> None:
         self.model = model
-        self.compute: nn.Module = LossModule(model)
+        self.compute = LossModule(model)
         self.vqvae = vqvae.to(config.device)
         self.train = train
         self.val = val
