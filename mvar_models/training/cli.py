@@ -51,7 +51,7 @@ def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--drop-path", type=float, default=None, help="Stochastic depth at the last block. Default: 0.1 depth / 24."),
         click.option("--label-smoothing", type=float, default=None),
         click.option("--schedule", type=click.Choice(["packed", "alternating"]), default=None, help="All scales a step, or few (as released)."),
-        click.option("--sample-every", type=int, default=None, help="Steps between grids of pictures drawn; 0, the default, is never."),
+        click.option("--sample-every", type=int, default=None, help="Steps between grids of pictures drawn; 0 is only at the end. Default: never."),
         click.option("--activation-checkpointing/--no-activation-checkpointing", default=None, help="Run blocks again in backward: less memory."),
         click.option("--fsdp/--no-fsdp", default=None, help="Shard weights and optimizer over the processes."),
     ]

@@ -122,7 +122,7 @@ class Loop:
             if last or _due(done, config.validate_every):
                 results = self.validate(done)
                 values = {**values, **{name: value for name, value in results.items() if isinstance(value, float)}}
-            if _due(done, config.sample_every) or (last and config.sample_every):
+            if config.sample_every is not None and (last or _due(done, config.sample_every)):
                 self.sample(done)
             if last or signal or _due(done, config.save_every):
                 self.save_checkpoint(done)

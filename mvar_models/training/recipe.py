@@ -27,7 +27,7 @@ class RunConfig:
     """What every kind of training takes; a run folder's config.yaml is this and nothing else.
 
     steps: optimizer steps. batch_size: pictures a step, over all processes and micro-batches. lr: peak learning rate. save_every,
-    validate_every: steps between two; 0 is only at the end. sample_every: likewise, and 0 is never. keep: checkpoints kept. precision:
+    validate_every, sample_every: steps between two; 0 is only at the end, and None (samples) never. keep: checkpoints kept. precision:
     "fp32", "bf16" or "fp16" (autocast; weights stay float32; fp16 scales the loss and skips steps that overflow). accumulate: micro-batches
     of a process, one after the other. ema: decay of the weights' moving average; with it validation, samples and the saved model are the
     average's. fsdp: shard weights, gradients and moments over the processes. compile: torch.compile for each block.
@@ -48,7 +48,7 @@ class RunConfig:
     seed: int = 0
     save_every: int = 500
     validate_every: int = 500
-    sample_every: int = 0
+    sample_every: int | None = None
     keep: int = 2
     device: str = "cpu"
     accumulate: int = 1
@@ -61,8 +61,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
         if self.precision not in PRECISIONS:
