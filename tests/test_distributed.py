@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mvar_models.checkpoints import read_state
+from mvar_models.safe_reading import read_state
 from mvar_models.training.run_folder import RunFolder
 
 from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mvar_models import MVAR
-from mvar_models.checkpoints import read_state
+from mvar_models.safe_reading import read_state
 from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
 

@@ -15,7 +15,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from mvar_models.checkpoints import read_state, save_safetensors
+from mvar_models.checkpoints import save_safetensors
+from mvar_models.safe_reading import read_state
 from mvar_models.training.ema import WeightAverage
 
 WEIGHTS = "model.safetensors"
