@@ -21,7 +21,8 @@ from mvar_models.environment import environment
 from mvar_models.extras import require
 from mvar_models.mvar import MVAR
 from mvar_models.training.commands import cached_tokens, train_transformer, transformer_run
-from mvar_models.training.data import Digits, split
+from mvar_models.training.data import split
+from mvar_models.training.digits import Digits
 from mvar_models.training.recipe import TransformerRun
 from mvar_models.training.tokens import TokenSet
 from mvar_models.training.transformer_task import TransformerTask

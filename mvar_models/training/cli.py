@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mvar_models.cli_support import clear_errors, default_device
+from mvar_models.training.tokenize_cli import tokenize
 
 # Of the released fine-tuning; from scratch it was 300.
 _FINETUNE_EPOCHS = 80.0
@@ -17,7 +18,7 @@ _FINETUNE_EPOCHS = 80.0
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every kind of training. Defaults live in the run's dataclass, so that only what was given is passed on."""
     options = [
-        click.option("--data", default=None, help="'digits', or a folder with one folder of pictures per class."),
+        click.option("--data", default=None, help="'digits', a folder of pictures or codes, a .parquet file, or org/name of a Hugging Face dataset."),
         click.option("--out", default=None, help="Run folder to make."),
         click.option("--resume", default=None, metavar="RUN", help="Go on with this run; takes no other option but --device."),
         click.option("--steps", type=int, default=None, help="Optimizer steps."),
@@ -97,12 +98,18 @@ def finetune(**options: Any) -> None:
 
 
 @click.command("train-vqvae")
+@click.option("--model", "init", default=None, help="VQVAE to go on with, whose shape is kept: zoo name, folder, file or Hub id.")
 @click.option("--vocab-size", type=int, default=None, help="Codes.")
 @click.option("--z-channels", type=int, default=None, help="Length of a code.")
 @click.option("--channels", type=int, default=None, help="Width of the finest level.")
 @click.option("--blocks-per-level", type=int, default=None)
 @click.option("--channel-multipliers", default=None, help="Width of each level over --channels, finest first: 1,1,1.")
 @click.option("--sides", default=None, help="Grid side of each scale, coarse to fine: 1,2,3,4,6,8.")
+@click.option("--commitment", type=float, default=None, help="Weight of the encoder's pull towards its codes, 0.25.")
+@click.option("--perceptual", type=float, default=None, help="Weight of LPIPS; needs pip install 'mvar[perceptual]'. Default: 0, without.")
+@click.option("--adversarial", type=float, default=None, help="Weight of a patch discriminator's loss. Default: 0, without.")
+@click.option("--adversarial-start", type=int, default=None, help="First step of the discriminator. Default: the middle of the run.")
+@click.option("--sample-every", type=int, default=None, help="Steps between pictures of reconstructions, 500; 0 is only at the end.")
 @_run_options
 @clear_errors
 def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: Any) -> None:
@@ -111,6 +118,9 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
 
     options["channel_multipliers"] = _numbers(channel_multipliers, "--channel-multipliers")
     options["sides"] = _numbers(sides, "--sides")
+    shape = [name for name in _VQVAE_SHAPE if options["init"] and options[name] is not None]
+    if shape:
+        raise click.UsageError(f"--model has its own shape; leave out {', '.join(_flag(name) for name in shape)}")
     run = _resolve(options, commands.vqvae_run)
     with _progress_bar(run) as report:
         results = commands.train_vqvae(run, report)
@@ -145,6 +155,9 @@ def _resolve(options: dict[str, Any], make: Callable[..., Any]) -> Any:
     if ("steps" in given) == ("epochs" in given):
         raise click.UsageError("give one of --steps and --epochs")
     return make(device=device, **given)
+
+
+_VQVAE_SHAPE = ("vocab_size", "z_channels", "channels", "blocks_per_level", "channel_multipliers", "sides")
 
 
 def _flag(name: str) -> str:
@@ -193,4 +206,4 @@ _SHOWN = {
     "memory_gb": "GB",
 }
 
-COMMANDS = (train, finetune, train_vqvae)
+COMMANDS = (train, finetune, train_vqvae, tokenize)

@@ -15,7 +15,8 @@ from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.tokens import TokenSet, tokenize
+from mvar_models.training.token_cache import TokenFolder
+from mvar_models.training.tokens import TokenSet, check_classes, tokenize
 from mvar_models.training.transformer_task import TransformerTask, build_model
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
 from mvar_models.vqvae import VQVAE
@@ -37,7 +38,7 @@ def transformer_run(*, resume: str | None = None, epochs: float | None = None, d
     """
     if resume is not None:
         return _resumed(resume, TransformerRun, device)
-    given.setdefault("vqvae", _DIGITS_VQVAE if given["data"] == DIGITS else _DEFAULT_VQVAE)
+    given.setdefault("vqvae", default_vqvae(given["data"]))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
@@ -77,10 +78,25 @@ def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
     return max(1, math.ceil(epochs * len(train) / batch_size))
 
 
+def default_vqvae(data: str) -> str:
+    """The zoo's VQVAE for pictures of that kind."""
+    return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
+
+
 def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> tuple[TokenSet, TokenSet]:
-    """Codes of the training pictures, with variants, and of the held-out ones as they are."""
-    train, val = split(source)
-    return tokenize(vqvae, source, train, copies=copies, seed=seed), tokenize(vqvae, source, val)
+    """Codes of the training pictures, with variants, and of the held-out ones as they are; from disk where `mvar tokenize` made them.
+
+    A folder of codes is used with all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
+    """
+    if isinstance(source, TokenFolder):
+        if copies > source.copies:
+            raise ValueError(f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies")
+        return source.token_sets(vqvae)
+    which_train, which_val = split(source)
+    train = tokenize(vqvae, source, which_train, copies=copies, seed=seed)
+    check_classes(source, train.labels)
+    val = tokenize(vqvae, source, which_val)
+    return train, val if len(val) else train
 
 
 def train_transformer(run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None) -> dict[str, Any]:
@@ -100,6 +116,8 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     assert isinstance(config, VQVAERun)
     model = build_vqvae(config)
     source = open_source(config.data, model.config.resolution)
+    if isinstance(source, TokenFolder):
+        raise ValueError(f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})")
     train, val = split(source)
     return _fit(VQVAETask(model, source, train, val, config), run, report)
 

@@ -124,10 +124,12 @@ class TransformerRun(RunConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VQVAERun(RunConfig):
-    """A VQVAE from nothing.
+    """A VQVAE from nothing, or from a checkpoint (`init`), whose shape then counts in place of the one given here.
 
     commitment: weight of the encoder's pull towards its codes. restart_below: a code whose moving share of a scale-averaged draw falls
-    below this fraction of the uniform share is put on a random residual of the batch.
+    below this fraction of the uniform share is put on a random residual of the batch. perceptual: weight of LPIPS; 0 is without.
+    adversarial: weight of the adversarial loss, over the balance of gradients; 0 is without. adversarial_start: its first step; None is the
+    middle of the run. sample_every: steps between pictures of reconstructions; 0 is only at the end.
     """
 
     kind: ClassVar[str] = "vqvae"
@@ -141,11 +143,20 @@ class VQVAERun(RunConfig):
     num_residual_convolutions: int = 4
     commitment: float = 0.25
     restart_below: float = 0.05
+    init: str | None = None
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_start: int | None = None
+    sample_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "sides", tuple(self.sides))
+        for name in ("commitment", "perceptual", "adversarial", "adversarial_start", "sample_every"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "channel_multipliers": list(self.channel_multipliers), "sides": list(self.sides)}
