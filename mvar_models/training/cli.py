@@ -80,6 +80,7 @@ def train(**options: Any) -> None:
 
 @click.command()
 @click.option("--model", "init", default=None, help="VAR to turn into an MVAR, or an MVAR to go on with: zoo name, folder, file or Hub id.")
+@click.option("--arch", type=click.Choice(["var", "mvar"]), default=None, help="What to end with, mvar; var trains a VAR further as it is.")
 @_transformer_options
 @_run_options
 @clear_errors
@@ -91,7 +92,7 @@ def finetune(**options: Any) -> None:
     if not options["resume"] and not options["init"]:
         raise click.UsageError("--model is missing: what should be fine-tuned?")
     if not options["resume"]:
-        options["arch"] = "mvar"
+        options["arch"] = options["arch"] or "mvar"
         if options["steps"] is None and options["epochs"] is None:
             options["epochs"] = _FINETUNE_EPOCHS
     _train_transformer(options)
