@@ -14,7 +14,7 @@ from mvar_models.safe_reading import read_state
 from mvar_models.training.run_folder import RunFolder
 
 from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
-from training_cases import CASES, SHARED, new_loop, save_at_step_2
+from training_cases import CASES, SHARED, new_loop, new_vqvae_loop, save_at_step_2
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -64,6 +64,20 @@ def test_two_processes_train_as_one(two_processes, tmp_path, name):
     moved = max((new - old).abs().max().item() for new, old in zip(loop.task.model.parameters(), before))
     assert moved > 5e-3, "the comparison is empty unless the weights move"
     assert_same_training(loop.run, RunFolder(two_processes / name))
+
+
+def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path):
+    """Also the count of codes' use and the restart of dead codes, which look at the whole batch."""
+    loop = new_vqvae_loop(tmp_path / "one")
+    loop.fit()
+    one, two = loop.run, RunFolder(two_processes / "vqvae")
+    for expected, actual in zip(one.metrics(), two.metrics(), strict=True):
+        for name in ("loss", "grad_norm", "val_psnr", "codes_used"):
+            if name in expected:
+                assert actual[name] == pytest.approx(expected[name], rel=1e-4), f"{name} of step {expected['step']}"
+    first, second = (read_state(run.model / "model.safetensors") for run in (one, two))
+    assert (first["quantizer.codebook.weight"] - second["quantizer.codebook.weight"]).abs().max() < 1e-3
+    assert torch.allclose(first["quantizer.code_usage"], second["quantizer.code_usage"], atol=1e-5)
 
 
 def test_shards_agree_on_fp16_overflow(two_processes):

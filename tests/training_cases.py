@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mvar_models.training.data import split
+from mvar_models.training.digits import Digits
 from mvar_models.training.distributed import Processes
 from mvar_models.training.loop import Loop
-from mvar_models.training.recipe import TransformerRun
+from mvar_models.training.recipe import TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.tokens import TokenSet
 from mvar_models.training.transformer_task import TransformerTask
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
 
 from tiny_models import tiny_mvar, tiny_vqvae
 
@@ -47,6 +50,16 @@ def new_loop(folder, processes=None, report=None, **settings):
     return loop
 
 
+def new_vqvae_loop(folder, processes=None):
+    """A small VQVAE of the digits, long enough for dead codes to be put to work once (step 21)."""
+    processes = processes or Processes.start("cpu")
+    config = VQVAERun(data="digits", out=str(folder), steps=22, batch_size=7, lr=1e-4, vocab_size=32, z_channels=4, sides=(1, 2, 4))
+    run = processes.on_first(lambda: RunFolder.create(config))
+    source = Digits(16)
+    train, val = split(source)
+    return Loop(VQVAETask(build_vqvae(config), source, train, val[:40], config), config, run, None, processes)
+
+
 def save_at_step_2(folder):
     loop = new_loop(folder, **SHARED)
     for index in range(2):
@@ -68,6 +81,7 @@ def main(out: Path) -> None:
             assert held < 0.6 * sum(parameter.numel() for parameter in loop.task.model.parameters()), "each process should hold its share"
         loop.fit()
     new_loop(out / "fp16", **FP16).fit()
+    new_vqvae_loop(out / "vqvae").fit()
     save_at_step_2(out / "two_to_one")
     new_loop(out / "one_to_two", **SHARED).fit()
     torch.distributed.destroy_process_group()
