@@ -1,10 +1,11 @@
-"""Checkpoint files: finding, safe reading, strict loading, atomic writing.
+"""Checkpoint files: finding, strict loading, atomic writing. Loading is always strict; what is wrong is said in one line.
 
-Nothing read here can run code: safetensors, or `torch.load(weights_only=True)`. Loading is always strict; what is wrong is said in one line.
+Reading, which nothing from a file can make run code, is in `safe_reading`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,26 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvar_models import imagenet, official
 from mvar_models.config import CONFIG_NAME, Config, TransformerConfig, read_config
+from mvar_models.safe_reading import read
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
-# Where the released training programs and wrappers keep the model inside a larger dictionary.
-_NESTED = ("mvar_wo_ddp", "var_wo_ddp", "trainer", "state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A weights file on this disk, and its config.json if it has one."""
+    """A weights file on this disk, and its config.json if it has one. From the zoo: configuration values the file cannot carry, and the depth
+    that the name promises."""
 
     weights: Path
     config: Path | None
     preset: Mapping[str, Any] | None = None
+    depth: int | None = None
 
 
 def locate(name: str | os.PathLike[str], model_type: str, subfolder: str = "", **hub_options: Any) -> Source:
@@ -48,7 +50,10 @@ def locate(name: str | os.PathLike[str], model_type: str, subfolder: str = "", *
         return _in_folder(path / subfolder)
     if path.is_file():
         config = path.parent / CONFIG_NAME
-        return Source(path, config if path.suffix == ".safetensors" and config.is_file() else None)
+        if path.suffix == ".safetensors" and config.is_file():
+            return Source(path, config)
+        released = zoo.of_file(path.name, model_type)
+        return Source(path, None, released.preset if released else None)
     if zoo.looks_like_hub_id(str(name)):
         return zoo.fetch_repository(str(name), subfolder=subfolder, **hub_options)
     raise FileNotFoundError(
@@ -59,7 +64,9 @@ def locate(name: str | os.PathLike[str], model_type: str, subfolder: str = "", *
 def _in_folder(folder: Path) -> Source:
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; a checkpoint folder is what save_pretrained writes")
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin"))
+        hint = f"it holds {', '.join(others[:4])}: name the file itself" if others else "a checkpoint folder is what save_pretrained writes"
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; {hint}")
     config = folder / CONFIG_NAME
     if not config.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME} beside {WEIGHTS_NAME}")
@@ -68,7 +75,9 @@ def _in_folder(folder: Path) -> Source:
 
 def load(source: Source, config_class: type[Config]) -> tuple[Config, dict[str, Tensor]]:
     """Configuration and tensors; official layouts come back under their own names."""
-    state = read_state(source.weights)
+    asked = config_class.model_type
+    contents = read(source.weights, asked)
+    state = contents.state
     if source.config is not None:
         values = read_config(source.config)
         return config_class.from_dict(values, str(source.config)), state
@@ -78,73 +87,14 @@ def load(source: Source, config_class: type[Config]) -> tuple[Config, dict[str, 
         config = official.infer_config(state, config_class)
     except ValueError as error:
         raise ValueError(f"{source.weights}: {error}") from None
-    if isinstance(config, TransformerConfig) and config.num_classes == imagenet.NUM_CLASSES:
-        config = config.replace(class_names=imagenet.class_names())  # every released transformer's classes are ImageNet's
+    if isinstance(config, TransformerConfig):
+        if source.depth is not None and config.depth != source.depth:
+            logger.warning("%s is a VAR or MVAR of depth %d, its name in the zoo says %d", source.weights, config.depth, source.depth)
+        if contents.kind not in (None, asked):
+            logger.warning("%s was written as a %s and is read as a %s", source.weights, contents.kind.upper(), asked.upper())
+        if config.num_classes == imagenet.NUM_CLASSES:
+            config = config.replace(class_names=imagenet.class_names())  # every released transformer's classes are ImageNet's
     return config.replace(**(source.preset or {})), state
-
-
-def released_kind(path: Path) -> str | None:
-    """"var" or "mvar" where a released program's file says so itself; a bare state dict, alike for both, gives None."""
-    values = _read(path)
-    while isinstance(values, dict):
-        for kind in ("mvar", "var"):
-            if f"{kind}_wo_ddp" in values:
-                return kind
-        values = next((values[key] for key in _NESTED if isinstance(values.get(key), dict)), None)
-    return None
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without wrappers and prefixes; mapped, not copied, into memory."""
-    return _unwrap(_read(path), path)
-
-
-def _read(path: Path) -> Any:
-    _refuse_impostors(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); download or copy it again") from None
-    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors alike
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint without running code from it ({reason})") from None
-
-
-def _refuse_impostors(path: Path) -> None:
-    """What failed downloads leave behind."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise ValueError(f"{path} is empty; download or copy it again")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path} is a web page, probably an error message saved in a checkpoint's place; download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; run `git lfs pull` or download it from the Hub")
-
-
-def _unwrap(values: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(values, dict) and not _is_state(values):
-        inner = next((values[key] for key in _NESTED if isinstance(values.get(key), dict)), None)
-        if inner is None and "param_groups" in values:
-            raise ValueError(f"{path} holds an optimizer's state without a model; take the checkpoint that was written beside it")
-        if inner is None:
-            raise ValueError(f"{path} holds no model: its entries are {', '.join(map(str, list(values)[:8])) or 'none'}")
-        values = inner
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
-    return {_strip_prefixes(name): value for name, value in values.items()}
-
-
-def _is_state(values: dict[Any, Any]) -> bool:
-    return bool(values) and all(isinstance(value, Tensor) for value in values.values())
-
-
-def _strip_prefixes(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def assign(model: nn.Module, state: dict[str, Tensor], dtype: torch.dtype, device: torch.device, where: str) -> None:
@@ -177,10 +127,10 @@ def _check_names(model: nn.Module, expected: Mapping[str, Tensor], state: Mappin
     if not missing and not unexpected:
         return
     seems = _what_is_it(state)
-    asked = type(model).__name__
+    asked = f"{type(model).__name__} of depth {model.config.depth}" if isinstance(model.config, TransformerConfig) else type(model).__name__
     parts = [f"{len(missing)} entries missing ({', '.join(missing[:3])}, ...)"] if missing else []
     parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}, ...)"] if unexpected else []
-    raise ValueError(f"{where} seems to be {seems}, not this {asked}: {'; '.join(parts)}")
+    raise ValueError(f"{where} seems to be {seems}; you asked for a {asked}: {'; '.join(parts)}")
 
 
 def _what_is_it(state: Mapping[str, Tensor]) -> str:

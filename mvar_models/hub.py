@@ -24,7 +24,7 @@ def push_to_hub(
     model: PretrainedModel | Pipeline,
     repository: str,
     *,
-    licence: str = "other",
+    license: str = "other",
     base_model: str | None = None,
     private: bool = False,
     token: str | bool | None = None,
@@ -34,7 +34,7 @@ def push_to_hub(
     """Upload a model, or a pipeline with its VQVAE, as org/name; `from_pretrained("org/name")` then loads it.
 
     Args:
-        licence: of the weights, as the Hub writes it ("mit", "apache-2.0", ...).
+        license: of the weights, as the Hub writes it ("mit", "apache-2.0", ...).
         base_model: Hub id of what was fine-tuned.
         private, token, revision, message: as in `huggingface_hub`.
 
@@ -51,7 +51,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder)
-        write_text(folder / "README.md", model_card(model, repository, licence, base_model))
+        write_text(folder / "README.md", model_card(model, repository, license, base_model))
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, revision=revision))
@@ -60,13 +60,13 @@ def push_to_hub(
             raise PermissionError(f"the Hub refused {repository}: {reason} (log in with `hf auth login`, or pass token=)") from None
 
 
-def model_card(model: PretrainedModel | Pipeline, repository: str, licence: str = "other", base_model: str | None = None) -> str:
+def model_card(model: PretrainedModel | Pipeline, repository: str, license: str = "other", base_model: str | None = None) -> str:
     """README.md of a Hub repository: metadata, what the model is, its sampling preset, and usage that runs as it stands."""
     from mvar_models.pipeline import Pipeline
 
     network = model.model if isinstance(model, Pipeline) else model
     config = network.config
-    lines = ["---", "library_name: mvar", f"license: {licence}"]
+    lines = ["---", "library_name: mvar", f"license: {license}"]
     lines += [f"base_model: {base_model}"] if base_model else []
     lines += ["pipeline_tag: unconditional-image-generation"] if config.model_type != "vqvae" else []
     lines += ["tags:", f"- {config.model_type}", "- visual-autoregressive", "- image-generation", "---", "", f"# {repository}", ""]

@@ -2,15 +2,16 @@
 
 Picture i has label i // per_class and seed `seed` + i, and pictures are drawn in batches that depend on i alone. So any number of processes
 gives the same file: process r of n draws every n-th part, parts appear complete or not at all, and whoever finds all of them joins them. A
-stopped run goes on where it was.
+stopped run goes on where it was, and a finished one has nothing to do.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from mvar_models.claims import claim
 from mvar_models.pipeline import Pipeline
 
 _SETTINGS = "settings.json"
-_JOINING = "joining"
 
 
 def write_npz(
@@ -33,7 +33,7 @@ def write_npz(
     batch_size: int = 32,
     rank: int = 0,
     world_size: int = 1,
-    name: str = "",
+    checkpoint: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> bool:
@@ -43,7 +43,7 @@ def write_npz(
         per_class: pictures of each class, in the order of the labels.
         batch_size: pictures drawn at a time, which is also a part; another value is another run.
         rank, world_size: which process of how many this is.
-        name: of the model; a folder of parts made with another one is refused.
+        checkpoint: what the pipeline was loaded from; a folder of parts made with another one is refused.
         report: called with pictures done by this process and its share.
         options: as for the pipeline's call.
 
@@ -51,16 +51,18 @@ def write_npz(
         Whether the file is complete now; False where other processes are not done yet.
 
     Raises:
-        FileExistsError: the file exists already.
+        FileExistsError: the file exists already, made with other settings.
         ValueError: the folder of parts belongs to other settings.
     """
     file = Path(file)
-    if file.exists():
-        raise FileExistsError(f"{file} exists already; remove it or choose another name")
     if per_class < 1:
         raise ValueError(f"per_class must be at least 1, got {per_class}")
     total = pipeline.model.config.num_classes * per_class
-    settings = {"model": name, "per_class": per_class, "seed": seed, "batch_size": batch_size, "pictures": total, **options}
+    settings = {**(checkpoint or {}), "per_class": per_class, "seed": seed, "batch_size": batch_size, "pictures": total, **options}
+    if file.exists():
+        if _settings_of(file) == settings:
+            return True
+        raise FileExistsError(f"{file} exists already and was made with other settings; remove it or choose another name")
     parts = file.with_name(file.name + ".parts")
     claim(parts / _SETTINGS, settings, "pictures")
     starts = range(0, total, batch_size)
@@ -77,44 +79,33 @@ def write_npz(
             report(done + 1, len(mine))
     if not all(_part(parts, start).exists() for start in starts):
         return file.exists()
-    return _join(file, parts, [_part(parts, start) for start in starts], total, pipeline.vqvae.config.resolution)
+    return _join(file, parts, [_part(parts, start) for start in starts], settings, pipeline.vqvae.config.resolution)
 
 
 def _part(parts: Path, start: int) -> Path:
     return parts / f"{start:08d}.npy"
 
 
-def _join(file: Path, parts: Path, pieces: list[Path], total: int, side: int) -> bool:
-    """One process joins; the marker left by one that was killed while joining has no living owner and is taken over."""
+def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any], side: int) -> bool:
+    """Two processes that both find all parts write the same file; the one that is late finds the parts removed."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (settings["pictures"], side, side, 3)}
     try:
-        handle = os.open(parts / _JOINING, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        owner = (parts / _JOINING).read_text(encoding="utf-8").strip()
-        if owner.isdigit() and _alive(int(owner)):
-            return False
-        handle = os.open(parts / _JOINING, os.O_WRONLY | os.O_TRUNC)
-    except FileNotFoundError:  # another process has joined them and removed the folder
+        with replacing(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            archive.comment = json.dumps(settings).encode()
+            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, header)
+                for piece in pieces:
+                    entry.write(np.load(piece, allow_pickle=False).tobytes())
+    except FileNotFoundError:
         return file.exists()
-    os.write(handle, str(os.getpid()).encode())
-    os.close(handle)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total, side, side, 3)}
-    with (
-        replacing(file) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as entry,
-    ):
-        np.lib.format.write_array_header_1_0(entry, header)
-        for piece in pieces:
-            entry.write(np.load(piece, allow_pickle=False).tobytes())
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)
     return True
 
 
-def _alive(process: int) -> bool:
+def _settings_of(file: Path) -> dict[str, Any] | None:
+    """What a finished file was made with; it stands in the comment of its archive."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.comment)
+    except (zipfile.BadZipFile, ValueError):
+        return None

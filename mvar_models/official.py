@@ -5,6 +5,7 @@ One function says what an entry of ours is called there; everything else is read
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -151,10 +152,7 @@ def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
 
 def _infer_transformer(state: Mapping[str, Tensor], config_class: type[Config]) -> Config:
     classes, width = state["class_emb.weight"].shape
-    length = state["pos_1LC"].shape[1]
-    sides = next((s for s in (SIDES_256, SIDES_512, SIDES_1024) if sum(n * n for n in s) == length), None)
-    if sides is None:
-        raise ValueError(f"{length} tokens belong to none of the released resolutions (256, 512, 1024 px)")
+    sides = _sides_of_tokens(state)
     depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
     cosine = "blocks.0.attn.scale_mul_1H11" in state
     return config_class(
@@ -168,13 +166,28 @@ def _infer_transformer(state: Mapping[str, Tensor], config_class: type[Config]) 
         sides=sides,
         shared_adaln="shared_ada_lin.1.weight" in state,
         cosine_attention=cosine,
-        **({"dense_scales": min(_DENSE_SCALES[sides], len(sides))} if issubclass(config_class, MVARConfig) else {}),
+        **({"dense_scales": _DENSE_SCALES.get(sides, sum(side <= 9 for side in sides))} if issubclass(config_class, MVARConfig) else {}),
     )
 
 
-# 256 px: released; 512 px: the paper's appendix by a secondary source; 1024 px: the scales up to 9 a side, by analogy. No weights exist
-# for the latter two.
-_DENSE_SCALES = {SIDES_256: 8, SIDES_512: 6, SIDES_1024: 7}
+# 256 px: released; 512 px: the paper's appendix by a secondary source; elsewhere the scales up to 9 a side, by analogy. No weights exist for
+# any but the first.
+_DENSE_SCALES = {SIDES_256: 8, SIDES_512: 6}
+
+
+def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Of the buffer that gives the scale of each token, where it is there; else of the number of tokens."""
+    length = state["pos_1LC"].shape[1]
+    levels = state.get("lvl_1L")
+    if levels is not None and not levels.is_meta and levels.numel() == length:
+        counts = torch.bincount(levels.flatten().long()).tolist()
+        sides = tuple(math.isqrt(count) for count in counts)
+        if all(side * side == count for side, count in zip(sides, counts)):
+            return sides
+    for sides in (SIDES_256, SIDES_512, SIDES_1024):
+        if sum(side * side for side in sides) == length:
+            return sides
+    raise ValueError(f"{length} tokens belong to none of the released resolutions (256, 512, 1024 px), and lvl_1L, which would tell, is missing")
 
 
 def _sides_of_count(count: int) -> tuple[int, ...]:

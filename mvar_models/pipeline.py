@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from mvar_models import checkpoints
-from mvar_models.config import CONFIG_NAME, read_config
+from mvar_models.config import CONFIG_NAME, SIDES_256, SIDES_512, SIDES_1024, read_config
 from mvar_models.generation import check_filters, sample
 from mvar_models.mvar import MVAR
+from mvar_models.safe_reading import read
 from mvar_models.transformer import ScaleTransformer
 from mvar_models.var import VAR
 from mvar_models.vqvae import VQVAE
@@ -26,6 +27,7 @@ VQVAE_FOLDER = "vqvae"
 _RELEASED_VQVAE = "vae-ch160v4096z32"
 # Pixels decoded at a time: four pictures of 256 px. The released decoder holds about 0.3 GB for each in float32.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
+_RELEASED_SIDES = (SIDES_256, SIDES_512, SIDES_1024)
 _OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -59,18 +61,12 @@ class Pipeline:
             options: as for the model's `from_pretrained`.
         """
         model = cls.model_class.from_pretrained(name, **options)
-        if isinstance(vqvae, VQVAE):
-            return cls(model, vqvae)
-        options.pop("num_classes", None)
-        if vqvae is None and model.config.vqvae is None:
-            if Path(name).is_dir() and not (Path(name) / VQVAE_FOLDER).is_dir():
-                raise ValueError(f"{name} does not say which VQVAE its codes belong to; pass vqvae=")
-            if Path(name).is_file():
-                vqvae = _RELEASED_VQVAE  # a released program's file cannot say so, and there is one such VQVAE
-            else:
-                return cls(model, VQVAE.from_pretrained(name, subfolder=VQVAE_FOLDER, **options))
-        options.pop("revision", None)  # a revision pins the model's repository, not the VQVAE's
-        return cls(model, VQVAE.from_pretrained(vqvae or model.config.vqvae, **options))
+        if not isinstance(vqvae, VQVAE):
+            options.pop("num_classes", None)
+            vqvae = _load_vqvae(name, vqvae or model.config.vqvae, options)
+        if vqvae.config.sides != model.config.sides and vqvae.config.sides in _RELEASED_SIDES:
+            vqvae.set_sides(model.config.sides)  # a released VQVAE's weights serve every resolution, and its file names none
+        return cls(model, vqvae)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder gives the same pictures."""
@@ -126,6 +122,7 @@ class Pipeline:
         more_smooth: bool = False,
         output_type: str = "pil",
         batch_size: int = 32,
+        batch_invariant: bool | None = None,
         on_scale: Callable[[int, Tensor], None] | None = None,
         return_scales: bool = False,
         progress: bool = False,
@@ -134,11 +131,14 @@ class Pipeline:
 
         Args:
             labels: class numbers or names.
-            seed: an int, picture i then takes seed + i; or one int per picture. The picture of a seed and label does not depend on the rest.
+            seed: an int, picture i then takes seed + i; or one int per picture. The random numbers of a picture depend on its seed alone.
             guidance_scale, top_k, top_p: default to the checkpoint's preset; see `generation.sample`.
             more_smooth: mixed codes, for nicer pictures; not for metrics.
             output_type: "pil"; "np", (B, R, R, 3) uint8; "pt", (B, 3, R, R) float32 in [0, 1] on the model's device.
             batch_size: pictures drawn at a time, which bounds memory.
+            batch_invariant: compute every picture by itself, so that its bits do not depend on the others. In a batch, matrix products round
+                differently by its size, and now and then a pixel or a code falls the other way. Default: on a CPU, where it costs little for
+                models of some size.
             on_scale: called with the scale and f_hat after each scale of each batch.
             return_scales: also return what the picture was after each scale: a list with one entry per scale, each like the first result. It
                 decodes every scale of every picture.
@@ -168,9 +168,11 @@ class Pipeline:
         scales = len(config.sides)
         results: list[list[Any]] = [[] for _ in range(scales if return_scales else 1)]
         bar = _bar(len(numbers) * scales) if progress else None
-        for start in range(0, len(numbers), batch_size):
-            chosen = torch.tensor(numbers[start : start + batch_size], device=self.model.device)
-            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
+        alone = self.model.device.type == "cpu" if batch_invariant is None else batch_invariant
+        at_a_time = 1 if alone else batch_size
+        for start in range(0, len(numbers), at_a_time):
+            chosen = torch.tensor(numbers[start : start + at_a_time], device=self.model.device)
+            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + at_a_time]]
 
             def after_scale(scale: int, f_hat: Tensor, count: int = len(chosen)) -> None:
                 if return_scales and scale < scales - 1:
@@ -211,6 +213,19 @@ class Pipeline:
             return torch.cat(parts) if parts else torch.empty(0, 3, side, side, device=self.model.device)
         array = np.concatenate(parts) if parts else np.empty((0, side, side, 3), dtype=np.uint8)
         return array if output_type == "np" else [Image.fromarray(picture) for picture in array]
+
+
+def _load_vqvae(checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str] | None, options: dict[str, Any]) -> VQVAE:
+    """The VQVAE of that name, or the one that belongs to a checkpoint which names none."""
+    path = Path(checkpoint)
+    if vqvae is None and path.is_dir() and not (path / VQVAE_FOLDER).is_dir():
+        raise ValueError(f"{checkpoint} does not say which VQVAE its codes belong to; pass vqvae=")
+    if vqvae is None and path.is_file():  # a released program's: beside the transformer, else there is one such VQVAE
+        vqvae = path if path.suffix != ".safetensors" and read(path).has_vqvae else _RELEASED_VQVAE
+    if vqvae is None:
+        return VQVAE.from_pretrained(checkpoint, subfolder=VQVAE_FOLDER, **options)
+    # A revision pins the model's repository, not the VQVAE's.
+    return VQVAE.from_pretrained(vqvae, **{key: value for key, value in options.items() if key != "revision"})
 
 
 def _bar(total: int) -> Any:
@@ -262,7 +277,7 @@ def kind_of(name: str | os.PathLike[str], arch: str | None = None, **options: An
     else:
         hub_options = {key: options[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in options}
         source = checkpoints.locate(name, MVAR.config_class.model_type, **hub_options)
-        kind = read_config(source.config).get("model_type") if source.config else (arch or checkpoints.released_kind(source.weights))
+        kind = read_config(source.config).get("model_type") if source.config else (arch or read(source.weights).kind)
     if kind is None:
         raise ValueError(f"{name} does not say whether it is a VAR or an MVAR: without {CONFIG_NAME} both look alike; pass arch='var' or 'mvar'")
     if kind not in _PIPELINES:

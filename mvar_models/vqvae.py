@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,16 @@ class VQVAE(PretrainedModel):
         self.quantizer = MultiScaleQuantizer(self.config)
         self.post_quant_conv = nn.Conv2d(z, z, kernel_size=3, padding=1)
         self.decoder = Decoder(self.config)
+
+    def set_sides(self, sides: Sequence[int]) -> None:
+        """Take another pyramid with the same weights: the released VQVAE serves 256, 512 and 1024 px. Usage counts of codes start anew where
+        the number of scales changes."""
+        self.config = self.config.replace(sides=tuple(sides), residual_convolution_of_scale=None)
+        old = self.quantizer.code_usage
+        self.quantizer.sides = self.config.sides
+        self.quantizer.convolution_of_scale = self.config.residual_convolution_of_scale
+        if old.shape[0] != len(self.config.sides):
+            self.quantizer.code_usage = old.new_zeros(len(self.config.sides), old.shape[1])
 
     def latents(self, images: Tensor) -> Tensor:
         """Images -> continuous latents, before quantization."""

@@ -20,8 +20,9 @@ _EMBEDDED = "embedded"
 class Entry:
     """One checkpoint. `repository` is a Hub id, or "embedded" for weights inside this package; `file` is a file there, or a folder.
 
-    preset: configuration values that a released file cannot carry (sampling preset, VQVAE, sides). fid: as published for 50,000 pictures, by
-    `source`; never measured here. parameters: rounded; what a model itself counts is `num_parameters()`.
+    revision: branch, tag or commit taken where the caller names none. preset: configuration values that a released file cannot carry (sampling
+    preset, VQVAE, sides). scores: as published by `source` for 50,000 pictures; never measured here. parameters: rounded; what a model itself
+    counts is `num_parameters()`. depth: of a transformer; a file of another depth under this name is warned of.
     """
 
     name: str
@@ -33,40 +34,45 @@ class Entry:
     parameters: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
-    fid: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    depth: int | None = None
+    revision: str = "main"
 
 
 _VAE = "vae-ch160v4096z32"
 _VAR_SAMPLING = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96, "vqvae": _VAE}
+_VAR_PAGE, _MVAR_PAGE = "github.com/FoundationVision/VAR", "huggingface.co/CVLUESTC/MVAR"
 
 
-def _var(name: str, file: str, parameters: str, fid: float, resolution: int = 256, **extra: Any) -> Entry:
-    preset = {**_VAR_SAMPLING, **extra}
-    return Entry(name, "var", "FoundationVision/var", file, "MIT", resolution, parameters, preset, "github.com/FoundationVision/VAR", fid)
+def _var(depth: int, parameters: str, fid: float, resolution: int = 256, **extra: Any) -> Entry:
+    preset, scores = {**_VAR_SAMPLING, **extra}, {"FID": fid}
+    file = f"var_d{depth}.pth"
+    return Entry(f"var-d{depth}", "var", "FoundationVision/var", file, "MIT", resolution, parameters, preset, _VAR_PAGE, scores, depth)
 
 
-def _mvar(name: str, file: str, parameters: str, fid: float, guidance_scale: float, top_k: int, top_p: float) -> Entry:
-    preset = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "vqvae": _VAE}
-    return Entry(name, "mvar", "CVLUESTC/MVAR", file, "see its page", 256, parameters, preset, "huggingface.co/CVLUESTC/MVAR", fid)
+def _mvar(name: str, file: str, parameters: str, fid: float, inception_score: float, sampling: tuple[float, int, float]) -> Entry:
+    preset = {**dict(zip(("guidance_scale", "top_k", "top_p"), sampling)), "vqvae": _VAE}
+    scores, depth = {"FID": fid, "IS": inception_score}, int(re.search(r"d(\d+)", name)[1])  # type: ignore[index]
+    return Entry(name, "mvar", "CVLUESTC/MVAR", file, "see its page", 256, parameters, preset, _MVAR_PAGE, scores, depth)
 
 
 def _digits(name: str, model_type: str, parameters: str) -> Entry:
-    return Entry(name, model_type, _EMBEDDED, name, "MIT", 32, parameters, {}, "trained by this project")
+    return Entry(name, model_type, _EMBEDDED, name, "MIT", 32, parameters)
 
 
 _ENTRIES = {
     entry.name: entry
     for entry in (
         Entry(_VAE, "vqvae", "FoundationVision/var", "vae_ch160v4096z32.pth", "MIT", 256, "109 M", {}, "arXiv 2404.02905"),
-        _var("var-d16", "var_d16.pth", "310 M", 3.55),
-        _var("var-d20", "var_d20.pth", "601 M", 2.95),
-        _var("var-d24", "var_d24.pth", "1.03 B", 2.33),
-        _var("var-d30", "var_d30.pth", "2.01 B", 1.97),
-        _var("var-d36", "var_d36.pth", "2.35 B", 2.63, resolution=512, sides=SIDES_512),
-        _mvar("mvar-d16", "mvar-d16.pth", "310 M", 3.01, 2.7, 1200, 0.99),
-        _mvar("mvar-d16-finetuned", "mvar-finetune-d16.pth", "310 M", 3.37, 2.0, 1200, 0.99),
-        _mvar("mvar-d20-finetuned", "mvar-finetune-d20.pth", "601 M", 2.83, 1.5, 900, 0.96),
-        _mvar("mvar-d24-finetuned", "mvar-finetune-d24.pth", "1.03 B", 2.15, 1.4, 900, 0.96),
+        _var(16, "310 M", 3.55),
+        _var(20, "601 M", 2.95),
+        _var(24, "1.03 B", 2.33),
+        _var(30, "2.01 B", 1.97),
+        _var(36, "2.35 B", 2.63, resolution=512, sides=SIDES_512),
+        _mvar("mvar-d16", "mvar-d16.pth", "310 M", 3.01, 285.17, (2.7, 1200, 0.99)),
+        _mvar("mvar-d16-finetuned", "mvar-finetune-d16.pth", "310 M", 3.37, 295.35, (2.0, 1200, 0.99)),
+        _mvar("mvar-d20-finetuned", "mvar-finetune-d20.pth", "601 M", 2.83, 294.31, (1.5, 900, 0.96)),
+        _mvar("mvar-d24-finetuned", "mvar-finetune-d24.pth", "1.03 B", 2.15, 298.85, (1.4, 900, 0.96)),
         _digits("vae-digits", "vqvae", "0.33 M"),
         _digits("var-digits", "var", "0.98 M"),
         _digits("mvar-digits", "mvar", "0.98 M"),
@@ -84,7 +90,12 @@ def find(name: str) -> Entry | None:
     return _ENTRIES.get(name)
 
 
-def fetch(entry: Entry, model_type: str, **hub_options: Any) -> Source:
+def of_file(file: str, model_type: str) -> Entry | None:
+    """The entry whose released file has this name: its preset holds for a copy of the file, too."""
+    return next((entry for entry in _ENTRIES.values() if entry.file == file and entry.model_type == model_type), None)
+
+
+def fetch(entry: Entry, model_type: str, *, revision: str | None = None, **hub_options: Any) -> Source:
     """The entry's files on this disk, downloaded where need be. A VAR may be loaded where an MVAR is asked for only through `from_var`."""
     if entry.model_type != model_type:
         raise ValueError(f"{entry.name} is a {entry.model_type} model, expected {model_type}")
@@ -93,7 +104,8 @@ def fetch(entry: Entry, model_type: str, **hub_options: Any) -> Source:
         if not (folder / WEIGHTS_NAME).is_file():
             raise FileNotFoundError(f"{folder} is missing; this installation came without its weights, install it again")
         return Source(folder / WEIGHTS_NAME, folder / CONFIG_NAME)
-    return Source(_download(entry.repository, entry.file, **hub_options), None, entry.preset)
+    weights = _download(entry.repository, entry.file, revision=revision or entry.revision, **hub_options)
+    return Source(weights, None, entry.preset, entry.depth)
 
 
 def looks_like_hub_id(name: str) -> bool:

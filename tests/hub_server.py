@@ -1,6 +1,12 @@
-"""A server on this machine that speaks as much of the Hub's file protocol as downloads need: HEAD and GET of resolve addresses, with ranges."""
+"""A server on this machine that speaks as much of the Hub's protocol as models need.
 
+Downloads: HEAD and GET of resolve addresses, with ranges. Uploads: making a repository and committing files to it, with the right token.
+"""
+
+import base64
 import hashlib
+import json
+import os
 import re
 import threading
 from contextlib import contextmanager
@@ -8,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "c0ffee" + "0" * 34
+TOKEN = "hf_secret"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -63,6 +70,44 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk)
                 left -= len(chunk)
 
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        path = self.path.split("?")[0]
+        self.server.requests.append((self.command, path, None, self.headers.get("Authorization")))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._json({"error": "Invalid username or password."}, status=401)
+        if path == "/api/repos/create":
+            values = json.loads(body)
+            repository = "/".join(filter(None, (values.get("organization"), values["name"])))
+            (self.server.root / repository).mkdir(parents=True, exist_ok=True)
+            return self._json({"url": f"{self.server.endpoint}/{repository}", "name": repository})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", path):
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            return self._json({"files": files})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/commit/main", path):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    target = self.server.root / match[1] / line["value"]["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(base64.b64decode(line["value"]["content"]))
+            return self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.endpoint}/{match[1]}/commit/{COMMIT}"})
+        return self._json({"error": f"no such address: {path}"}, status=404)
+
+    def _json(self, values, status=200):
+        content = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def do_HEAD(self):
         self._answer(body=False)
 
@@ -82,3 +127,10 @@ def hub(root: Path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def environment(server, cache):
+    """For a process that takes `server` for the Hub, or finds none; the endpoint is read at import."""
+    endpoint = server.endpoint if server else "http://127.0.0.1:9"
+    values = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    return {name: value for name, value in values.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")}

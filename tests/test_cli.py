@@ -14,7 +14,7 @@ def invoke(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["models", "sample", "train", "finetune", "train-vqvae", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["models", "sample", "export", "train", "finetune", "train-vqvae", "doctor", "demo"])
 def test_help(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0 and "Usage" in result.output
@@ -39,9 +39,50 @@ def test_sample_writes_pictures_and_how_to_draw_them_again(tmp_path):
     assert Image.open(tmp_path / "out" / "grid.png").size == (66, 66)
 
 
+def test_samples_json_draws_the_pictures_again(tmp_path):
+    options = ["--labels", "7,three", "--n", 2, "--seed", 5, "--guidance-scale", 2.5, "--top-k", 40, "--more-smooth"]
+    assert invoke("sample", "--model", "mvar-digits", *options, "-o", tmp_path / "a").exit_code == 0
+    result = invoke("sample", "--again", tmp_path / "a" / "samples.json", "-o", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    for path in (tmp_path / "a").glob("0*.png"):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert len(list((tmp_path / "b").glob("0*.png"))) == 4
+    record = json.loads((tmp_path / "b" / "samples.json").read_text())
+    assert record["options"] == {"guidance_scale": 2.5, "top_k": 40, "top_p": 0.96, "more_smooth": True}
+    assert "samples.json" in record["again"] and record["versions"]["torch"]
+
+
+def test_sample_without_labels_takes_every_class_of_a_model_with_few():
+    from mvar_models.cli_sample import _default_labels
+
+    assert _default_labels(3) == [0, 1, 2] and _default_labels(10) == list(range(10))
+    assert _default_labels(1000) == list(range(0, 1000, 100))
+
+
+def test_sample_npz_and_export(tmp_path):
+    arguments = ["sample", "--model", "mvar-digits", "--per-class", 1, "--npz", tmp_path / "fid.npz", "--batch-size", 5]
+    result = invoke(*arguments)
+    assert result.exit_code == 0 and "10 pictures in" in result.output
+    with np.load(tmp_path / "fid.npz") as values:
+        assert values["arr_0"].shape == (10, 32, 32, 3)
+    assert invoke(*arguments).exit_code == 0, "finished: nothing to do"
+    result = invoke(*arguments, "--seed", 1)
+    assert result.exit_code == 1 and "made with other settings" in result.output
+    result = invoke("export", "--model", "mvar-digits", "--out", tmp_path / "mvar.pth")
+    assert result.exit_code == 0 and "parameters in" in result.output
+    result = invoke("export", "--model", "vae-digits", "--out", tmp_path / "vae.pth")
+    assert result.exit_code == 0 and sorted(path.name for path in tmp_path.glob("*.pth")) == ["mvar.pth", "vae.pth"]
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
+        (["sample"], 2, "--model is missing"),
+        (["sample", "--model", "mvar-digits", "--per-class", "2"], 2, "--per-class and --npz go together"),
+        (["sample", "--model", "mvar-digits", "--per-class", "2", "--npz", "x.npz", "--labels", "1"], 2, "leave out --labels"),
+        (["sample", "--again", "samples.json", "--seed", "3", "--top-k", "2"], 2, "leave out --seed, --top-k"),
+        (["sample", "--again", "samples.json"], 1, "No such file"),
+        (["export", "--model", "mvar-digits", "--out", "nowhere/x.pth"], 1, "nowhere is no folder"),
         (["sample", "--model", "mvar-digits", "--labels", "ten"], 1, "unknown label 'ten'"),
         (["sample", "--model", "mvar-digits", "--top-k", "-3"], 1, "top_k must be 0 (off) or a positive number of codes, got -3"),
         (["sample", "--model", "nowhere"], 1, "no model of that name in the zoo"),

@@ -3,13 +3,12 @@
 The Hub is a server on this machine that speaks its file protocol; the released files' names and layouts, at a tiny size.
 """
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from hub_server import hub
+from hub_server import environment, hub
 
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.official import to_official
@@ -43,11 +42,9 @@ def served(tmp_path):
 
 
 def load(server, cache, cls, name, **options):
-    """In a process of its own, as the endpoint is read at import. Returns its output, or its error line."""
-    environment = {**os.environ, "HF_ENDPOINT": server.endpoint if server else "http://127.0.0.1:9", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    for name_of in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        environment.pop(name_of, None)
-    done = subprocess.run([sys.executable, "-c", _LOAD, cls, name, repr(options)], capture_output=True, text=True, env=environment)
+    """In a process of its own. Returns its output, or its error line."""
+    command = [sys.executable, "-c", _LOAD, cls, name, repr(options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(server, cache))
     return done.stdout.split() if done.returncode == 0 else [line for line in done.stderr.splitlines() if line.strip()][-1]
 
 

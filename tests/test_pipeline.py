@@ -35,6 +35,71 @@ def test_names_numbers_seeds_and_batches(pipeline):
     assert len(pipeline([], output_type="np")) == 0
 
 
+@pytest.mark.parametrize("name", ["mvar-digits", "var-digits"])
+def test_the_same_seed_gives_the_same_picture_in_any_batch(name):
+    """To the bit, in float32: batches of 1, 3 and 8, another order, and alone."""
+    pipeline = pipeline_for(name)
+    labels, seeds = [i % 10 for i in range(16)], list(range(100, 116))
+    expected = pipeline(labels, seed=seeds, output_type="pt", batch_size=1)
+    for batch_size in (3, 8):
+        assert torch.equal(pipeline(labels, seed=seeds, output_type="pt", batch_size=batch_size), expected)
+    assert torch.equal(pipeline(labels[::-1], seed=seeds[::-1], output_type="pt").flip(0), expected)
+    assert torch.equal(pipeline([5], seed=105, output_type="pt"), expected[5:6])
+
+
+def test_in_a_batch_pictures_differ_by_rounding_at_most(pipeline):
+    alone = pipeline([0, 1, 2, 1], seed=3, output_type="pt")
+    together = pipeline([0, 1, 2, 1], seed=3, output_type="pt", batch_invariant=False)
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Weights in half precision draw readable digits: the same as float32's but for a few pixels' worth of rounding and codes."""
+    expected = pipeline_for("mvar-digits")([0, 1, 3, 7], seed=0, output_type="np").astype(float)
+    pipeline = pipeline_for("mvar-digits", dtype=dtype)
+    assert pipeline.model.dtype == pipeline.vqvae.dtype == dtype
+    images = pipeline([0, 1, 3, 7], seed=0, output_type="np")
+    assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
+    assert np.abs(images - expected).mean() < 20, "of 255; unrelated digits differ by about 60"
+    tensor = pipeline([0], seed=0, output_type="pt")
+    assert tensor.dtype == torch.float32 and tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_scales_on_request(pipeline, batch_invariant):
+    """One result a scale; the last is the picture itself, and each is what the codes of its scales decode to."""
+    seen = []
+    pictures, scales = pipeline(
+        [0, 1, 2],
+        seed=4,
+        output_type="pt",
+        return_scales=True,
+        batch_invariant=batch_invariant,
+        on_scale=lambda scale, f_hat: seen.append((scale, f_hat)),
+    )
+    assert len(scales) == 3 and torch.equal(scales[-1], pictures) and all(part.shape == (3, 3, 16, 16) for part in scales)
+    assert [scale for scale, _ in seen] == [0, 1, 2] * (3 if batch_invariant else 1)
+    with torch.no_grad():
+        for scale, part in enumerate(scales):
+            f_hat = torch.cat([f_hat for number, f_hat in seen if number == scale])
+            assert torch.allclose(part, (pipeline.vqvae.decode_latents(f_hat) + 1) / 2, atol=1e-5)
+    assert not torch.allclose(scales[0], scales[-1], atol=1e-2)
+
+
+def test_many_pictures_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
+    """Peak memory of decoding does not grow with the batch; the pieces join in order."""
+    from mvar_models import pipeline as module
+
+    counts = []
+    decode = pipeline.vqvae.decode_latents
+    monkeypatch.setattr(pipeline.vqvae, "decode_latents", lambda f_hat: counts.append(len(f_hat)) or decode(f_hat))
+    expected = pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False)
+    monkeypatch.setattr(module, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
+    assert torch.allclose(pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False), expected, atol=1e-5)
+    assert counts == [5, 2, 2, 1]
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

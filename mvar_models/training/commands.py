@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mvar_models.environment import environment
 from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, open_source, split
+from mvar_models.training.distributed import Processes
 from mvar_models.training.loop import Loop, Report
+from mvar_models.training.parallel import pieces
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.tokens import TokenSet, check_classes, tokenize
@@ -24,39 +29,49 @@ _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
 class Run:
     config: RunConfig
     folder: RunFolder
+    processes: Processes
 
 
-def transformer_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
-    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256."""
+def transformer_run(*, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any) -> Run:
+    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256.
+
+    Under torchrun every process calls it, and the first one makes the folder.
+    """
     if resume is not None:
-        return _resumed(resume, TransformerRun)
+        return _resumed(resume, TransformerRun, device)
     given.setdefault("vqvae", default_vqvae(given["data"]))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
         given["steps"] = _steps(epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size))
-    config = TransformerRun(**given)
-    return Run(config, RunFolder.create(config))
+    return _created(TransformerRun(device=device, **given))
 
 
-def vqvae_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
+def vqvae_run(*, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any) -> Run:
     """A new run of a VQVAE from the given settings, or the one in `resume`."""
     if resume is not None:
-        return _resumed(resume, VQVAERun)
+        return _resumed(resume, VQVAERun, device)
     given.setdefault("lr", 1e-3)
     given.setdefault("weight_decay", 0.0)
     if epochs is not None:
         given["steps"] = _steps(epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size))
-    config = VQVAERun(**given)
-    return Run(config, RunFolder.create(config))
+    return _created(VQVAERun(device=device, **given))
 
 
-def _resumed(path: str, kind: type[RunConfig]) -> Run:
+def _created(config: RunConfig) -> Run:
+    processes = Processes.start(config.device, group=config.fsdp)
+    pieces(config.batch_size, processes.world_size * config.accumulate)  # refused before there is a folder
+    folder = processes.on_first(lambda: RunFolder.create(config))
+    return Run(replace(config, device=str(processes.device)), folder, processes)
+
+
+def _resumed(path: str, kind: type[RunConfig], device: str) -> Run:
     folder = RunFolder(path)
     config = folder.read_config()
     if not isinstance(config, kind):
         raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
-    return Run(config, folder)
+    processes = Processes.start(device, group=config.fsdp)
+    return Run(replace(config, device=str(processes.device)), folder, processes)
 
 
 def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
@@ -93,7 +108,7 @@ def train_transformer(run: Run, report: Report | None = None, tokens: tuple[Toke
     assert isinstance(config, TransformerRun)
     vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
     source = open_source(config.data, vqvae.config.resolution)
-    train, val = tokens or cached_tokens(vqvae, source, config.copies, config.seed)
+    train, val = tokens or run.processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
     task = TransformerTask(build_model(config, vqvae, source.class_names), vqvae, train, val, config)
     return _fit(task, run, report)
 
@@ -111,6 +126,18 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
 
 
 def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:
-    loop = Loop(task, run.config, run.folder, report)
+    loop = Loop(task, run.config, run.folder, report, run.processes)
     loop.resume()
+    run.processes.on_first(lambda: run.folder.add_start(_start(run, loop.start)))
     return loop.fit()
+
+
+def _start(run: Run, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "processes": run.processes.world_size,
+        "device": run.config.device,
+        **environment(),
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,10 @@ from torch import Tensor, nn
 from mvar_models.config import VQVAEConfig
 from mvar_models.training.augment import affine, random_moves
 from mvar_models.training.data import ImageSource
-from mvar_models.training.loop import Task
 from mvar_models.training.randomness import Purpose, batch_members, generator
 from mvar_models.training.recipe import VQVAERun, learning_rate_factor
 from mvar_models.training.reconstruction import psnr, side_by_side
-from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.task import Task
 from mvar_models.training.vqvae_losses import Adversary, Perceptual
 from mvar_models.vqvae import VQVAE
 
@@ -243,5 +243,5 @@ class VQVAETask(Task):
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
 
-    def save(self, run: RunFolder) -> None:
-        self.model.save_pretrained(run.model)
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
