@@ -12,12 +12,13 @@ from PIL import Image
 
 from mvar_models import VQVAE, VQVAEConfig
 from mvar_models.cli import main
+from mvar_models.config import SIDES_512
 from mvar_models.training import commands
 from mvar_models.training.data import open_source, split
 from mvar_models.training.digits import Digits
 from mvar_models.training.recipe import VQVAERun
 from mvar_models.training.vqvae_losses import Adversary, PatchDiscriminator, hinge_loss
-from mvar_models.training.vqvae_task import VQVAETask
+from mvar_models.training.vqvae_task import VQVAETask, new_vqvae_config
 
 from odd_pictures import BROKEN, fill
 from tiny_models import tiny_vqvae
@@ -241,6 +242,16 @@ def test_a_folder_of_odd_and_broken_pictures_trains(tmp_path, caplog):
     assert "left out" in caplog.text
 
 
+def test_the_command_reports_what_it_could_not_read(tmp_path):
+    folder = fill(tmp_path / "mixed")
+    shape = ["--sides", "1,2,4", "--channels", 32, "--vocab-size", 24, "--z-channels", 4]
+    result = invoke("train-vqvae", "--data", folder, "--out", tmp_path / "run", "--steps", 6, "--batch-size", 5, *shape)
+    assert result.exit_code == 0, result.output
+    assert "a new VQVAE for pictures of 16 px: 3 scales, 21 codes of 24" in result.output
+    assert f"{len(BROKEN)} pictures could not be read; others of their classes stood in for them" in result.output
+    assert "codes in use at each scale: " in result.output
+
+
 def test_one_picture_trains(tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (20, 20), "red").save(tmp_path / "data" / "only.png")
@@ -273,6 +284,15 @@ def test_the_command_goes_on_from_a_checkpoint(tmp_path):
     for arguments, message in wrong:
         result = invoke("train-vqvae", "--data", "digits", "--out", tmp_path / "x", "--steps", 1, *arguments)
         assert result.exit_code in (1, 2) and message in result.output and not (tmp_path / "x").exists()
+
+
+def test_the_released_shapes(tmp_path):
+    """`resolution` gives the released model's configuration; other settings beside it count."""
+    run = commands.vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
+    assert new_vqvae_config(run.config) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
+    assert commands.describe_vqvae(run.config) == "a new VQVAE for pictures of 512 px: 10 scales, 2240 codes of 64"
+    with pytest.raises(ValueError, match="resolution must be 256, 512 or 1024, got 300; for others give sides"):
+        commands.vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
 
 
 def test_a_folder_opens_at_the_model_s_resolution(tmp_path):

@@ -100,6 +100,7 @@ def finetune(**options: Any) -> None:
 
 @click.command("train-vqvae")
 @click.option("--model", "init", default=None, help="VQVAE to go on with, whose shape is kept: zoo name, folder, file or Hub id.")
+@click.option("--resolution", type=int, default=None, help="The released shape for 256, 512 or 1024 px. Default: a small one for 32 px.")
 @click.option("--vocab-size", type=int, default=None, help="Codes.")
 @click.option("--z-channels", type=int, default=None, help="Length of a code.")
 @click.option("--channels", type=int, default=None, help="Width of the finest level.")
@@ -123,8 +124,15 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
     if shape:
         raise click.UsageError(f"--model has its own shape; leave out {', '.join(_flag(name) for name in shape)}")
     run = _resolve(options, commands.vqvae_run)
+    if run.processes.first:
+        click.echo(commands.describe_vqvae(run.config))
     with _progress_bar(run) as report:
         results = commands.train_vqvae(run, report)
+    if not run.processes.first:
+        return
+    if results["unreadable_pictures"]:
+        click.echo(f"{results['unreadable_pictures']} pictures could not be read; others of their classes stood in for them")
+    click.echo(f"codes in use at each scale: {', '.join(f'{share:.1%}' for share in results['codes_used_per_scale'])}")
     click.echo(f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; model in {run.folder.model}")
 
 
@@ -158,7 +166,7 @@ def _resolve(options: dict[str, Any], make: Callable[..., Any]) -> Any:
     return make(device=device, **given)
 
 
-_VQVAE_SHAPE = ("vocab_size", "z_channels", "channels", "blocks_per_level", "channel_multipliers", "sides")
+_VQVAE_SHAPE = ("resolution", "vocab_size", "z_channels", "channels", "blocks_per_level", "channel_multipliers", "sides")
 
 
 def _flag(name: str) -> str:

@@ -19,7 +19,7 @@ from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.tokens import TokenSet, check_classes, tokenize
 from mvar_models.training.transformer_task import TransformerTask, build_model
-from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
 from mvar_models.vqvae import VQVAE
 
 _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
@@ -47,15 +47,27 @@ def transformer_run(*, resume: str | None = None, epochs: float | None = None, d
     return _created(TransformerRun(device=device, **given))
 
 
-def vqvae_run(*, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any) -> Run:
-    """A new run of a VQVAE from the given settings, or the one in `resume`."""
+def vqvae_run(
+    *, resume: str | None = None, epochs: float | None = None, device: str = "cpu", resolution: int | None = None, **given: Any
+) -> Run:
+    """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
     if resume is not None:
         return _resumed(resume, VQVAERun, device)
+    if resolution is not None:
+        given = {**released_vqvae_shape(resolution), **given}
     given.setdefault("lr", 1e-3)
     given.setdefault("weight_decay", 0.0)
     if epochs is not None:
         given["steps"] = _steps(epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size))
     return _created(VQVAERun(device=device, **given))
+
+
+def describe_vqvae(config: VQVAERun) -> str:
+    """One line: what is going to be trained."""
+    if config.init is not None:
+        return f"going on with {config.init}"
+    shape = new_vqvae_config(config)
+    return f"a new VQVAE for pictures of {shape.resolution} px: {len(shape.sides)} scales, {shape.length} codes of {shape.vocab_size}"
 
 
 def _created(config: RunConfig) -> Run:
@@ -99,6 +111,7 @@ def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> 
     train = tokenize(vqvae, source, which_train, copies=copies, seed=seed)
     check_classes(source, train.labels)
     val = tokenize(vqvae, source, which_val)
+    source.tell_problems()
     return train, val if len(val) else train
 
 

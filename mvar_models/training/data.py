@@ -94,6 +94,13 @@ class ImageSource(abc.ABC):
         """name -> reason of everything found unusable so far."""
         return {**self.left_out, **{self.name(index): reason for index, reason in sorted(self.unreadable.items())}}
 
+    def tell_problems(self) -> None:
+        """One line in the log with the number of files left out and why, where there are any."""
+        problems = self.problems()
+        if problems:
+            listed = "; ".join(f"{name} {reason}" for name, reason in list(problems.items())[:_TOLD])
+            logger.warning("%d left out beside %d pictures: %s", len(problems), len(self) - len(self.unreadable), listed)
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         # Pillow decodes and resizes outside the interpreter's lock.

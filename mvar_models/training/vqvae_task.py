@@ -6,6 +6,7 @@ Why codes are restarted: with gradients alone, a small codebook on a small datas
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_models.config import VQVAEConfig
+from mvar_models.config import SIDES_256, SIDES_512, SIDES_1024, VQVAEConfig
 from mvar_models.training.augment import affine, random_moves
 from mvar_models.training.data import ImageSource
 from mvar_models.training.randomness import Purpose, batch_members, generator
@@ -33,6 +34,8 @@ _RESTART_EVERY = 20
 # Restarts stop for the last part of a run, so that the codes that remain can settle.
 _RESTART_UNTIL = 0.7
 _SHOWN = 8
+# Settings that a run shares with the model's configuration.
+SHAPE = ("vocab_size", "z_channels", "channels", "channel_multipliers", "blocks_per_level", "sides", "num_residual_convolutions")
 
 
 def build_vqvae(config: VQVAERun) -> VQVAE:
@@ -40,17 +43,21 @@ def build_vqvae(config: VQVAERun) -> VQVAE:
     if config.init is not None:
         return VQVAE.from_pretrained(config.init, device=config.device)
     torch.manual_seed(config.seed)
-    return VQVAE(
-        VQVAEConfig(
-            vocab_size=config.vocab_size,
-            z_channels=config.z_channels,
-            channels=config.channels,
-            channel_multipliers=config.channel_multipliers,
-            blocks_per_level=config.blocks_per_level,
-            sides=config.sides,
-            num_residual_convolutions=config.num_residual_convolutions,
-        )
-    ).to(config.device)
+    return VQVAE(new_vqvae_config(config)).to(config.device)
+
+
+def new_vqvae_config(config: VQVAERun) -> VQVAEConfig:
+    """The model's part of a run's settings."""
+    return VQVAEConfig(**{name: getattr(config, name) for name in SHAPE})
+
+
+def released_vqvae_shape(resolution: int) -> dict[str, Any]:
+    """Settings of a `VQVAERun` that give the released VQVAE (109 M parameters) with the scales of 256, 512 or 1024 px."""
+    sides = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}.get(resolution)
+    if sides is None:
+        raise ValueError(f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers")
+    shape = dataclasses.asdict(VQVAEConfig(sides=sides))
+    return {name: shape[name] for name in SHAPE}
 
 
 class Autoencode(nn.Module):
