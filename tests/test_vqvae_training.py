@@ -120,6 +120,15 @@ def test_adversarial_loss_pulls_as_hard_as_the_others():
     assert all(parameter.grad is None for parameter in subject.adversary.discriminator.parameters())
 
 
+def test_codes_are_chosen_in_full_precision():
+    """Under autocast the encoder runs in bfloat16, the search for the nearest codes does not."""
+    subject = task()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        reconstructed, _, _, features, indices = subject.compute(subject.batch(0))
+    assert features.dtype == reconstructed.dtype == torch.bfloat16
+    assert torch.equal(indices, subject.model.quantizer.quantize(features)[0])
+
+
 def test_hinge_loss():
     assert hinge_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])) == 0
     assert hinge_loss(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(0.5 * (1 + 1.5))

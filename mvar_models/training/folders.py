@@ -29,8 +29,8 @@ class ClassFolders(ImageSource):
         children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
         classes = children or [folder]
         if len(classes) > 1 and {child.name.lower() for child in classes} <= _PARTS:
-            names = ", ".join(child.name for child in classes)
-            raise ValueError(f"{folder} holds the parts of a divided dataset ({names}), not classes; give one part, for instance {classes[-1]}")
+            parts = ", ".join(child.name for child in classes)
+            raise ValueError(f"{folder} holds the parts of a divided dataset ({parts}), not classes; give one part, for instance {classes[-1]}")
         self.folder = folder
         self.resolution = resolution
         self.files: list[str] = []

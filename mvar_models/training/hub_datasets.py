@@ -6,6 +6,7 @@ Version 4 of the library, the oldest accepted, cannot run code that a dataset br
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,12 @@ def _line(error: Exception) -> str:
 
 def _image_column(rows: Any, place: str) -> str:
     """The column typed as pictures, or one that holds their files' bytes under a usual name."""
-    datasets = require("datasets", "data")
-    found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    if not found:
-        found = [name for name, kind in rows.features.items() if name.lower() in _IMAGE_NAMES and _holds_bytes(kind)]
-    return _only(found, _IMAGE_NAMES, "pictures", rows, place)
+    return _column(rows, place, "pictures", require("datasets", "data").Image, _IMAGE_NAMES, _holds_bytes)
+
+
+def _label_column(rows: Any, place: str) -> str:
+    """The column typed as classes, or one of numbers or words under a usual name."""
+    return _column(rows, place, "labels", require("datasets", "data").ClassLabel, _LABEL_NAMES, _names_classes)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -128,20 +130,14 @@ def _holds_bytes(kind: Any) -> bool:
     return getattr(kind, "dtype", "") in ("binary", "large_binary")
 
 
-def _label_column(rows: Any, place: str) -> str:
-    """The column typed as classes, or one of numbers or words under a usual name."""
-    datasets = require("datasets", "data")
-    found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
-    if not found:
-        found = [name for name, kind in rows.features.items() if name.lower() in _LABEL_NAMES and _names_classes(kind)]
-    return _only(found, _LABEL_NAMES, "labels", rows, place)
-
-
 def _names_classes(kind: Any) -> bool:
     return getattr(kind, "dtype", "").startswith(("int", "uint", "string", "large_string"))
 
 
-def _only(found: list[str], usual: tuple[str, ...], what: str, rows: Any, place: str) -> str:
+def _column(rows: Any, place: str, what: str, typed: type, usual: tuple[str, ...], fits: Callable[[Any], bool]) -> str:
+    """The one column of the type `typed`, else the one of a usual name that `fits`; of several the one of a usual name."""
+    found = [name for name, kind in rows.features.items() if isinstance(kind, typed)]
+    found = found or [name for name, kind in rows.features.items() if name.lower() in usual and fits(kind)]
     chosen = found if len(found) < 2 else [name for name in found if name.lower() in usual]
     if len(chosen) != 1:
         problem = f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"

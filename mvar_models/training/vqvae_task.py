@@ -69,13 +69,16 @@ class Autoencode(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         features = self.model.latents(images)
-        f_hat, codebook, commitment, indices = self.model.quantizer(features)
+        with torch.autocast(images.device.type, enabled=False):  # which code is nearest is not for half precision to say
+            f_hat, codebook, commitment, indices = self.model.quantizer(features.float())
         return self.model.decoder(self.model.post_quant_conv(f_hat)), codebook, commitment, features, indices
 
 
 class VQVAETask(Task):
     best_figure = "val_psnr"
     higher_is_better = True
+
+    model: VQVAE
 
     def __init__(self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun) -> None:
         self.model = model
@@ -156,7 +159,7 @@ class VQVAETask(Task):
             self.adversary.step(learning_rate_factor(step, self.config.steps))
         quantizer, parts = self.model.quantizer, self._parts
         self._parts = []
-        drawn = self._total(sum(self._draws(indices) for _, _, indices in parts))
+        drawn = self._total(torch.stack([self._draws(indices) for _, _, indices in parts]).sum(0))
         quantizer.code_usage.mul_(_USAGE_MOMENTUM).add_(drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM)
         early = step < _RESTART_UNTIL * self.config.steps
         if early and step and step % _RESTART_EVERY == 0:
