@@ -125,7 +125,8 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
     run = _resolve(options, commands.vqvae_run)
     with _progress_bar(run) as report:
         results = commands.train_vqvae(run, report)
-    click.echo(f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; model in {run.folder.model}")
+    if run.processes.first:
+        click.echo(f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; model in {run.folder.model}")
 
 
 def _train_transformer(options: dict[str, Any]) -> None:
