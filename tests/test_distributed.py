@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 
 from mvar_models.safe_reading import read_state
+from mvar_models.training.distributed import Processes
+from mvar_models.training.parallel import Parallel
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.signals import RunStopped
 
 from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
 from training_cases import CASES, SHARED, new_loop, new_vqvae_loop, save_at_step_2
@@ -117,6 +120,31 @@ def test_an_index_that_would_run_code_is_not_read(tmp_path, one_process_group):
     with pytest.raises(Exception, match=r"asks for (posix|nt)\.mkdir"):
         new_loop(tmp_path / "run", **SHARED)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_while_writing_shards(tmp_path, one_process_group, monkeypatch):
+    """All processes stop with the reason, the last checkpoint is complete, and what was begun is gone."""
+    import errno
+
+    import torch.distributed.checkpoint as dcp
+
+    loop = new_loop(tmp_path / "run", **SHARED)
+    loop.save_checkpoint(1)
+
+    def fails(self, *args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", fails)
+    with pytest.raises(RunStopped, match=r"the checkpoint of step 2 could not be written .*No space left.*; the checkpoint of step 1 is intact"):
+        loop.save_checkpoint(2)
+    assert loop.run.last_step() == 1 and not list((tmp_path / "run").rglob(".writing-*"))
+
+
+def test_a_task_that_cannot_be_split_says_so(tmp_path):
+    task = new_loop(tmp_path / "run").task
+    task.compute = None
+    with pytest.raises(ValueError, match="runs in one process; start it without torchrun and --fsdp"):
+        Parallel(task, Processes(0, 2, torch.device("cpu")))
 
 
 def test_more_pieces_than_pictures(tmp_path):

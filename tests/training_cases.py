@@ -27,6 +27,7 @@ CASES = {
     "uneven": dict(batch_size=7, accumulate=2),
     "alternating": dict(schedule="alternating", steps=10),
     "fsdp": dict(fsdp=True, ema=0.9, activation_checkpointing=True),
+    "fsdp_alternating": dict(fsdp=True, schedule="alternating", steps=10, accumulate=2),
     "fsdp_uneven": dict(fsdp=True, batch_size=7, accumulate=3),
 }
 FP16 = dict(fsdp=True, precision="fp16", steps=16)

@@ -142,7 +142,9 @@ def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> 
     loop = Loop(task, run.config, run.folder, report, run.processes)
     loop.resume()
     run.processes.on_first(lambda: run.folder.add_start(_start(run, loop.start)))
-    return loop.fit()
+    results = loop.fit()
+    run.processes.close()
+    return results
 
 
 def _start(run: Run, step: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Decisions and figures travel between CPUs over gloo; gradients over NCCL on CUDA
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,6 +52,8 @@ class Processes:
                 raise ValueError(f"process {local_rank} of this machine has no CUDA device of its own: there are {available}; start fewer processes")
             place = torch.device("cuda", local_rank)
             torch.cuda.set_device(place)
+        if rank > 0:
+            logging.getLogger("mvar_models").setLevel(logging.ERROR)  # what all would say, the first one says
         if world_size == 1 and not group:
             return cls(0, 1, place)
         if not dist.is_initialized():
@@ -112,6 +115,12 @@ class Processes:
             raise problem
         if failures:
             raise SystemExit(1)
+
+    def close(self) -> None:
+        """Part from the others; nothing is communicated any more."""
+        if self.control is not None:
+            dist.destroy_process_group()
+            self.control = None
 
     def stop(self, error: Exception) -> None:
         """End all processes, each of which calls this with the same error: the first raises it."""

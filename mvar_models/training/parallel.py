@@ -18,7 +18,8 @@ from mvar_models.training.distributed import Processes, whole
 from mvar_models.training.task import Task
 
 # Renamed in torch 2.13. The only buffers are tables that never change.
-_SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in inspect.signature(DistributedDataParallel).parameters)
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Parallel:
@@ -28,7 +29,8 @@ class Parallel:
     """
 
     def __init__(self, task: Task, processes: Processes, *, fsdp: bool = False, compiled: bool = False, unused_parameters: bool = False) -> None:
-        if (fsdp or not processes.alone) and task.compute is None:
+        compute: Any = task.compute
+        if compute is None and (fsdp or not processes.alone):
             raise ValueError("this kind of training runs in one process; start it without torchrun and --fsdp")
         self.task = task
         self.processes = processes
@@ -41,14 +43,14 @@ class Parallel:
             mesh = init_device_mesh(processes.device.type, (processes.world_size,))
             for module in task.sharded_modules():
                 fully_shard(module, mesh=mesh)
-            self._wrapped = fully_shard(task.compute, mesh=mesh)
+            self._wrapped = fully_shard(compute, mesh=mesh)
         elif not processes.alone:
             self._wrapped = task.compute = DistributedDataParallel(
-                task.compute,
+                compute,
                 device_ids=[processes.device] if processes.device.type == "cuda" else None,
                 find_unused_parameters=unused_parameters,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},
+                **_KEEP_BUFFERS,
             )
 
     @contextmanager

@@ -76,7 +76,7 @@ class RunFolder:
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml")
         values = require("yaml", "train").safe_load(file.read_text(encoding="utf-8"))
-        kind = _KINDS.get(values.get("kind")) if isinstance(values, dict) else None
+        kind = _KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
         if kind is None:
             raise ValueError(f"{file} is not the configuration of a run")
         return kind.from_dict({**values, "out": str(self.path)})

@@ -47,7 +47,7 @@ class TrainingState:
         self.average = average
 
     def _moments(self) -> dict[str, Tensor]:
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         return {f"{moment}.{names[parameter]}": state[moment] for parameter, state in self.optimizer.state.items() for moment in _MOMENTS}
 
     def _files(self) -> dict[str, dict[str, Tensor]]:
