@@ -8,18 +8,24 @@ from typing import Any
 
 import click
 
-_EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError, NotADirectoryError, PermissionError)
+from mvar_models.training.signals import RunStopped
+
+_EXPECTED = (
+    RunStopped, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError, NotADirectoryError, PermissionError,
+)  # fmt: skip
 
 
 def clear_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """What a user can mend is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    """What a user can mend is one line and exit code 1 (or the error's own); anything else is a bug and keeps its traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except _EXPECTED as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
+            shown = click.ClickException(" ".join(str(error).split()))
+            shown.exit_code = getattr(error, "exit_code", shown.exit_code)
+            raise shown from None
 
     return wrapped
 

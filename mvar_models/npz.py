@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.checkpoints import replacing, write_text
+from mvar_models.checkpoints import replacing
+from mvar_models.claims import claim
 from mvar_models.pipeline import Pipeline
 
 _SETTINGS = "settings.json"
@@ -63,7 +64,7 @@ def write_npz(
             return True
         raise FileExistsError(f"{file} exists already and was made with other settings; remove it or choose another name")
     parts = file.with_name(file.name + ".parts")
-    _claim(parts, settings)
+    claim(parts / _SETTINGS, settings, "pictures")
     starts = range(0, total, batch_size)
     mine = starts[rank::world_size]
     for done, start in enumerate(mine):
@@ -83,17 +84,6 @@ def write_npz(
 
 def _part(parts: Path, start: int) -> Path:
     return parts / f"{start:08d}.npy"
-
-
-def _claim(parts: Path, settings: dict[str, Any]) -> None:
-    parts.mkdir(parents=True, exist_ok=True)
-    record = parts / _SETTINGS
-    if not record.exists():
-        write_text(record, json.dumps(settings, indent=2) + "\n")
-    found = json.loads(record.read_text(encoding="utf-8"))
-    changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
-    if changed:
-        raise ValueError(f"{parts} holds pictures made with other settings ({', '.join(changed)} differ); use those, or remove the folder")
 
 
 def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any], side: int) -> bool:

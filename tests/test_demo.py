@@ -10,7 +10,8 @@ from PIL import Image
 from mvar_models.cli import main
 from mvar_models.demo import report
 from mvar_models.demo.quality import DigitJudge, features, frechet_distance
-from mvar_models.training.data import Digits, split
+from mvar_models.training.data import split
+from mvar_models.training.digits import Digits
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ import torch
 from mvar_models.demo import plots, report
 from mvar_models.demo.draw import draw_in_process
 from mvar_models.demo.quality import DigitJudge, features
+from mvar_models.environment import environment
 from mvar_models.extras import require
 from mvar_models.mvar import MVAR
 from mvar_models.training.commands import cached_tokens, train_transformer, transformer_run
-from mvar_models.training.data import Digits, split
+from mvar_models.training.data import split
+from mvar_models.training.digits import Digits
 from mvar_models.training.recipe import TransformerRun
 from mvar_models.training.tokens import TokenSet
 from mvar_models.training.transformer_task import TransformerTask
@@ -77,7 +79,7 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
     results.update(_judge(source, train, val, vqvae, drawn))
     results["attention"] = _attention_figures(untuned)
     results["seconds"] = time.perf_counter() - begun
-    results["environment"] = report.environment()
+    results["environment"] = environment()
 
     names = source.class_names
     plots.samples(out / "samples.png", {"VAR": drawn["var"].images, "MVAR": drawn["mvar"].images}, _COLUMNS, names)

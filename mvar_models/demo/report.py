@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mvar_models import __version__
 from mvar_models.checkpoints import write_text
 
 # What a good run reaches; the report says of each whether this one did.
 LOSS_GATE = 0.03
 AGREEMENT_GATE = 0.97
 FRECHET_GATE, FRECHET_MARGIN = 50.0, 10.0
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit."""
-    return {
-        "mvar": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown (no git)"
-    return done.stdout.strip() if done.returncode == 0 else "unknown (installed, not a checkout)"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
 
 
 def gates(results: dict[str, Any]) -> dict[str, bool]:

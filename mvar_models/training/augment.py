@@ -11,12 +11,17 @@ MAX_SHIFT = 0.06  # of the side
 MAX_TURN = 0.12  # radians
 MAX_SCALE = 0.08
 MAX_SHEAR = 0.08
+MOVES = 6
 
 
-def affine(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """A fresh small affine map for each picture of (n, 3, R, R); what enters from outside repeats the border."""
-    count = images.shape[0]
-    shift_x, shift_y, turn, scale_x, scale_y, shear = rng.uniform(-1, 1, (6, count))
+def random_moves(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 6) in [-1, 1]: shift x, shift y, turn, scale x, scale y, shear."""
+    return rng.uniform(-1, 1, (count, MOVES))
+
+
+def affine(images: Tensor, moves: np.ndarray) -> Tensor:
+    """A small affine map for each picture of (n, 3, R, R), its moves (n, 6); what enters from outside repeats the border."""
+    shift_x, shift_y, turn, scale_x, scale_y, shear = moves.T
     cos, sin = np.cos(turn * MAX_TURN), np.sin(turn * MAX_TURN)
     grow_x, grow_y, slant = 1 + scale_x * MAX_SCALE, 1 + scale_y * MAX_SCALE, shear * MAX_SHEAR
     rows = [

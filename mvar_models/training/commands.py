@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+from mvar_models.environment import environment
+from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, open_source, split
+from mvar_models.training.distributed import Processes
 from mvar_models.training.loop import Loop, Report
+from mvar_models.training.parallel import pieces
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.tokens import TokenSet, tokenize
+from mvar_models.training.tokens import TokenSet, check_classes, tokenize
 from mvar_models.training.transformer_task import TransformerTask, build_model
-from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
 from mvar_models.vqvae import VQVAE
 
 _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
@@ -22,39 +29,61 @@ _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
 class Run:
     config: RunConfig
     folder: RunFolder
+    processes: Processes
 
 
-def transformer_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
-    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256."""
+def transformer_run(*, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any) -> Run:
+    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256.
+
+    Under torchrun every process calls it, and the first one makes the folder.
+    """
     if resume is not None:
-        return _resumed(resume, TransformerRun)
-    given.setdefault("vqvae", _DIGITS_VQVAE if given["data"] == DIGITS else _DEFAULT_VQVAE)
+        return _resumed(resume, TransformerRun, device)
+    given.setdefault("vqvae", default_vqvae(given["data"]))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
         given["steps"] = _steps(epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size))
-    config = TransformerRun(**given)
-    return Run(config, RunFolder.create(config))
+    return _created(TransformerRun(device=device, **given))
 
 
-def vqvae_run(*, resume: str | None = None, epochs: float | None = None, **given: Any) -> Run:
-    """A new run of a VQVAE from the given settings, or the one in `resume`."""
+def vqvae_run(
+    *, resume: str | None = None, epochs: float | None = None, device: str = "cpu", resolution: int | None = None, **given: Any
+) -> Run:
+    """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
     if resume is not None:
-        return _resumed(resume, VQVAERun)
+        return _resumed(resume, VQVAERun, device)
+    if resolution is not None:
+        given = {**released_vqvae_shape(resolution), **given}
     given.setdefault("lr", 1e-3)
     given.setdefault("weight_decay", 0.0)
     if epochs is not None:
         given["steps"] = _steps(epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size))
-    config = VQVAERun(**given)
-    return Run(config, RunFolder.create(config))
+    return _created(VQVAERun(device=device, **given))
 
 
-def _resumed(path: str, kind: type[RunConfig]) -> Run:
+def describe_vqvae(config: VQVAERun) -> str:
+    """One line: what is going to be trained."""
+    if config.init is not None:
+        return f"going on with {config.init}"
+    shape = new_vqvae_config(config)
+    return f"a new VQVAE for pictures of {shape.resolution} px: {len(shape.sides)} scales, {shape.length} codes of {shape.vocab_size}"
+
+
+def _created(config: RunConfig) -> Run:
+    processes = Processes.start(config.device, group=config.fsdp)
+    pieces(config.batch_size, processes.world_size * config.accumulate)  # refused before there is a folder
+    folder = processes.on_first(lambda: RunFolder.create(config))
+    return Run(replace(config, device=str(processes.device)), folder, processes)
+
+
+def _resumed(path: str, kind: type[RunConfig], device: str) -> Run:
     folder = RunFolder(path)
     config = folder.read_config()
     if not isinstance(config, kind):
         raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
-    return Run(config, folder)
+    processes = Processes.start(device, group=config.fsdp)
+    return Run(replace(config, device=str(processes.device)), folder, processes)
 
 
 def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
@@ -62,10 +91,28 @@ def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
     return max(1, math.ceil(epochs * len(train) / batch_size))
 
 
+def default_vqvae(data: str) -> str:
+    """The zoo's VQVAE for pictures of that kind; for a folder of codes the one that made them."""
+    if token_cache.is_token_folder(Path(data)):
+        return token_cache.read_index(Path(data))["vqvae"]
+    return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
+
+
 def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> tuple[TokenSet, TokenSet]:
-    """Codes of the training pictures, with variants, and of the held-out ones as they are."""
-    train, val = split(source)
-    return tokenize(vqvae, source, train, copies=copies, seed=seed), tokenize(vqvae, source, val)
+    """Codes of the training pictures, with variants, and of the held-out ones as they are; from disk where `mvar tokenize` made them.
+
+    A folder of codes is used with all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
+    """
+    if isinstance(source, token_cache.TokenFolder):
+        if copies > source.copies:
+            raise ValueError(f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies")
+        return source.token_sets(vqvae)
+    which_train, which_val = split(source)
+    train = tokenize(vqvae, source, which_train, copies=copies, seed=seed)
+    check_classes(source, train.labels)
+    val = tokenize(vqvae, source, which_val)
+    source.tell_problems()
+    return train, val if len(val) else train
 
 
 def train_transformer(run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None) -> dict[str, Any]:
@@ -74,7 +121,7 @@ def train_transformer(run: Run, report: Report | None = None, tokens: tuple[Toke
     assert isinstance(config, TransformerRun)
     vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
     source = open_source(config.data, vqvae.config.resolution)
-    train, val = tokens or cached_tokens(vqvae, source, config.copies, config.seed)
+    train, val = tokens or run.processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
     task = TransformerTask(build_model(config, vqvae, source.class_names), vqvae, train, val, config)
     return _fit(task, run, report)
 
@@ -85,11 +132,27 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     assert isinstance(config, VQVAERun)
     model = build_vqvae(config)
     source = open_source(config.data, model.config.resolution)
+    if isinstance(source, token_cache.TokenFolder):
+        raise ValueError(f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})")
     train, val = split(source)
     return _fit(VQVAETask(model, source, train, val, config), run, report)
 
 
 def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:
-    loop = Loop(task, run.config, run.folder, report)
+    loop = Loop(task, run.config, run.folder, report, run.processes)
     loop.resume()
-    return loop.fit()
+    run.processes.on_first(lambda: run.folder.add_start(_start(run, loop.start)))
+    results = loop.fit()
+    run.processes.close()
+    return results
+
+
+def _start(run: Run, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "processes": run.processes.world_size,
+        "device": run.config.device,
+        **environment(),
+    }

@@ -1,25 +1,37 @@
-"""Pictures with labels, and the split that every command keeps.
+"""Pictures with labels: what every source of them offers, how one is opened, and the split that every command keeps.
 
 A dataset is a fixed list of examples; nothing random happens here but the split, which depends on the number of examples and the seed alone.
+
+Pictures that cannot be read are found when they are read, because looking into each of a million files first would cost as much as using
+them. Making codes leaves them out (`readable`); training on pictures themselves takes the next picture of the same class in their place
+(`images`), so that a batch is the same whichever process meets the broken one first. Both say so and count them.
 """
 
 from __future__ import annotations
 
 import abc
+import hashlib
+import logging
 import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mvar_models.extras import require
+from mvar_models import zoo
+from mvar_models.training.pictures import BrokenPicture
+
+logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
 SPLIT_SEED = 0
 HELD_OUT = 0.25
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_READERS = 8
+_TOLD = 5
 
 
 class ImageSource(abc.ABC):
@@ -29,31 +41,155 @@ class ImageSource(abc.ABC):
         labels: (N,) int64.
         class_names: one per label.
         flips: whether a mirrored picture is still of its class.
+        held_out: (N,) bool where the data itself says which examples are held out, else None.
+        left_out: name -> reason of files that are no examples because opening the data found them unusable.
+        unreadable: example -> reason, as far as pictures were read.
     """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
     flips: bool
+    held_out: np.ndarray | None = None
+    left_out: dict[str, str]
+    unreadable: dict[int, str]
+
+    def __init__(self, labels: np.ndarray, class_names: Sequence[str], flips: bool) -> None:
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.class_names = tuple(class_names)
+        self.flips = flips
+        self.left_out, self.unreadable = {}, {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
     @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the list of examples (names, sizes, labels, classes); no picture is read for it."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """Of an example, for messages."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> Tensor:
+        """(3, R, R) float32 in [-1, 1]; BrokenPicture where there is none."""
+
+    def readable(self, which: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """(m, 3, R, R) of those of `which` that can be read, and their m positions in `which`."""
+        found = self._try_all(which)
+        kept = [position for position, image in enumerate(found) if image is not None]
+        images = [image for image in found if image is not None]
+        return (torch.stack(images) if images else torch.empty(0, 3, 0, 0)), np.array(kept, dtype=np.int64)
+
     def images(self, which: np.ndarray) -> Tensor:
-        """(n, 3, R, R) float32 in [-1, 1]."""
+        """(n, 3, R, R) float32 in [-1, 1]; the next readable picture of the same class stands in for one that cannot be read.
+
+        Raises:
+            ValueError: no picture of a class can be read.
+        """
+        return torch.stack([self._stand_in(int(i)) if image is None else image for i, image in zip(which, self._try_all(which))])
+
+    def problems(self) -> dict[str, str]:
+        """name -> reason of everything found unusable so far."""
+        return {**self.left_out, **{self.name(index): reason for index, reason in sorted(self.unreadable.items())}}
+
+    def tell_problems(self) -> None:
+        """One line in the log with the number of files left out and why, where there are any."""
+        problems = self.problems()
+        if problems:
+            listed = "; ".join(f"{name} {reason}" for name, reason in list(problems.items())[:_TOLD])
+            logger.warning("%d left out beside %d pictures: %s", len(problems), len(self) - len(self.unreadable), listed)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        # Pillow decodes and resizes outside the interpreter's lock.
+        return ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+
+    def _try_all(self, which: np.ndarray) -> Iterable[Tensor | None]:
+        return list(self._pool.map(self._try, (int(index) for index in which)))
+
+    def _try(self, index: int) -> Tensor | None:
+        if index in self.unreadable:
+            return None
+        try:
+            return self.read(index)
+        except BrokenPicture as broken:
+            self.unreadable[index] = str(broken)
+            found = len(self.unreadable)
+            if found <= _TOLD:
+                logger.warning("%s %s; left out%s", self.name(index), broken, " (more are only counted)" if found == _TOLD else "")
+            return None
+
+    def _stand_in(self, index: int) -> Tensor:
+        members = np.flatnonzero(self.labels == self.labels[index])
+        after = np.searchsorted(members, index) + 1
+        for candidate in np.roll(members, -after):
+            image = self._try(int(candidate))
+            if image is not None:
+                return image
+        raise self.unusable_class(int(self.labels[index]))
+
+    def unusable_class(self, label: int) -> ValueError:
+        """The error where no picture of a class can be read."""
+        first = int(np.flatnonzero(self.labels == label)[0])
+        count = int((self.labels == label).sum())
+        example = f"{self.name(first)} {self.unreadable.get(first, 'is left out')}"
+        return ValueError(f"class {self.class_names[label]!r} has no picture that can be read ({count} tried; {example}); mend or remove it")
 
 
 def open_source(data: str | os.PathLike[str], resolution: int) -> ImageSource:
-    """`digits`, or a folder that holds one folder of pictures per class."""
-    if str(data) == DIGITS:
+    """A dataset by what `--data` takes.
+
+    Args:
+        data: "digits"; a folder with one folder of pictures per class (or of pictures alone: one class); a folder that `mvar tokenize` wrote;
+            a .parquet file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset as org/name. The last three
+            may end in ":split" (default: train), or ":config:split".
+        resolution: side of the pictures in pixels.
+
+    Raises:
+        FileNotFoundError: nothing of that name.
+        ValueError: it holds nothing to train on; the message says what is missing.
+    """
+    from mvar_models.training import hub_datasets, token_cache
+    from mvar_models.training.folders import ClassFolders
+
+    text = str(data)
+    if text == DIGITS:
+        from mvar_models.training.digits import Digits
+
         return Digits(resolution)
-    if Path(data).is_dir():
-        return ClassFolders(Path(data), resolution)
-    raise FileNotFoundError(f"{data}: data must be 'digits' or a folder with one folder of pictures per class")
+    place, _, part = (text, "", "") if Path(text).exists() else text.partition(":")
+    path = Path(place)
+    if path.is_dir() and token_cache.is_token_folder(path):
+        return token_cache.TokenFolder(path)
+    if hub_datasets.is_local(path) or (not path.exists() and zoo.looks_like_hub_id(place)):
+        return hub_datasets.HubDataset(place, resolution, part)
+    if path.is_dir():
+        return ClassFolders(path, resolution)
+    what = f"{path} is a file of another kind" if path.is_file() else f"{place}: nothing of that name"
+    raise FileNotFoundError(
+        f"{what}; data must be 'digits' or a folder (one folder of pictures per class, or what `mvar tokenize` wrote), a .parquet file, "
+        "or a Hugging Face dataset as org/name"
+    )
 
 
 def split(source: ImageSource, held_out: float = HELD_OUT, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the held-out examples; the same share of every class is held out."""
+    """Indices of the training and of the held-out examples; the same share of every class is held out.
+
+    With so few examples that none can be spared, the training examples are also the held-out ones, and a warning says so.
+    """
+    if source.held_out is not None:
+        train, val = np.flatnonzero(~source.held_out), np.flatnonzero(source.held_out)
+    else:
+        train, val = _draw_split(source, held_out, seed)
+    if not len(val):
+        logger.warning("%d pictures are too few to hold any out; validation is on the training pictures", len(source))
+        val = train
+    return train, val
+
+
+def _draw_split(source: ImageSource, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     train, val = [], []
     for label in range(len(source.class_names)):
@@ -64,67 +200,16 @@ def split(source: ImageSource, held_out: float = HELD_OUT, seed: int = SPLIT_SEE
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """(3, R, R) float32 in [-1, 1] of an RGB picture."""
-    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).float() / 127.5 - 1
+def digest(*parts: str | bytes) -> str:
+    """16 hex digits of SHA-256 over the parts; where one ends and the next begins matters."""
+    total = hashlib.sha256()
+    for part in parts:
+        value = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        total.update(len(value).to_bytes(8, "little") + value)
+    return total.hexdigest()[:16]
 
 
-class Digits(ImageSource):
-    """The 1,797 handwritten digits that ship inside scikit-learn (8 x 8, 17 grey levels), resized to R x R RGB."""
-
-    flips = False
-
-    def __init__(self, resolution: int = 32) -> None:
-        digits = require("sklearn.datasets", "train").load_digits()
-        self.labels = digits.target.astype(np.int64)
-        self.class_names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-        grey = (digits.images * (255 / 16)).round().astype(np.uint8)
-        size = (resolution, resolution)
-        pictures = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC).convert("RGB") for picture in grey]
-        self._images = torch.stack([to_tensor(picture) for picture in pictures])
-
-    def images(self, which: np.ndarray) -> Tensor:
-        return self._images[torch.as_tensor(which)]
-
-
-class ClassFolders(ImageSource):
-    """A folder with one folder per class, names sorted; pictures are read when asked for."""
-
-    flips = True
-
-    def __init__(self, folder: Path, resolution: int) -> None:
-        classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-        if not classes:
-            raise ValueError(f"{folder} has no class folders; put the pictures of each class into a folder named after it")
-        self.resolution = resolution
-        self.class_names = tuple(child.name for child in classes)
-        self.files: list[Path] = []
-        labels: list[int] = []
-        for label, child in enumerate(classes):
-            found = sorted(path for path in child.rglob("*") if path.suffix.lower() in _SUFFIXES)
-            if not found:
-                raise ValueError(f"{child} has no pictures ({', '.join(sorted(_SUFFIXES))})")
-            self.files += found
-            labels += [label] * len(found)
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def images(self, which: np.ndarray) -> Tensor:
-        return torch.stack([self._read(self.files[int(index)]) for index in which])
-
-    def _read(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as picture:
-                return to_tensor(center_crop(picture.convert("RGB"), self.resolution))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-
-
-def center_crop(picture: Image.Image, resolution: int) -> Image.Image:
-    """The released recipe: halve by boxes while the short side is at least twice the resolution, then bicubic, then cut the centre."""
-    while min(picture.size) >= 2 * resolution:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    factor = resolution / min(picture.size)
-    size = (round(picture.width * factor), round(picture.height * factor))
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
-    left, top = (picture.width - resolution) // 2, (picture.height - resolution) // 2
-    return picture.crop((left, top, left + resolution, top + resolution))
+def content_fingerprint(class_names: Sequence[str], labels: np.ndarray, names: Iterable[str], sizes: np.ndarray) -> str:
+    """Of a list of examples: their classes, labels, names and sizes in bytes."""
+    parts = "\0".join(class_names), "\0".join(names)
+    return digest(*parts, np.asarray(labels, dtype="<i8").tobytes(), np.asarray(sizes, dtype="<i8").tobytes())

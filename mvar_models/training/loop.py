@@ -1,127 +1,288 @@
 """The loop that every kind of training shares: learning rate, precision, clipping, metrics, checkpoints, resume.
 
-Because random choices are functions of (seed, step), a checkpoint is the weights, the optimizer and the step, and resuming is exact.
+Because random choices are functions of (seed, step, place in the batch), a checkpoint is the weights, the optimizer and the step, and resuming
+is exact; the number of processes and of micro-batches changes nothing but the rounding of sums.
 """
 
 from __future__ import annotations
 
-import abc
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from mvar_models.training.distributed import Processes, lost_process, stopped_by_loss
+from mvar_models.training.ema import WeightAverage
+from mvar_models.training.loss_scale import LossScale
+from mvar_models.training.metrics import Metrics, memory_gb
+from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.recipe import PRECISIONS, RunConfig, learning_rate_factor, parameter_groups
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.signals import RunStopped, StopSignals, stopped_by
+from mvar_models.training.state import TrainingState, prepare_optimizer
+from mvar_models.training.task import Task
+
+__all__ = ["Loop", "Report", "Task"]
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class Task(abc.ABC):
-    """What is trained: a model, its loss at a step, its validation."""
-
-    model: nn.Module
-
-    @abc.abstractmethod
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the global batch of `step`, and figures to log."""
-
-    @abc.abstractmethod
-    def validate(self) -> dict[str, Any]:
-        """Figures on the held-out examples."""
-
-    @abc.abstractmethod
-    def save(self, run: RunFolder) -> None:
-        """Write the final model, as `from_pretrained` takes it."""
-
-    def after_step(self, step: int) -> None:  # noqa: B027  (a hook: doing nothing is right for most tasks)
-        """Called after the optimizer's step."""
-
-
 class Loop:
-    """Trains a task into a run folder; `fit` returns the figures of the last validation."""
+    """Trains a task into a run folder; `fit` returns the figures of the last validation.
 
-    def __init__(self, task: Task, config: RunConfig, run: RunFolder, report: Report | None = None) -> None:
+    All processes of the run make one and call the same methods; only the first one writes and reports.
+    """
+
+    def __init__(
+        self, task: Task, config: RunConfig, run: RunFolder, report: Report | None = None, processes: Processes | None = None
+    ) -> None:
         self.task = task
         self.config = config
         self.run = run
-        self.report = report or (lambda values: None)
-        self.device_type = torch.device(config.device).type
+        self.processes = processes or Processes(0, 1, torch.device(config.device))
+        self.report = report if report is not None and self.processes.first else (lambda values: None)
+        self.parts = pieces(config.batch_size, self.processes.world_size * config.accumulate)
+        if config.activation_checkpointing:
+            enable = getattr(task.model, "gradient_checkpointing_enable", None)
+            if enable is None:
+                raise ValueError(f"a {config.kind} has no activation checkpointing")
+            enable()
+        task.share_validation(self.processes.rank, self.processes.world_size, self.processes.total)
+        self.parallel = Parallel(task, self.processes, fsdp=config.fsdp, compiled=config.compile, unused_parameters=task.unused_parameters())
         groups = parameter_groups(task.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=self.device_type == "cuda")
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=config.precision == "fp16")
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=self.processes.device.type == "cuda")
+        prepare_optimizer(self.optimizer)
+        self.average = WeightAverage(task.model, config.ema) if config.ema is not None else None
+        self.state = TrainingState(task.model, self.optimizer, self.average)
+        self.loss_scale = LossScale(config.precision == "fp16")
+        self.metrics = Metrics(run, tensorboard=config.tensorboard)
+        self.best: float | None = None
         self.start = 0
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder, if there is one."""
-        found = self.run.last_checkpoint()
-        if found is None:
-            self.run.forget_after(0)
+        """Go on from the newest checkpoint of the run folder, if there is one.
+
+        Raises:
+            RunStopped: the data is not what the run was trained on.
+        """
+        self.processes.on_first(self.run.remove_leftovers)
+        step = self.processes.on_first(self.run.last_step)
+        if step:
+            checkpoint = self.run.checkpoint(step)
+            self._check_data(checkpoint.progress)
+            (self.state.load_shards if self.config.fsdp else self.state.load)(checkpoint.folder)
+            self.task.load_state_dict(checkpoint.task)
+            self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
+            self.best = checkpoint.progress["best"]
+            self.start = step
+        self.processes.on_first(lambda: self.run.forget_after(step))
+
+    def _check_data(self, progress: dict[str, Any]) -> None:
+        count, fingerprint = progress["examples"], progress["fingerprint"]
+        if (count, fingerprint) == (self.task.num_examples, self.task.fingerprint):
             return
-        weights, state = found
-        self.task.model.load_state_dict(weights, strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.start = state["step"]
-        self.run.forget_after(self.start)
+        now = "as many of other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
+        self.processes.stop(
+            RunStopped(
+                f"the data of {self.run.path} has changed: the run had {count:,} training examples, now there are {now}; put the data back to go on,"
+                f" or start a new run from {self.run.path / 'best'}"
+            )
+        )
 
     def fit(self) -> dict[str, Any]:
-        """Steps are counted from 1 in metrics.jsonl and in the names of checkpoints."""
+        """Train to the last step. Steps are counted from 1 in metrics.jsonl and in the names of checkpoints.
+
+        Raises:
+            RunStopped: a signal, a lost process or a full disk ended the run; the message says how to go on.
+            FloatingPointError: the loss or the gradients are no longer finite.
+        """
+        try:
+            with StopSignals() as signals, self.metrics:
+                return self._fit(signals)
+        except RuntimeError as error:
+            if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
+                raise
+            raise stopped_by_loss(self.processes.rank, self.run.last_step(), self.run.path) from error
+
+    def _fit(self, signals: StopSignals) -> dict[str, Any]:
         config, results = self.config, {}
         self.task.model.train()
+        saved = self.start
         for index in range(self.start, config.steps):
-            values = self.step(index)
+            values, signal = self.step(index, signals)
             done = index + 1
-            self.run.log(values)
+            self._log(values)
             last = done == config.steps
-            if last or (config.validate_every and done % config.validate_every == 0):
+            if last or _due(done, config.validate_every):
                 results = self.validate(done)
                 values = {**values, **{name: value for name, value in results.items() if isinstance(value, float)}}
-            if last or (config.save_every and done % config.save_every == 0):
+            if config.sample_every is not None and (last or _due(done, config.sample_every)):
+                self.sample(done)
+            if last or signal or _due(done, config.save_every):
                 self.save_checkpoint(done)
+                saved = done
             self.report(values)
+            if signal and not last:
+                self.processes.stop(stopped_by(signal, saved, self.run.path))
+        results = results or self._evaluate()
+        self.save_model("the final model", self.run.model)
         self.task.model.eval()
-        self.task.save(self.run)
-        return results or self.validate(config.steps)
-
-    def step(self, index: int) -> dict[str, Any]:
-        """One optimizer step; returns its line of metrics.jsonl."""
-        begun = time.perf_counter()
-        lr = self.config.lr * learning_rate_factor(index, self.config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        dtype = PRECISIONS[self.config.precision]
-        with torch.autocast(self.device_type, dtype=dtype, enabled=dtype is not None):
-            loss, figures = self.task.loss(index)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), self.config.clip)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss of step {index + 1} is {value}; the last checkpoint is intact, lower the learning rate or use bf16"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.task.after_step(index)
-        rate = self.config.batch_size / (time.perf_counter() - begun)
-        return {"step": index + 1, "loss": value, "lr": lr, "grad_norm": norm.item(), **figures, "images_per_second": rate}
-
-    def validate(self, step: int) -> dict[str, Any]:
-        self.task.model.eval()
-        with torch.no_grad():
-            results = self.task.validate()
-        self.task.model.train()
-        self.run.log({"step": step, **results})
         return results
 
+    def step(self, index: int, signals: StopSignals | None = None) -> tuple[dict[str, Any], int]:
+        """One optimizer step; returns its line of metrics.jsonl, and the signal that one of the processes got, or 0."""
+        begun = time.perf_counter()
+        config = self.config
+        lr = config.lr * learning_rate_factor(index, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss, figures = self.gradients(index)
+        norm = (global_norm(self.task.model) / self.loss_scale.factor).item()
+        received = 0 if signals is None else signals.received
+        summed = self.processes.total(torch.tensor([loss, *(float(received == number) for number in _SIGNALS)], dtype=torch.float64)).tolist()
+        loss = summed[0]
+        signal = next((number for number, count in zip(_SIGNALS, summed[1:]) if count), 0)
+        finite = self._check_finite(index + 1, loss, norm)
+        if finite:
+            self._scale_gradients(min(1.0, config.clip / (norm + 1e-6)) / self.loss_scale.factor)
+            self.optimizer.step()
+            self.loss_scale.stepped()
+            if self.average is not None:
+                self.average.update(index + 1)
+        else:
+            self.loss_scale.overflowed()
+        self.task.after_step(index)
+        values = {"step": index + 1, "loss": loss, "lr": lr, "grad_norm": norm if finite else None, **figures}
+        if self.loss_scale.enabled:
+            values |= {"loss_scale": self.loss_scale.factor, "skipped_steps": self.loss_scale.skipped_steps}
+        values["images_per_second"] = config.batch_size / (time.perf_counter() - begun)
+        memory = memory_gb(self.processes.device)
+        return (values if memory is None else {**values, "memory_gb": memory}), signal
+
+    def gradients(self, index: int) -> tuple[float, dict[str, float]]:
+        """Gradients of the global batch's mean loss, times the loss scale, left in `.grad`; returns this process's share of the loss."""
+        config, world_size = self.config, self.processes.world_size
+        dtype = PRECISIONS[config.precision]
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = self.parts[self.processes.rank * config.accumulate :][: config.accumulate]
+        share = torch.zeros(())
+        figures: dict[str, float] = {}
+        for position, rows in enumerate(mine):
+            weight = (rows.stop - rows.start) / config.batch_size
+            with self.parallel.accumulating(last=position == len(mine) - 1):
+                with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
+                    loss, figures = self.task.loss(index) if len(self.parts) == 1 else self.task.loss(index, rows)
+                # Wrappers average gradients over processes, and the parts' weights add up to one over all of them.
+                (loss * (weight * world_size * self.loss_scale.factor)).backward()
+            share = share.to(loss.device) + loss.detach() * weight
+        return share.item(), figures
+
+    def _scale_gradients(self, factor: float) -> None:
+        if factor != 1.0:
+            for parameter in self.task.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def _check_finite(self, step: int, loss: float, norm: float) -> bool:
+        """False where fp16 gradients overflowed and the step is to be skipped."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return True
+        if math.isfinite(loss) and self.loss_scale.enabled:
+            return False
+        what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient norm of step {step} is {norm}"
+        last = self.run.last_step()
+        kept = f"the checkpoint of step {last} is intact" if last else "there is no checkpoint yet"
+        self.processes.stop(FloatingPointError(f"the {what}; {kept}: lower the learning rate, or use bf16 or fp32, in a new run"))
+        return False
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, and the averaged weights where there are any."""
+        self.task.model.eval()
+        with torch.no_grad(), self.average.applied() if self.average is not None else contextlib.nullcontext():
+            yield
+            self.parallel.reshard()
+        self.task.model.train()
+
+    def _evaluate(self) -> dict[str, Any]:
+        with self._evaluating():
+            return self.task.validate()
+
+    def validate(self, step: int) -> dict[str, Any]:
+        """Figures on the held-out examples, logged; the model is kept where it is the best so far."""
+        results = self._evaluate()
+        self._log({"step": step, **results})
+        figure = results.get(self.task.best_figure)
+        if figure is not None and self._is_best(figure):
+            self.best = figure
+            self.save_model("the best model", self.run.best)
+        return results
+
+    def _is_best(self, figure: float) -> bool:
+        if not math.isfinite(figure):
+            return False
+        return self.best is None or (figure > self.best if self.task.higher_is_better else figure < self.best)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """Without asking the others, for it happens every step: if the first process cannot write, they will find it gone."""
+        if self.processes.first:
+            with self.run.clear_failure("metrics"):
+                self.metrics.add(values)
+
+    def sample(self, step: int) -> None:
+        """Draw a grid in the first process."""
+        with self._evaluating(), self.parallel.plain_model():
+            self._write("samples", lambda: self.metrics.add_picture(step, self.task.sample()))
+
+    def save_model(self, what: str, folder: Any) -> None:
+        """Write a model folder: the averaged weights where there are any."""
+        with self._evaluating(), self.parallel.plain_model():
+            self._write(what, lambda: self.run.write_model(self.task.save, folder))
+
     def save_checkpoint(self, step: int) -> None:
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        self.run.save_checkpoint(step, self.task.model, state, self.config.keep)
+        temporary = self.processes.on_first(lambda: self._begin(step))
+        problem: RunStopped | None = None
+        try:
+            with self.run.clear_failure(f"the checkpoint of step {step}"):
+                if self.config.fsdp:
+                    self.state.save_shards(temporary)
+                elif self.processes.first:
+                    self.state.save(temporary)
+        except RunStopped as error:
+            problem = error
+        self.processes.all_well(problem)
+        progress = {
+            "step": step,
+            "loss_scale": self.loss_scale.state_dict(),
+            "best": self.best,
+            "examples": self.task.num_examples,
+            "fingerprint": self.task.fingerprint,
+        }
+        task = self.task.state_dict()
+        self._write(f"the checkpoint of step {step}", lambda: self.run.finish_checkpoint(temporary, progress, task, self.config.keep))
+
+    def _begin(self, step: int) -> Any:
+        with self.run.clear_failure(f"the checkpoint of step {step}"):
+            return self.run.begin_checkpoint(step)
+
+    def _write(self, what: str, write: Callable[[], Any]) -> None:
+        """Let the first process write; all end where it cannot."""
+
+        def guarded() -> None:
+            with self.run.clear_failure(what):
+                write()
+
+        self.processes.on_first(guarded)
+
+
+_SIGNALS = StopSignals.NUMBERS
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

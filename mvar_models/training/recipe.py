@@ -17,6 +17,8 @@ SCHEDULES = ("packed", "alternating")
 # Embeddings of position and scale, the attention's factor and the shared AdaLN's offsets are not decayed, nor is anything 1-d.
 _NOT_DECAYED = re.compile(r"(^|\.)(start_position|positions|scale_embedding|log_scale|modulation_offset)(\.|$)")
 
+_LEAST = {"batch_size": 1, "keep": 1, "accumulate": 1, "steps": 0, "save_every": 0, "validate_every": 0, "sample_every": 0}
+
 R = TypeVar("R", bound="RunConfig")
 
 
@@ -24,8 +26,12 @@ R = TypeVar("R", bound="RunConfig")
 class RunConfig:
     """What every kind of training takes; a run folder's config.yaml is this and nothing else.
 
-    steps: optimizer steps. batch_size: pictures a step. lr: peak learning rate. save_every, validate_every: steps between two; 0 is only at
-    the end. keep: checkpoints kept. precision: "fp32", "bf16" or "fp16" (autocast; weights stay float32).
+    steps: optimizer steps. batch_size: pictures a step, over all processes and micro-batches. lr: peak learning rate. save_every,
+    validate_every, sample_every: steps between two; 0 is only at the end, and None (samples) never. keep: checkpoints kept. precision:
+    "fp32", "bf16" or "fp16" (autocast; weights stay float32; fp16 scales the loss and skips steps that overflow). accumulate: micro-batches
+    of a process, one after the other. ema: decay of the weights' moving average; with it validation, samples and the saved model are the
+    average's. fsdp: shard weights, gradients and moments over the processes. compile: torch.compile for each block.
+    activation_checkpointing: keep each block's input only, and run the block again in backward.
     """
 
     kind: ClassVar[str] = ""
@@ -40,16 +46,26 @@ class RunConfig:
     clip: float = 2.0
     precision: str = "fp32"
     seed: int = 0
-    save_every: int = 0
-    validate_every: int = 0
+    save_every: int = 500
+    validate_every: int = 500
+    sample_every: int | None = None
     keep: int = 2
     device: str = "cpu"
+    accumulate: int = 1
+    ema: float | None = None
+    fsdp: bool = False
+    compile: bool = False
+    activation_checkpointing: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not self.lr > 0:
@@ -67,7 +83,9 @@ class RunConfig:
 class TransformerRun(RunConfig):
     """VAR or MVAR from nothing (`init` None, shape given) or from a checkpoint.
 
-    init: what `from_pretrained` takes; a VAR becomes an MVAR when `arch` is "mvar". vqvae: likewise. copies: cached variants of a picture.
+    init: what `from_pretrained` takes; a VAR becomes an MVAR when `arch` is "mvar". vqvae: likewise. kernel_size, dense_scales: None is the
+    checkpoint's where it is an MVAR; else 7, and the scales of side 10 or less (as released: 8 at 256 px, 6 at 512 px). copies: cached
+    variants of a picture.
     label_drop: share of labels replaced by the unconditional class. drop_path: largest rate of stochastic depth, reached at the last block;
     None is 0.1 depth / 24. schedule: "packed" trains all scales of a batch at once; "alternating" trains, out of every 8 + local scales
     iterations, 8 on the dense scales and one on each local scale, as released.
@@ -82,8 +100,8 @@ class TransformerRun(RunConfig):
     width: int | None = None
     num_heads: int | None = None
     shared_adaln: bool = False
-    kernel_size: int = 7
-    dense_scales: int = 8
+    kernel_size: int | None = None
+    dense_scales: int | None = None
     copies: int = 1
     label_drop: float = 0.1
     drop_path: float | None = None
@@ -106,10 +124,12 @@ class TransformerRun(RunConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VQVAERun(RunConfig):
-    """A VQVAE from nothing.
+    """A VQVAE from nothing, or from a checkpoint (`init`), whose shape then counts in place of the one given here.
 
     commitment: weight of the encoder's pull towards its codes. restart_below: a code whose moving share of a scale-averaged draw falls
-    below this fraction of the uniform share is put on a random residual of the batch.
+    below this fraction of the uniform share is put on a random residual of the batch. perceptual: weight of LPIPS; 0 is without.
+    adversarial: weight of the adversarial loss, over the balance of gradients; 0 is without. adversarial_start: its first step; None is the
+    middle of the run. sample_every: steps between pictures of reconstructions; 0 is only at the end.
     """
 
     kind: ClassVar[str] = "vqvae"
@@ -123,11 +143,20 @@ class VQVAERun(RunConfig):
     num_residual_convolutions: int = 4
     commitment: float = 0.25
     restart_below: float = 0.05
+    init: str | None = None
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_start: int | None = None
+    sample_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "sides", tuple(self.sides))
+        for name in ("commitment", "perceptual", "adversarial", "adversarial_start", "sample_every"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "channel_multipliers": list(self.channel_multipliers), "sides": list(self.sides)}

@@ -1,6 +1,13 @@
-"""A run folder that a person can read: config.yaml, metrics.jsonl, checkpoints/step-000500/, model/.
+"""A run folder that a person can read.
 
-Checkpoints appear complete or not at all: they are written under another name, flushed, and renamed.
+    config.yaml          the settings, all of them
+    environment.json     versions, machine and command of every start
+    metrics.jsonl        a line a step, and a line a validation
+    samples/             what the model drew, step by step
+    checkpoints/         step-000500/: everything that going on needs
+    best/  model/        the best and the final model, as `from_pretrained` takes them
+
+Checkpoints and models appear complete or not at all: they are written under another name, flushed, and renamed.
 """
 
 from __future__ import annotations
@@ -8,20 +15,37 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
 
-from mvar_models.checkpoints import save_safetensors, write_text
+from mvar_models.checkpoints import write_text
 from mvar_models.extras import require
-from mvar_models.safe_reading import read_state
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
+from mvar_models.training.signals import RunStopped
 
 _KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TransformerRun, VQVAERun)}
-_STATE = "training.pt"
-_WEIGHTS = "weights.safetensors"
+_PROGRESS = "progress.json"
+_TASK = "task.pt"
+_WRITING = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, its small figures, and what the task put beside (`Task.state_dict`)."""
+
+    folder: Path
+    progress: dict[str, Any]
+    task: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.progress["step"])
 
 
 class RunFolder:
@@ -30,8 +54,11 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.metrics_file = self.path / "metrics.jsonl"
+        self.environment_file = self.path / "environment.json"
         self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
         self.model = self.path / "model"
+        self.best = self.path / "best"
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -49,10 +76,15 @@ class RunFolder:
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml")
         values = require("yaml", "train").safe_load(file.read_text(encoding="utf-8"))
-        kind = _KINDS.get(values.get("kind")) if isinstance(values, dict) else None
+        kind = _KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
         if kind is None:
             raise ValueError(f"{file} is not the configuration of a run")
         return kind.from_dict({**values, "out": str(self.path)})
+
+    def add_start(self, environment: dict[str, Any]) -> None:
+        """Record where and with what the run is started or goes on."""
+        starts = json.loads(self.environment_file.read_text(encoding="utf-8")) if self.environment_file.is_file() else []
+        write_text(self.environment_file, json.dumps([*starts, environment], indent=2) + "\n")
 
     def log(self, values: dict[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -75,32 +107,94 @@ class RunFolder:
                 kept.append(line + "\n")
         write_text(self.metrics_file, "".join(kept))
 
-    def save_checkpoint(self, step: int, model: nn.Module, state: dict[str, Any], keep: int) -> Path:
-        """Write step `step` and remove all but the last `keep`."""
-        target = self.checkpoints / f"step-{step:06d}"
-        temporary = self.checkpoints / f".writing-{step:06d}"
+    def begin_checkpoint(self, step: int) -> Path:
+        """The folder to write the checkpoint of `step` to, until `finish_checkpoint`."""
+        temporary = self.checkpoints / f"{_WRITING}{step:06d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_safetensors(model.state_dict(), temporary / _WEIGHTS)
-        with (temporary / _STATE).open("wb") as file:
-            torch.save({"step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        return temporary
+
+    def finish_checkpoint(self, temporary: Path, progress: dict[str, Any], task: dict[str, Any], keep: int) -> Path:
+        """Add the small figures, give the folder its name, and remove all but the last `keep`."""
+        if task:
+            with (temporary / _TASK).open("wb") as file:
+                torch.save(task, file)
+                _flush(file)
+        with (temporary / _PROGRESS).open("w", encoding="utf-8") as text:
+            json.dump(progress, text, indent=2)
+            _flush(text)
+        target = self.checkpoints / f"step-{progress['step']:06d}"
+        _take_place(temporary, target)
         for old in self._complete()[:-keep]:
             shutil.rmtree(old)
         return target
 
-    def last_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Weights and training state of the newest complete checkpoint, or None."""
-        for leftover in self.checkpoints.glob(".writing-*"):
-            shutil.rmtree(leftover)
+    def last_step(self) -> int:
+        """Step of the newest complete checkpoint, 0 without one."""
         complete = self._complete()
-        if not complete:
-            return None
-        state = torch.load(complete[-1] / _STATE, map_location="cpu", weights_only=True)
-        return read_state(complete[-1] / _WEIGHTS), state
+        return _step_of(complete[-1]) if complete else 0
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """A complete checkpoint."""
+        folder = self.checkpoints / f"step-{step:06d}"
+        try:
+            progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder} is not a checkpoint that this version wrote ({error}); remove it to go on from an earlier one") from None
+        task = torch.load(folder / _TASK, map_location="cpu", weights_only=True) if (folder / _TASK).is_file() else {}
+        return Checkpoint(folder, progress, task)
+
+    def remove_leftovers(self) -> None:
+        """What a killed process was writing."""
+        for parent in (self.checkpoints, self.path):
+            for leftover in parent.glob(f"{_WRITING}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def write_model(self, save: Callable[[Path], None], target: Path) -> None:
+        """Let `save` write a model folder, which then takes the place of `target`."""
+        temporary = self.path / f"{_WRITING}{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save(temporary)
+        _take_place(temporary, target)
+
+    @contextmanager
+    def clear_failure(self, what: str) -> Iterator[None]:
+        """RunStopped, in one line, where the block cannot write (a full disk, a quota); what it had begun is removed."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            self.remove_leftovers()
+            last = self.last_step()
+            kept = f"the checkpoint of step {last} is intact; make room and go on with --resume {self.path}" if last else "there is no checkpoint yet"
+            raise RunStopped(f"{what} could not be written to {self.path}: {' '.join(str(error).split())}; {kept}") from error
 
     def _complete(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*"))
+        return sorted(self.checkpoints.glob("step-*"), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Rename a complete folder over an older one of that name."""
+    if target.exists():
+        replaced = temporary.with_name(f"{temporary.name}-replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+        temporary.rename(target)
+        shutil.rmtree(replaced)
+    else:
+        temporary.rename(target)
+    if hasattr(os, "O_DIRECTORY"):  # the names too must survive a power cut
+        handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from mvar_models.config import MVARConfig, VARConfig
+from mvar_models.config import MVARConfig, TransformerConfig, VARConfig
+from mvar_models.grid import grid
 from mvar_models.mvar import MVAR
-from mvar_models.pipeline import VQVAE_FOLDER
-from mvar_models.training.loop import Task
+from mvar_models.pipeline import VQVAE_FOLDER, MVARPipeline, VARPipeline, kind_of
 from mvar_models.training.randomness import Purpose, batch_members, generator
 from mvar_models.training.recipe import TransformerRun
-from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.task import SumOverProcesses, Task
 from mvar_models.training.tokens import TokenSet
 from mvar_models.transformer import ScaleTransformer
 from mvar_models.var import VAR
 from mvar_models.vqvae import VQVAE
 
+logger = logging.getLogger(__name__)
+
 _DENSE_STEPS = 8
 _VALIDATION_BATCH = 128
+_KERNEL_SIZE = 7
+_LARGEST_DENSE_SIDE = 10
+_SAMPLE_ROWS, _SAMPLE_COLUMNS = 10, 6
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...]) -> ScaleTransformer:
-    """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters.
+    """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters; its classes are those of the data.
 
     Raises:
-        ValueError: the checkpoint's classes or codes are not those of the data and the VQVAE.
+        ValueError: the checkpoint's codes are not those of the VQVAE, or it is an MVAR with other windows than asked for.
     """
     if config.init is None:
         model = _new_model(config, vqvae, class_names)
@@ -36,13 +47,29 @@ def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ..
         model = VAR.from_pretrained(config.init)
     else:
         model = _mvar_from(config)
-    if model.config.num_classes != len(class_names):
-        raise ValueError(f"the data has {len(class_names)} classes, {config.init} has {model.config.num_classes}")
     for name in ("sides", "vocab_size", "z_channels"):
         if getattr(model.config, name) != getattr(vqvae.config, name):
             raise ValueError(f"{config.vqvae} does not fit {config.init}: {name} differs")
+    if not _same_classes(model.config, class_names):
+        logger.warning(
+            "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings start anew (seed %d)",
+            len(class_names), _some(class_names), config.init, model.config.num_classes, config.seed,
+        )  # fmt: skip
+        torch.manual_seed(config.seed)
+        model.replace_classes(len(class_names), class_names)
     model.config = model.config.replace(class_names=class_names)
     return model.to(config.device)
+
+
+def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
+    """Whether a checkpoint's class embeddings are for these classes. ImageNet's folders are often named by WordNet id, in its own order."""
+    if config.num_classes != len(names):
+        return False
+    return config.class_names is None or config.class_names == names or all(_WORDNET_ID.fullmatch(name) for name in names)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...]) -> ScaleTransformer:
@@ -53,6 +80,7 @@ def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...
         "num_heads": config.num_heads,
         "shared_adaln": config.shared_adaln,
         "num_classes": len(class_names),
+        "class_names": class_names,
         "vocab_size": vqvae.config.vocab_size,
         "z_channels": vqvae.config.z_channels,
         "sides": vqvae.config.sides,
@@ -60,26 +88,51 @@ def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...
     }
     if config.arch == "var":
         return VAR(VARConfig(**shape))
-    return MVAR(MVARConfig(**shape, kernel_size=config.kernel_size, dense_scales=config.dense_scales))
+    return MVAR(MVARConfig(**shape, **_windows(config, vqvae.config.sides)))
+
+
+def _windows(config: TransformerRun, sides: Sequence[int]) -> dict[str, int]:
+    """MVAR's windows as asked for, else as in the released models, whose scales attend to the whole grid up to side 10."""
+    dense = sum(side <= _LARGEST_DENSE_SIDE for side in sides) if config.dense_scales is None else config.dense_scales
+    return {"kernel_size": _KERNEL_SIZE if config.kernel_size is None else config.kernel_size, "dense_scales": dense}
 
 
 def _mvar_from(config: TransformerRun) -> MVAR:
-    """An MVAR checkpoint as it is, a VAR converted; a released file looks alike for both, so it is read as a VAR and windowed as asked."""
-    try:
+    """An MVAR checkpoint as it is, a VAR converted; a released file that does not say which is read as a VAR, as their tensors are alike."""
+    assert config.init is not None
+    if kind_of(config.init, arch="var") == "var":
         var = VAR.from_pretrained(config.init)
-    except ValueError as not_a_var:
-        try:
-            return MVAR.from_pretrained(config.init)
-        except ValueError:
-            raise not_a_var from None
-    return MVAR.from_var(var, kernel_size=config.kernel_size, dense_scales=config.dense_scales)
+        return MVAR.from_var(var, **_windows(config, var.config.sides))
+    model = MVAR.from_pretrained(config.init)
+    for name in ("kernel_size", "dense_scales"):
+        asked, has = getattr(config, name), getattr(model.config, name)
+        if asked is not None and asked != has:
+            raise ValueError(f"{config.init} is an MVAR with {name} {has}, not {asked}; leave {name} out to go on with it")
+    return model
+
+
+class LossModule(nn.Module):
+    """The loss of a transformer as a forward, which DDP and FSDP hook into."""
+
+    def __init__(self, model: ScaleTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor, scale_inputs: Tensor, indices: Tensor, *, per_token: bool = False, **options: Any) -> Tensor:
+        """The mean loss of the batch, or with `per_token` (n, L) losses."""
+        compute = self.model.token_losses if per_token else self.model.loss
+        return compute(labels, scale_inputs, indices, **options)
 
 
 class TransformerTask(Task):
     """Cross-entropy on the codes, teacher-forced; inputs are rebuilt from the codes on the device."""
 
+    model: ScaleTransformer
+    compute: nn.Module
+
     def __init__(self, model: ScaleTransformer, vqvae: VQVAE, train: TokenSet, val: TokenSet, config: TransformerRun) -> None:
         self.model = model
+        self.compute = LossModule(model)
         self.vqvae = vqvae.to(config.device)
         self.train = train
         self.val = val
@@ -87,19 +140,39 @@ class TransformerTask(Task):
         depth = model.config.depth
         largest = 0.1 * depth / 24 if config.drop_path is None else config.drop_path
         self.drop_rates = np.linspace(0, largest, depth)
+        self.share_validation(0, 1, lambda values: values)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        config, size = self.config, self.config.batch_size
-        members = batch_members(config.seed, step, size, len(self.train))
-        copies = generator(config.seed, Purpose.COPY, step).integers(0, self.train.copies, size)
+    def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Everything random is drawn for the whole batch, of which `rows` are taken."""
+        config, size, rows = self.config, self.config.batch_size, rows or slice(None)
+        members = batch_members(config.seed, step, size, len(self.train))[rows]
+        copies = generator(config.seed, Purpose.COPY, step).integers(0, self.train.copies, size)[rows]
         labels, indices = (tensor.to(config.device) for tensor in self.train.batch(members, copies))
-        dropped = torch.from_numpy(generator(config.seed, Purpose.LABEL_DROP, step).random(size) < config.label_drop)
+        dropped = torch.from_numpy(generator(config.seed, Purpose.LABEL_DROP, step).random(size) < config.label_drop)[rows]
         labels = labels.masked_fill(dropped.to(labels.device), self.model.config.num_classes)
         scales = self.scales_of_step(step)
-        loss = self.model.loss(
-            labels, self.scale_inputs(indices), indices, scales, config.label_smoothing, path_keep=self._path_keep(step)
-        )
+        path_keep = self._path_keep(step, rows)
+        inputs = self.scale_inputs(indices)
+        loss = self.compute(labels, inputs, indices, scales=scales, label_smoothing=config.label_smoothing, path_keep=path_keep)
         return loss, {} if scales is None else {"first_scale": scales.start, "last_scale": scales.stop - 1}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.train.fingerprint} {self.val.fingerprint}"
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.train)
+
+    def sharded_modules(self) -> Sequence[nn.Module]:
+        return list(self.model.blocks)
+
+    def unused_parameters(self) -> bool:
+        """Steps on one local scale do not use the first scale's embedding."""
+        return self.config.schedule == "alternating"
+
+    def share_validation(self, rank: int, world_size: int, total: SumOverProcesses) -> None:
+        self._rank, self._world_size, self._total = rank, world_size, total
 
     def scales_of_step(self, step: int) -> range | None:
         """What to train at `step`; None is everything."""
@@ -114,13 +187,13 @@ class TransformerTask(Task):
         with torch.autocast(indices.device.type, enabled=False):
             return self.vqvae.quantizer.scale_inputs(indices)
 
-    def _path_keep(self, step: int) -> Tensor | None:
+    def _path_keep(self, step: int, rows: slice = slice(None)) -> Tensor | None:
         """(depth, 2, B) factors of stochastic depth: 0, or 1 / (1 - rate)."""
         if not self.drop_rates.any():
             return None
         rates = self.drop_rates[:, None, None]
         kept = generator(self.config.seed, Purpose.DROP_PATH, step).random((len(self.drop_rates), 2, self.config.batch_size)) >= rates
-        return torch.from_numpy(kept / (1 - rates)).float().to(self.config.device)
+        return torch.from_numpy(kept[:, :, rows] / (1 - rates)).float().to(self.config.device)
 
     def validate(self) -> dict[str, Any]:
         """Cross-entropy per token on the held-out pictures: over all tokens, and per scale."""
@@ -131,16 +204,26 @@ class TransformerTask(Task):
 
     @torch.no_grad()
     def validation_losses(self) -> Tensor:
-        """(L,) cross-entropy of each token, averaged over the held-out pictures."""
+        """(L,) cross-entropy of each token, averaged over the held-out pictures, of which each process takes its share of every batch."""
         total = torch.zeros(self.model.config.length, dtype=torch.float64)
-        for start in range(0, len(self.val), _VALIDATION_BATCH):
-            members = np.arange(start, min(start + _VALIDATION_BATCH, len(self.val)))
-            labels, indices = (tensor.to(self.config.device) for tensor in self.val.batch(members))
-            total += self.model.token_losses(labels, self.scale_inputs(indices), indices).double().sum(0).cpu()
-        return total / len(self.val)
+        stride = _VALIDATION_BATCH * self._world_size
+        for start in range(0, len(self.val), stride):
+            rest = np.arange(start, min(start + stride, len(self.val)))
+            members = rest[self._rank :: self._world_size]
+            # With FSDP all processes must make the same passes; one that has nothing left to add makes it for nothing.
+            labels, indices = (tensor.to(self.config.device) for tensor in self.val.batch(members if len(members) else rest[:1]))
+            losses = self.compute(labels, self.scale_inputs(indices), indices, per_token=True).double().sum(0).cpu()
+            total += losses if len(members) else 0
+        return self._total(total) / len(self.val)
 
-    def save(self, run: RunFolder) -> None:
+    def sample(self) -> Image.Image:
+        """A grid with a row for each of the first classes; every time from the same seeds."""
+        pipeline = (VARPipeline if isinstance(self.model, VAR) else MVARPipeline)(self.model, self.vqvae)
+        labels = [label for label in range(min(self.model.config.num_classes, _SAMPLE_ROWS)) for _ in range(_SAMPLE_COLUMNS)]
+        return grid(pipeline(labels, seed=self.config.seed, batch_size=_SAMPLE_COLUMNS), columns=_SAMPLE_COLUMNS)
+
+    def save(self, folder: Path) -> None:
         """The model with its VQVAE beside it, so that a pipeline loads the folder alone."""
         self.model.config = self.model.config.replace(vqvae=None)
-        self.vqvae.save_pretrained(run.model / VQVAE_FOLDER)
-        self.model.save_pretrained(run.model)
+        self.vqvae.save_pretrained(folder / VQVAE_FOLDER)
+        self.model.save_pretrained(folder)

@@ -1,24 +1,31 @@
-"""Training the multi-scale VQVAE: reconstruction, codebook and commitment losses, and dead codes put to work.
+"""Training the multi-scale VQVAE on pictures: reconstruction, codebook and commitment losses, optionally perceptual and adversarial ones, and
+dead codes put to work.
 
 Why codes are restarted: with gradients alone, a small codebook on a small dataset keeps only the codes that were near data at the start.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from mvar_models.config import VQVAEConfig
-from mvar_models.training.augment import affine
+from mvar_models.config import SIDES_256, SIDES_512, SIDES_1024, VQVAEConfig
+from mvar_models.training.augment import affine, random_moves
 from mvar_models.training.data import ImageSource
-from mvar_models.training.loop import Task
 from mvar_models.training.randomness import Purpose, batch_members, generator
-from mvar_models.training.recipe import VQVAERun
-from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.recipe import VQVAERun, learning_rate_factor
+from mvar_models.training.reconstruction import psnr, side_by_side
+from mvar_models.training.task import Task
+from mvar_models.training.vqvae_losses import Adversary, Perceptual
 from mvar_models.vqvae import VQVAE
 
 _VALIDATION_BATCH = 64
@@ -26,114 +33,225 @@ _USAGE_MOMENTUM = 0.99
 _RESTART_EVERY = 20
 # Restarts stop for the last part of a run, so that the codes that remain can settle.
 _RESTART_UNTIL = 0.7
+_SHOWN = 8
+# Settings that a run shares with the model's configuration.
+SHAPE = ("vocab_size", "z_channels", "channels", "channel_multipliers", "blocks_per_level", "sides", "num_residual_convolutions")
 
 
 def build_vqvae(config: VQVAERun) -> VQVAE:
+    """A new VQVAE, or the one that `init` names."""
+    if config.init is not None:
+        return VQVAE.from_pretrained(config.init, device=config.device)
     torch.manual_seed(config.seed)
-    return VQVAE(
-        VQVAEConfig(
-            vocab_size=config.vocab_size,
-            z_channels=config.z_channels,
-            channels=config.channels,
-            channel_multipliers=config.channel_multipliers,
-            blocks_per_level=config.blocks_per_level,
-            sides=config.sides,
-            num_residual_convolutions=config.num_residual_convolutions,
-        )
-    ).to(config.device)
+    return VQVAE(new_vqvae_config(config)).to(config.device)
+
+
+def new_vqvae_config(config: VQVAERun) -> VQVAEConfig:
+    """The model's part of a run's settings."""
+    return VQVAEConfig(**{name: getattr(config, name) for name in SHAPE})
+
+
+def released_vqvae_shape(resolution: int) -> dict[str, Any]:
+    """Settings of a `VQVAERun` that give the released VQVAE (109 M parameters) with the scales of 256, 512 or 1024 px."""
+    sides = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}.get(resolution)
+    if sides is None:
+        raise ValueError(f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers")
+    shape = dataclasses.asdict(VQVAEConfig(sides=sides))
+    return {name: shape[name] for name in SHAPE}
+
+
+class Autoencode(nn.Module):
+    """Images -> reconstructions, codebook loss, commitment loss, latents, indices: what several processes wrap, as its forward is the step's."""
+
+    def __init__(self, model: VQVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        features = self.model.latents(images)
+        with torch.autocast(images.device.type, enabled=False):  # which code is nearest is not for half precision to say
+            f_hat, codebook, commitment, indices = self.model.quantizer(features.float())
+        return self.model.decoder(self.model.post_quant_conv(f_hat)), codebook, commitment, features, indices
 
 
 class VQVAETask(Task):
+    best_figure = "val_psnr"
+    higher_is_better = True
+
+    model: VQVAE
+
     def __init__(self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun) -> None:
         self.model = model
+        self.compute: nn.Module = Autoencode(model)
         self.source = source
         self.train = train
         self.val = val
         self.config = config
-        self.latest: tuple[Tensor, Tensor] | None = None
+        self.perceptual = Perceptual().to(config.device) if config.perceptual else None
+        self.adversary: Adversary | None = None
+        if config.adversarial:
+            self.adversary = Adversary(model.config.resolution, config.adversarial, config.lr, config.device, config.seed)
+        self.adversarial_start = config.steps // 2 if config.adversarial_start is None else config.adversarial_start
+        self.rank, self.world_size = 0, 1
+        self.total: Callable[[Tensor], Tensor] = lambda values: values
+        self._parts: list[tuple[int, Tensor, Tensor]] = []  # of a step: first row, latents, indices
+        self._reader = ThreadPoolExecutor(1)
+        self._coming: dict[tuple[int, int, int], Future[Tensor]] = {}
 
-    def batch(self, step: int) -> Tensor:
-        """Pictures of a step, mirrored at random where classes allow it, else lightly moved."""
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.train)
+
+    def unused_parameters(self) -> bool:
+        """With few scales a residual convolution may serve none."""
+        config = self.model.config
+        return len(set(config.residual_convolution_of_scale)) < config.num_residual_convolutions
+
+    def share_validation(self, rank: int, world_size: int, total: Callable[[Tensor], Tensor]) -> None:
+        self.rank, self.world_size, self.total = rank, world_size, total
+
+    def batch(self, step: int, rows: slice | None = None) -> Tensor:
+        """Pictures of a step, mirrored at random where classes allow it, else lightly moved. The next step's are read meanwhile."""
         config = self.config
-        members = self.train[batch_members(config.seed, step, config.batch_size, len(self.train))]
-        images, rng = self.source.images(members), generator(config.seed, Purpose.AUGMENT, step)
+        start, stop = (0, config.batch_size) if rows is None else (rows.start, rows.stop)
+        coming = self._coming.pop((step, start, stop), None)
+        images = self._read(step, start, stop) if coming is None else coming.result()
+        if step + 1 < config.steps:
+            self._coming = {key: future for key, future in self._coming.items() if key[0] >= step}
+            self._coming[step + 1, start, stop] = self._reader.submit(self._read, step + 1, start, stop)
+        rng = generator(config.seed, Purpose.AUGMENT, step)
         if not self.source.flips:
-            return affine(images, rng).to(config.device)
-        mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)[:, None, None, None]
+            return affine(images, random_moves(rng, config.batch_size)[start:stop]).to(config.device)
+        mirrored = torch.from_numpy(rng.random(config.batch_size)[start:stop] < 0.5)[:, None, None, None]
         return torch.where(mirrored, images.flip(-1), images).to(config.device)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        images = self.batch(step)
-        features = self.model.latents(images)
-        f_hat, codebook, commitment, indices = self.model.quantizer(features)
-        reconstruction = F.mse_loss(self.model.decoder(self.model.post_quant_conv(f_hat)), images)
-        self.latest = features.detach(), indices
-        loss = reconstruction + codebook + self.config.commitment * commitment
-        return loss, {"reconstruction": reconstruction.item(), "codebook": codebook.item()}
+    def _read(self, step: int, start: int, stop: int) -> Tensor:
+        members = batch_members(self.config.seed, step, self.config.batch_size, len(self.train))[start:stop]
+        return self.source.images(self.train[members])
+
+    def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
+        images = self.batch(step, rows)
+        reconstructed, codebook, commitment, features, indices = self.compute(images)
+        self._parts.append((0 if rows is None else rows.start, features.detach(), indices))
+        reconstruction = F.mse_loss(reconstructed.float(), images)
+        figures = {"reconstruction": reconstruction.item(), "codebook": codebook.item()}
+        visible = reconstruction
+        if self.perceptual is not None:
+            perceptual = self.perceptual(reconstructed, images)
+            visible = visible + self.config.perceptual * perceptual
+            figures["perceptual"] = perceptual.item()
+        loss = visible + codebook + self.config.commitment * commitment
+        if self.adversary is not None and step >= self.adversarial_start:
+            adversarial, more = self.adversary.loss(reconstructed, visible, self.model.decoder.conv_out.weight)
+            loss = loss + adversarial
+            share = len(images) * self.world_size / self.config.batch_size
+            figures |= more | self.adversary.learn(images, reconstructed, share)
+        return loss, figures
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Count the codes that were drawn; now and then put those that nobody draws on residuals of the batch."""
-        assert self.latest is not None
-        features, indices = self.latest
-        self.latest = None
-        usage = self.model.quantizer.code_usage
-        usage.mul_(_USAGE_MOMENTUM).add_(self._shares(indices), alpha=1 - _USAGE_MOMENTUM)
+        """Let the discriminator step; count the codes that were drawn; now and then put those that nobody draws on residuals of the batch."""
+        if self.adversary is not None and step >= self.adversarial_start:
+            self.adversary.step(learning_rate_factor(step, self.config.steps))
+        quantizer, parts = self.model.quantizer, self._parts
+        self._parts = []
+        drawn = self._total(torch.stack([self._draws(indices) for _, _, indices in parts]).sum(0))
+        quantizer.code_usage.mul_(_USAGE_MOMENTUM).add_(drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM)
         early = step < _RESTART_UNTIL * self.config.steps
         if early and step and step % _RESTART_EVERY == 0:
-            self._restart_dead_codes(features, step)
+            self._restart_dead_codes([(start, features) for start, features, _ in parts], step)
 
-    def _shares(self, indices: Tensor) -> Tensor:
-        """(S, V): share of each code among the draws of each scale."""
-        vocab, offset, rows = self.config.vocab_size, 0, []
-        for side in self.config.sides:
+    def _total(self, values: Tensor) -> Tensor:
+        """Sums over processes, on the device of `values`."""
+        return values if self.world_size == 1 else self.total(values.cpu()).to(values.device)
+
+    def _draws(self, indices: Tensor) -> Tensor:
+        """(S, V): how often each code was drawn at each scale, of indices (n, L)."""
+        config, offset, rows = self.model.config, 0, []
+        for side in config.sides:
             drawn = indices[:, offset : offset + side * side].flatten()
-            rows.append(torch.bincount(drawn, minlength=vocab) / drawn.numel())
+            rows.append(torch.bincount(drawn, minlength=config.vocab_size).float())
             offset += side * side
         return torch.stack(rows)
 
-    def _restart_dead_codes(self, features: Tensor, step: int) -> None:
-        quantizer, config = self.model.quantizer, self.config
+    def _restart_dead_codes(self, parts: list[tuple[int, Tensor]], step: int) -> None:
+        quantizer, shape, config = self.model.quantizer, self.model.config, self.config
         # Every place of every scale counts alike, as in the loss.
-        places = torch.tensor([side * side for side in config.sides], dtype=torch.float32, device=features.device)
-        share = (quantizer.code_usage * places[:, None]).sum(0) / (places.sum() * (1 - _USAGE_MOMENTUM ** (step + 1)))
-        dead = (share < config.restart_below / config.vocab_size).nonzero().flatten()
+        places = torch.tensor([side * side for side in shape.sides], dtype=torch.float32, device=quantizer.code_usage.device)
+        seen = 1 - _USAGE_MOMENTUM ** (step + 1)
+        share = (quantizer.code_usage * places[:, None]).sum(0) / (places.sum() * seen)
+        dead = (share < config.restart_below / shape.vocab_size).nonzero().flatten()
         if not len(dead):
             return
-        candidates = self._residuals(features)
-        chosen = generator(config.seed, Purpose.RESTART, step).choice(len(candidates), len(dead), replace=len(dead) > len(candidates))
-        quantizer.codebook.weight[dead] = candidates[torch.from_numpy(chosen).to(features.device)]
+        candidates = config.batch_size * shape.length
+        chosen = generator(config.seed, Purpose.RESTART, step).choice(candidates, len(dead), replace=len(dead) > candidates)
+        quantizer.codebook.weight[dead] = self._residuals_at(parts, chosen).to(quantizer.codebook.weight.dtype)
         # As if drawn at the uniform share, or they would be restarted again before anyone could draw them.
-        quantizer.code_usage[:, dead] = (1 - _USAGE_MOMENTUM ** (step + 1)) / config.vocab_size
+        quantizer.code_usage[:, dead] = seen / shape.vocab_size
+
+    def _residuals_at(self, parts: list[tuple[int, Tensor]], chosen: np.ndarray) -> Tensor:
+        """Residuals (n, z) at places of the global batch, numbered picture by picture; each process fills in what it has."""
+        length = self.model.config.length
+        found = torch.zeros(len(chosen), self.model.config.z_channels, device=parts[0][1].device)
+        for start, features in parts:
+            mine = np.flatnonzero((chosen >= start * length) & (chosen < (start + len(features)) * length))
+            if len(mine):
+                places = torch.from_numpy(chosen[mine] - start * length).to(found.device)
+                found[torch.from_numpy(mine).to(found.device)] = self._residuals(features).flatten(0, 1)[places]
+        return self._total(found)
 
     def _residuals(self, features: Tensor) -> Tensor:
-        """Vectors (n, z) that the quantizer would look up codes for, over all scales of a batch."""
+        """Vectors (n, L, z) that the quantizer would look up codes for."""
         quantizer, rest, vectors = self.model.quantizer, features.float(), []
-        for scale in range(len(self.config.sides)):
+        for scale in range(len(self.model.config.sides)):
             pooled = quantizer.pool(rest, scale)
-            vectors.append(pooled.permute(0, 2, 3, 1).reshape(-1, pooled.shape[1]))
+            vectors.append(pooled.flatten(2).transpose(1, 2))
             rest = rest - quantizer.contribution(quantizer.nearest_codes(pooled), scale)
-        return torch.cat(vectors)
+        return torch.cat(vectors, dim=1)
 
+    @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """PSNR in dB of the held-out pictures (mean over pictures), and the share of codes in use at each scale."""
-        ratios, used = [], torch.zeros(len(self.config.sides), self.config.vocab_size)
-        for start in range(0, len(self.val), _VALIDATION_BATCH):
-            images = self.source.images(self.val[start : start + _VALIDATION_BATCH]).to(self.config.device)
+        """On the held-out pictures: PSNR in dB (mean over pictures); and for the codes of each scale the share in use, and the perplexity, the
+        number of equally frequent codes that would be as varied. A scale cannot use more codes than it has places in all held-out pictures.
+        """
+        config = self.model.config
+        ratios, drawn = torch.zeros(2, dtype=torch.float64), torch.zeros(len(config.sides), config.vocab_size)
+        mine = self.val[self.rank :: self.world_size]
+        for start in range(0, len(mine), _VALIDATION_BATCH):
+            images = self.source.images(mine[start : start + _VALIDATION_BATCH]).to(self.config.device)
             indices = self.model.encode(images)
-            used += self._shares(indices).cpu()
-            ratios.append(psnr(self.model.decode(indices), images))
+            drawn += self._draws(indices).cpu()
+            found = psnr(self.model.decode(indices), images)
+            ratios += torch.tensor([found.double().sum().item(), len(found)], dtype=torch.float64)
+        ratios, drawn = self.total(ratios), self.total(drawn)
+        unreadable = torch.zeros(len(self.source))
+        unreadable[sorted(self.source.unreadable)] = 1
+        share = drawn / drawn.sum(1, keepdim=True)
         return {
-            "val_psnr": torch.cat(ratios).mean().item(),
-            "codes_used": (used.sum(0) > 0).float().mean().item(),
-            "codes_used_per_scale": (used > 0).float().mean(1).tolist(),
+            "val_psnr": (ratios[0] / ratios[1]).item(),
+            "codes_used": (drawn.sum(0) > 0).float().mean().item(),
+            "codes_used_per_scale": (drawn > 0).float().mean(1).tolist(),
+            "code_perplexity_per_scale": torch.special.entr(share).sum(1).exp().tolist(),
+            "unreadable_pictures": int((self.total(unreadable) > 0).sum()),
         }
 
-    def save(self, run: RunFolder) -> None:
-        self.model.save_pretrained(run.model)
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """Held-out pictures above their reconstructions."""
+        images = self.source.images(self.val[np.unique(np.linspace(0, len(self.val) - 1, _SHOWN).astype(np.int64))])
+        moved = images.to(self.config.device)
+        return side_by_side(images, self.model.decode(self.model.encode(moved)))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.adversary is None else {"adversary": self.adversary.state_dict()}
 
-def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture of (n, 3, R, R) in [-1, 1], in dB: (n,)."""
-    error = (images - originals).square().mean(dim=(1, 2, 3)).clamp_min(1e-12)
-    return 10 * torch.log10(4 / error)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)

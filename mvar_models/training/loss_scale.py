@@ -1,0 +1,45 @@
+"""Loss scaling for fp16 (Micikevicius et al., arXiv 1710.03740), with the global gradient norm as the test for overflow.
+
+torch's GradScaler asks each process about its own gradients; the norm, which clipping needs anyway, is the same in all of them, also when
+every process holds a shard, so that all skip the same steps without another exchange.
+"""
+
+from __future__ import annotations
+
+_START = 2.0**16
+_GROW_EVERY = 2000
+_SMALLEST = 2.0**-10
+
+
+class LossScale:
+    """The factor of the loss: halved when gradients overflow, doubled after 2,000 steps without; 1 for ever where it is not enabled."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.factor = _START if enabled else 1.0
+        self.good_steps = 0
+        self.skipped_steps = 0
+
+    def overflowed(self) -> None:
+        """A step was skipped.
+
+        Raises:
+            FloatingPointError: the gradients overflow whatever the factor.
+        """
+        self.factor /= 2
+        self.good_steps = 0
+        self.skipped_steps += 1
+        if self.factor < _SMALLEST:
+            raise FloatingPointError("fp16 gradients overflow even when the loss is scaled down; lower the learning rate or use bf16")
+
+    def stepped(self) -> None:
+        self.good_steps += 1
+        if self.enabled and self.good_steps % _GROW_EVERY == 0:
+            self.factor *= 2
+
+    def state_dict(self) -> dict[str, float]:
+        return {"factor": self.factor, "good_steps": self.good_steps, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.factor = state["factor"]
+        self.good_steps, self.skipped_steps = int(state["good_steps"]), int(state["skipped_steps"])

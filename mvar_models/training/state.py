@@ -1,0 +1,131 @@
+"""The tensors of a checkpoint by name, and their files.
+
+One process's run, and DDP's, is two safetensors files. FSDP's is written by torch.distributed.checkpoint, each process its own shards, and can
+be read by any number of processes. Nothing read here can run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata
+
+from mvar_models.checkpoints import save_safetensors
+from mvar_models.safe_reading import read_state
+from mvar_models.training.ema import WeightAverage
+
+WEIGHTS = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_AVERAGE = "average.safetensors"
+_SHARDS = "shards"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def prepare_optimizer(optimizer: torch.optim.AdamW) -> None:
+    """Zero moments from the start, as the first step would make them, so that what a checkpoint holds does not depend on the step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            place = parameter.device if group["fused"] else torch.device("cpu")
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=place),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+class TrainingState:
+    """The model's tensors, the optimizer's moments and the weights' average: sharded together or whole together."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, average: WeightAverage | None) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.average = average
+
+    def _moments(self) -> dict[str, Tensor]:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        return {f"{moment}.{names[parameter]}": state[moment] for parameter, state in self.optimizer.state.items() for moment in _MOMENTS}
+
+    def _files(self) -> dict[str, dict[str, Tensor]]:
+        files = {WEIGHTS: dict(self.model.state_dict()), _OPTIMIZER: self._moments()}
+        if self.average is not None:
+            files[_AVERAGE] = self.average.tensors()
+        return files
+
+    def save(self, folder: Path) -> None:
+        for file, tensors in self._files().items():
+            save_safetensors(tensors, folder / file)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Take a checkpoint's values, strictly; ValueError where it is another model's."""
+        for file, tensors in self._files().items():
+            read = read_state(folder / file)
+            if set(read) != set(tensors):
+                raise ValueError(f"{folder / file} is not a checkpoint of this run: {', '.join(sorted(set(read) ^ set(tensors))[:3])} differ")
+            for name, tensor in tensors.items():
+                tensor.copy_(read[name])
+
+    def save_shards(self, folder: Path) -> None:
+        """Write this process's shards; all processes must call it. OSError in all where one cannot write."""
+        try:
+            dcp.save(self._flat(), storage_writer=dcp.FileSystemWriter(folder / _SHARDS, sync_files=True))
+        except dcp.CheckpointException as error:
+            raise OSError(_causes(error)) from error
+
+    def load_shards(self, folder: Path) -> None:
+        """Read what this process holds, whatever the number of processes that wrote it. ValueError where it is no checkpoint of this run."""
+        try:
+            dcp.load(self._flat(), storage_reader=_SafeReader(folder / _SHARDS))
+        except dcp.CheckpointException as error:
+            raise ValueError(f"{folder} cannot be read: {_causes(error)}") from error
+
+    def _flat(self) -> dict[str, Any]:
+        return {f"{file.removesuffix('.safetensors')}.{name}": tensor for file, tensors in self._files().items() for name, tensor in tensors.items()}
+
+
+def _causes(error: dcp.CheckpointException) -> str:
+    return "; ".join(dict.fromkeys(str(cause) for cause, _ in error.failures.values()))
+
+
+class _SafeReader(dcp.FileSystemReader):
+    """torch's reader, but its index may hold nothing other than descriptions of tensors: a pickle could otherwise run code.
+
+    The shards themselves torch reads with weights_only=True, and only tensors are asked for.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise ValueError(f"{self.path} is not a checkpoint")
+        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    _ALLOWED = frozenset(
+        {
+            *((f"{dcp.metadata.__name__}", name) for name in (
+                "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata", "MetadataIndex",
+                "StorageMeta", "_MEM_FORMAT_ENCODING",
+            )),
+            (f"{dcp.filesystem.__name__}", "_StorageInfo"),
+            ("torch", "Size"),
+            ("torch", "float32"),
+            ("torch.serialization", "_get_layout"),
+            *(("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+            *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath")),
+            ("collections", "OrderedDict"),
+        }
+    )  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise ValueError(f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run holds; it is not read")
+        return super().find_class(module, name)
