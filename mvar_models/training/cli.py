@@ -47,7 +47,7 @@ def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: vae-digits for digits, else vae-ch160v4096z32."),
         click.option("--kernel-size", type=int, default=None, help="Window of MVAR's local scales. Default: 7, or the checkpoint's."),
         click.option("--dense-scales", type=int, default=None, help="Leading scales without windows. Default: of side 10 or less."),
-        click.option("--copies", type=int, default=None, help="Cached variants of each picture."),
+        click.option("--copies", type=int, default=None, help="Cached variants of each picture. Default: 2, it and its mirror; 1 for digits."),
         click.option("--label-drop", type=float, default=None, help="Share of labels made unconditional."),
         click.option("--drop-path", type=float, default=None, help="Stochastic depth at the last block. Default: 0.1 depth / 24."),
         click.option("--label-smoothing", type=float, default=None),

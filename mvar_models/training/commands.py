@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -17,10 +18,13 @@ from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
 from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.tokens import TokenSet, check_classes, tokenize
+from mvar_models.training.token_writer import TokenWriter
+from mvar_models.training.tokens import TokenSet, check_classes, default_copies, tokenize
 from mvar_models.training.transformer_task import TransformerTask, build_model
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
 from mvar_models.vqvae import VQVAE
+
+logger = logging.getLogger(__name__)
 
 _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
 
@@ -98,21 +102,50 @@ def default_vqvae(data: str) -> str:
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
 
 
-def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int, seed: int) -> tuple[TokenSet, TokenSet]:
+def cached_tokens(vqvae: VQVAE, source: ImageSource, copies: int | None = None, seed: int = 0) -> tuple[TokenSet, TokenSet]:
     """Codes of the training pictures, with variants, and of the held-out ones as they are; from disk where `mvar tokenize` made them.
 
-    A folder of codes is used with all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
+    copies: variants of a picture; None is the picture and its mirror where classes allow one, else the picture. A folder of codes is used with
+    all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
     """
     if isinstance(source, token_cache.TokenFolder):
-        if copies > source.copies:
+        if copies is not None and copies > source.copies:
             raise ValueError(f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies")
         return source.token_sets(vqvae)
     which_train, which_val = split(source)
-    train = tokenize(vqvae, source, which_train, copies=copies, seed=seed)
+    train = tokenize(vqvae, source, which_train, copies=default_copies(source.flips) if copies is None else copies, seed=seed)
     check_classes(source, train.labels)
     val = tokenize(vqvae, source, which_val)
     source.tell_problems()
     return train, val if len(val) else train
+
+
+def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSet, TokenSet]:
+    """Codes of pictures go into the run folder, made by all processes together, so that going on with the run finds them; the digits take
+    seconds and stay in memory."""
+    config, processes = run.config, run.processes
+    assert isinstance(config, TransformerRun)
+    if config.data == DIGITS or isinstance(source, token_cache.TokenFolder):
+        return processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
+    folder = run.folder.path / "tokens"
+
+    def writer() -> TokenWriter:
+        return TokenWriter(vqvae, source, folder, names=(config.data, config.vqvae), copies=config.copies, seed=config.seed)
+
+    def begin() -> None:
+        first = writer()
+        if not first.finished and not (found := first.check_reconstruction()).fits:
+            logger.warning("%s gives these pictures back with only %.1f dB PSNR; look at %s", config.vqvae, found.psnr, folder / "reconstruction.png")
+
+    processes.on_first(begin)
+    problem: Exception | None = None
+    try:
+        writer().write(rank=processes.rank, world_size=processes.world_size)
+    except (OSError, ValueError) as error:
+        problem = error
+    processes.all_well(problem)
+    source.tell_problems()
+    return token_cache.TokenFolder(folder).token_sets(vqvae)
 
 
 def train_transformer(run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None) -> dict[str, Any]:
@@ -121,7 +154,7 @@ def train_transformer(run: Run, report: Report | None = None, tokens: tuple[Toke
     assert isinstance(config, TransformerRun)
     vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
     source = open_source(config.data, vqvae.config.resolution)
-    train, val = tokens or run.processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
+    train, val = tokens or _tokens_of_run(run, vqvae, source)
     task = TransformerTask(build_model(config, vqvae, source.class_names), vqvae, train, val, config)
     return _fit(task, run, report)
 

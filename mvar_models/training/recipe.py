@@ -85,7 +85,7 @@ class TransformerRun(RunConfig):
 
     init: what `from_pretrained` takes; a VAR becomes an MVAR when `arch` is "mvar". vqvae: likewise. kernel_size, dense_scales: None is the
     checkpoint's where it is an MVAR; else 7, and the scales of side 10 or less (as released: 8 at 256 px, 6 at 512 px). copies: cached
-    variants of a picture.
+    variants of a picture; None is the picture and its mirror where classes allow one.
     label_drop: share of labels replaced by the unconditional class. drop_path: largest rate of stochastic depth, reached at the last block;
     None is 0.1 depth / 24. schedule: "packed" trains all scales of a batch at once; "alternating" trains, out of every 8 + local scales
     iterations, 8 on the dense scales and one on each local scale, as released.
@@ -102,7 +102,7 @@ class TransformerRun(RunConfig):
     shared_adaln: bool = False
     kernel_size: int | None = None
     dense_scales: int | None = None
-    copies: int = 1
+    copies: int | None = None
     label_drop: float = 0.1
     drop_path: float | None = None
     label_smoothing: float = 0.0

@@ -22,7 +22,7 @@ from mvar_models.training.data import ImageSource, split
 from mvar_models.training.reconstruction import Reconstruction, reconstruct
 from mvar_models.training.token_cache import FORMAT, INDEX, SETTINGS, read_index, vqvae_settings
 from mvar_models.training.token_shards import Shard, check_shard, map_tensor, write_shard
-from mvar_models.training.tokens import BATCH, check_classes, check_copies, encoded
+from mvar_models.training.tokens import BATCH, check_classes, check_copies, default_copies, encoded
 from mvar_models.vqvae import VQVAE
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class TokenWriter:
         shard_size: int = SHARD_SIZE,
     ) -> None:
         self.vqvae, self.source, self.folder, self.names = vqvae, source, folder, names
-        self.copies = (2 if source.flips else 1) if copies is None else copies
+        self.copies = default_copies(source.flips) if copies is None else copies
         self.seed = seed
         self.shard_size = shard_size
         check_copies(self.copies, source.flips)

@@ -102,6 +102,11 @@ def encoded(
             yield start + kept, codes
 
 
+def default_copies(flips: bool) -> int:
+    """The picture and its mirror, as in the released recipe, where a mirror is still of its class; else the picture."""
+    return 2 if flips else 1
+
+
 def check_copies(copies: int, flips: bool) -> None:
     """ValueError unless that many variants exist."""
     most = 2 if flips else MOST_COPIES
