@@ -60,7 +60,8 @@ def worker(rank, port, folder):
         model, tensors = problem()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        loss = distributed(model, kind)(*(tensor[rank * BATCH // 2 : (rank + 1) * BATCH // 2] for tensor in tensors))
+        run = distributed(model, kind)  # held until after backward: DDP's hooks go with it
+        loss = run(*(tensor[rank * BATCH // 2 : (rank + 1) * BATCH // 2] for tensor in tensors))
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         whole = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in gradients.items()}
@@ -81,5 +82,6 @@ def test_two_processes_equal_one(tmp_path):
         found = torch.load(tmp_path / f"{kind}-{checkpointing}.pt", weights_only=True)
         torch.testing.assert_close(found.pop("loss"), loss.detach(), rtol=1e-6, atol=0)
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found.pop(name), parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda text, what=f"{kind}, {name}": f"{what}: {text}")
+            where = f"{kind}, {name}: "
+            torch.testing.assert_close(found.pop(name), parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda text, where=where: where + text)
         assert not found
