@@ -1,7 +1,7 @@
 """VAR and MVAR in plain PyTorch, as one writes them from the papers: the model that ours is compared with, on ours' parameters.
 
-Block-causal or windowed attention as `scaled_dot_product_attention` with an additive (L, L) mask, the released programs' way; AdaLN, GELU and
-cross-entropy as written down, nothing made again, float32 logits of the whole batch.
+Attention is a baseline's, first of all `scaled_dot_product_attention` with an additive (L, L) mask, the released programs' way; AdaLN, GELU and
+cross-entropy are as written down, nothing is made again, and float32 logits of the whole batch exist.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.baselines import Baseline, DenseMask
+from benchmarks.cases import Case
+from mvar_models.config import MVARConfig
 from mvar_models.transformer import MAX_LOG_SCALE, Block, ScaleTransformer, SelfAttention
 
 
 class PlainModel:
-    """Teacher-forcing logits and loss of `model`, from its parameters; deterministic paths only (no stochastic depth)."""
+    """Teacher-forcing logits and loss of `model`, from its parameters; no stochastic depth.
 
-    def __init__(self, model: ScaleTransformer) -> None:
+    attention: any competitor of the attention suite; the released programs' way is the first. dtype: of q, k and v.
+    """
+
+    def __init__(self, model: ScaleTransformer, dtype: torch.dtype, attention: Baseline | None = None) -> None:
         self.model = model
-        parameter = next(model.parameters())
-        mask = model.neighborhood(range(model.pyramid.num_scales)).mask()
-        self.bias = torch.zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, float("-inf")).to(parameter.device)
+        self.dtype = dtype
+        device = next(model.parameters()).device
+        self.attend = (attention or DenseMask()).prepare(case_of(model, 1, dtype), device)
 
     def loss(self, labels: Tensor, scale_inputs: Tensor, indices: Tensor) -> Tensor:
         logits = self.logits(labels, scale_inputs)
@@ -48,13 +54,21 @@ class PlainModel:
         return _gated_sum(hidden, _feed_forward(block, _norm(hidden, scale2, shift2)), gate2)
 
     def _attention(self, attention: SelfAttention, normed: Tensor) -> Tensor:
-        qkv = _qkv(attention, normed)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, L, D)
-        if attention.log_scale is not None:
-            factor = attention.log_scale.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
-            query, key = _cosine(query, factor), _cosine(key, None)
-        out = _scores(query, key, value, self.bias.to(query.dtype), attention.scale)
-        return _projection(attention, out)
+        query, key, value = _qkv(attention, normed).to(self.dtype).unbind(2)
+        factor = None if attention.log_scale is None else attention.log_scale.clamp_max(MAX_LOG_SCALE).exp()
+        if factor is None:  # baselines know head_dim^-0.5 alone
+            query = query * (attention.scale * query.shape[-1] ** 0.5)
+        return attention.proj(self.attend(query, key, value, factor).flatten(2))
+
+
+def case_of(model: ScaleTransformer, batch: int, dtype: torch.dtype, direction: str = "both") -> Case:
+    """The attention of a model's block as a case."""
+    config = model.config
+    windows = {"kernel_size": config.kernel_size, "dense_scales": config.dense_scales} if isinstance(config, MVARConfig) else {"causal": True}
+    return Case(
+        config.model_type, tuple(config.sides), batch=batch, heads=config.num_heads, head_dim=config.head_dim, dtype=dtype,
+        cosine=config.cosine_attention, direction=direction, **windows,
+    )  # fmt: skip
 
 
 def _embed(model: ScaleTransformer, class_embedding: Tensor, scale_inputs: Tensor) -> Tensor:
@@ -70,20 +84,6 @@ def _norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _qkv(attention: SelfAttention, normed: Tensor) -> Tensor:
     bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
     return F.linear(normed, attention.qkv.weight, bias).unflatten(-1, (3, attention.num_heads, -1))
-
-
-def _cosine(vectors: Tensor, factor: Tensor | None) -> Tensor:
-    unit = F.normalize(vectors, dim=-1)
-    return unit if factor is None else unit * factor
-
-
-def _scores(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    dtype = value.dtype
-    return F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value, attn_mask=bias.to(dtype), scale=scale)
-
-
-def _projection(attention: SelfAttention, out: Tensor) -> Tensor:
-    return attention.proj(out.transpose(1, 2).flatten(2))
 
 
 def _gated_sum(hidden: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_frozen_parameters_get_no_gradient(seed):
 def test_loss_of_a_model_is_that_of_the_plain_one(seed, tiny, checkpointing):
     model = tiny()
     inputs = example(model, 3, torch.device("cpu"))
-    expected = PlainModel(model).loss(*inputs)
+    expected = PlainModel(model, torch.float32).loss(*inputs)
     right = torch.autograd.grad(expected, list(model.parameters()))
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -171,7 +171,7 @@ def test_the_released_shape_keeps_little(kind, config):
     with fake():
         model = blank(kind, config(depth=16))
         held = a_picture(model, model.loss)
-        plain = a_picture(model, PlainModel(model).loss)
+        plain = a_picture(model, PlainModel(model, torch.bfloat16).loss)
         model.gradient_checkpointing_enable()
         checkpointed = a_picture(model, model.loss)
     assert 16 * 11 * unit <= held.bytes <= 16 * 11 * unit + 3 * unit <= 250e6
@@ -185,7 +185,7 @@ def test_fake_tensors_are_counted_like_real_ones(dtype):
     for surroundings in (fake, contextlib.nullcontext):
         with surroundings():
             model = blank(MVAR, config)
-            counts.append([a_picture(model, loss, dtype) for loss in (model.loss, PlainModel(model).loss)])
+            counts.append([a_picture(model, loss, dtype) for loss in (model.loss, PlainModel(model, dtype).loss)])
     assert counts[0] == counts[1]
 
 
