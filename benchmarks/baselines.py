@@ -83,14 +83,35 @@ class DenseMask(Baseline):
     def can_run(self, case: Case, device: torch.device) -> str | None:
         return None if case.tokens <= _MOST_DENSE[device.type] else "a dense mask of this size is not attempted"
 
-    def prepare(self, case: Case, device: torch.device) -> Attention:
+    def bias(self, case: Case, device: torch.device) -> Tensor:
+        """(L, L): 0 where attended, -inf elsewhere."""
         bias = torch.zeros((case.tokens, case.tokens), dtype=case.dtype, device=device)
-        bias.masked_fill_(~case.neighborhood.mask().to(device), float("-inf"))
+        return bias.masked_fill_(~case.neighborhood.mask().to(device), float("-inf"))
+
+    def prepare(self, case: Case, device: torch.device) -> Attention:
+        bias = self.bias(case, device)
 
         def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
             query, key, scale = _cosine(query, key, factor)
             heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
             return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, scale=scale).transpose(1, 2)
+
+        return run
+
+
+class Eager(DenseMask):
+    """softmax(QK^T + mask) V written out: what SDPA falls back to where no fused kernel takes a mask. Scores are kept for backward."""
+
+    name = "softmax(QK^T + mask) V"
+
+    def prepare(self, case: Case, device: torch.device) -> Attention:
+        bias = self.bias(case, device)
+
+        def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
+            query, key, scale = _cosine(query, key, factor)
+            query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale) + bias
+            return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2)
 
         return run
 
@@ -247,4 +268,4 @@ REFERENCE = DenseMask.name
 
 def baselines() -> list[Baseline]:
     ours = [Ours(backend) for backend in ("auto", "triton", "tiled", "sdpa", "reference")]
-    return [*ours, DenseMask(), PerScale(), NoMask(), Flex(), Natten(compiled=True), Natten(compiled=False)]
+    return [*ours, DenseMask(), Eager(), PerScale(), NoMask(), Flex(), Natten(compiled=True), Natten(compiled=False)]
