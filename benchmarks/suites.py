@@ -60,17 +60,13 @@ def cpu_targets(run: Run) -> list[str]:
 
 
 def model(run: Run) -> list[str]:
+    jobs = [(shape, arch, what) for shape in model_suite.shapes(run.device, run.quick) for arch in ("var", "mvar") for what in model_suite.DIRECTIONS]
     results: list[model_suite.ModelResult] = []
-    for shape in model_suite.shapes(run.device, run.quick):
-        for arch in ("var", "mvar"):
-            for direction in model_suite.DIRECTIONS:
-                click.echo(f"{arch.upper()} {shape.name}, {direction} ...", err=True)
-                results += list(model_suite.run_shape(shape, arch, direction, run.device, run.seconds))
-                records = model_suite.rows(results)
-                lines = list(report.times(records, model_suite.PLAIN))
-                report.write(run.out, "model", run.facts, records, lines)
-    pictures = plots.bars(run.out / "model.png", records, f"{model_suite.PLAIN} = 1", machine.line(run.facts))
-    return [*lines, _written(run, "model", pictures)]
+    for shape, arch, what in jobs:
+        click.echo(f"{arch.upper()} {shape.name}, {what} ...", err=True)
+        results += list(model_suite.run_shape(shape, arch, what, run.device, run.seconds))
+        lines = _report_times(run, "model", model_suite.rows(results), model_suite.PLAIN)
+    return lines
 
 
 def sampling(run: Run) -> list[str]:
@@ -78,11 +74,15 @@ def sampling(run: Run) -> list[str]:
     for shape in sampling_suite.shapes(run.device, run.quick):
         click.echo(f"{shape.name}, sampling ...", err=True)
         results += list(sampling_suite.run_shape(shape, run.device, run.seconds))
-        records = sampling_suite.rows(results)
-        lines = list(report.times(records, sampling_suite.VAR_NAME))
-        report.write(run.out, "sampling", run.facts, records, lines)
-    pictures = plots.bars(run.out / "sampling.png", records, f"{sampling_suite.VAR_NAME} = 1", machine.line(run.facts))
-    return [*lines, _written(run, "sampling", pictures)]
+        lines = _report_times(run, "sampling", sampling_suite.rows(results), sampling_suite.VAR_NAME)
+    return lines
+
+
+def _report_times(run: Run, name: str, records: list[dict[str, Any]], base: str) -> list[str]:
+    """Write what there is so far; the lines to print."""
+    lines = list(report.times(records, base))
+    report.write(run.out, name, run.facts, records, lines)
+    return [*lines, _written(run, name, plots.bars(run.out / f"{name}.png", records, f"{base} = 1", machine.line(run.facts)))]
 
 
 def memory(run: Run) -> list[str]:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import fresh, jobs, memory_suite, model_suite, plots, published, report, sampling_suite, scaling
+from benchmarks.__main__ import main
 from benchmarks.activations import example
 from benchmarks.baselines import DenseMask, Ours
 from benchmarks.costs import attention_flops, costs, product_flops
@@ -162,3 +163,15 @@ def test_attention_of_var_is_a_case():
     assert case.attended_pairs == 1 * 1 + 4 * 5 + 9 * 14
     (result,) = run_case(case, [Ours("sdpa")], CPU, 0.001, Ceilings(1e9, {torch.float32: 1e9}))
     assert result.timing is not None and result.error < 1e-6
+
+
+def test_the_command_runs_several_suites(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.model_suite.shapes", lambda device, quick: [TINY])
+    monkeypatch.setattr("benchmarks.sampling_suite.shapes", lambda device, quick: [TINY])
+    arguments = ["--suite", "model", "--suite", "sampling", "--device", "cpu", "--seconds", "0.001", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    for name, competitors in (("model", {model_suite.PLAIN, "ours"}), ("sampling", {"VAR, KV cache", "MVAR triton"})):
+        written = json.loads((tmp_path / f"{name}.json").read_text())
+        assert competitors <= {record["competitor"] for record in written["records"]} and written["machine"]["torch"]
+        assert (tmp_path / f"{name}.png").stat().st_size > 8_000 and f"written to {tmp_path}: {name}.csv" in result.output
