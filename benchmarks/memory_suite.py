@@ -110,19 +110,24 @@ def _peaks(steps: list[dict[str, Any]], draws: list[dict[str, Any]]) -> Iterator
             took = f"{seconds['earlier scales'] + seconds['last scale']:.1f} | {seconds['decoder']:.1f}"
             yield f"| {r['arch'].upper()} {r['case']} | {shown} | {took} |"
         by_arch = {r["arch"]: r for r in draws}
+        if len(by_arch) < len(_ARCHS):  # a run that was stopped
+            return
         ratio = by_arch["mvar"]["peak_bytes"] / by_arch["var"]["peak_bytes"]
         saved = by_arch["var"]["peak_bytes"] - by_arch["mvar"]["peak_bytes"]
         yield f"\nMVAR's peak is {ratio:.2f} of VAR's; {saved / 1e6:,.0f} MB less, and the cache is {by_arch['var']['cache'] / 1e6:,.0f} MB."
 
 
-def run(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """All of it; quick counts, and measures a model of two blocks."""
+def run(device: torch.device, quick: bool) -> Iterator[list[dict[str, Any]]]:
+    """All records so far, after each measurement; quick counts, and measures a model of two blocks."""
     records = activation_records(quick)
+    records += table_two(records)
+    yield records
     depth = {"depth": 2, "width": 1024} if quick else {"depth": 16}
     train = {**depth, "pixels": "256px", "batch": 32 if device.type == "cuda" else 2, "dtype": "bfloat16"}
     draw = {**depth, "pixels": "256px", "batch": 32 if device.type == "cuda" else 8, "dtype": "bfloat16"}
     if not quick:
-        first = next(r for r in records if r["way"] == "ours" and r["arch"] == "var")
+        first = next(r for r in records if r.get("way") == "ours" and r["arch"] == "var")
         records.append(checked(first, device, depth=16, pixels="256px", batch=1, dtype="bfloat16"))
-    records += peak_records(device, train, draw)
-    return records + table_two(records)
+    for record in peak_records(device, train, draw):
+        records.append(record)
+        yield records

@@ -86,17 +86,18 @@ def memory(path: Path, records: list[dict[str, Any]], title: str) -> list[Path]:
     draws = [r for r in records if r["kind"] == "drawing"]
     if not held:
         return []
-    plt, figure, axes = _figure(2, 13, 4.5)
+    plt, figure, axes = _figure(2, 14, 5.5)
     names = sorted({name for r in held for name, size in r["parts"].items() if size > 0.02 * r["bytes"]})
     labels = [f"{r['arch'].upper()}, {r['way']}" for r in held]
     left = [0.0] * len(held)
-    for name in [*names, "the rest"]:
+    colours = plt.get_cmap("tab20")
+    for index, name in enumerate([*names, "the rest"]):
         sizes = [r["parts"].get(name, 0) / 1e6 if name != "the rest" else r["bytes"] / 1e6 - done for r, done in zip(held, left)]
-        axes[0].barh(labels, sizes, left=left, label=name, color=None if name != "the rest" else "0.7")
+        axes[0].barh(labels, sizes, left=left, label=name, color=colours(index % 20) if name != "the rest" else "0.7")
         left = [done + size for done, size in zip(left, sizes)]
     axes[0].set(xlabel="MB a picture held for backward", title=held[0]["case"])
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     for index, r in enumerate(draws):
         phases = {name: size / 1e6 for name, size in r["peaks"].items() if name != "weights"}
         axes[1].barh([f"{r['arch'].upper()}, {name}" for name in phases], list(phases.values()), color=f"C{index}")

@@ -87,9 +87,9 @@ def _report_times(run: Run, name: str, records: list[dict[str, Any]], base: str)
 
 def memory(run: Run) -> list[str]:
     click.echo("counting, then fresh processes ...", err=True)
-    records = memory_suite.run(run.device, run.quick)
-    lines = list(memory_suite.lines(records))
-    report.write(run.out, "memory", run.facts, records, lines)
+    for records in memory_suite.run(run.device, run.quick):
+        lines = list(memory_suite.lines(records))
+        report.write(run.out, "memory", run.facts, records, lines)
     return [*lines, _written(run, "memory", plots.memory(run.out / "memory.png", records, machine.line(run.facts)))]
 
 

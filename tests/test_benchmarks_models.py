@@ -175,3 +175,10 @@ def test_the_command_runs_several_suites(tmp_path, monkeypatch):
         written = json.loads((tmp_path / f"{name}.json").read_text())
         assert competitors <= {record["competitor"] for record in written["records"]} and written["machine"]["torch"]
         assert (tmp_path / f"{name}.png").stat().st_size > 8_000 and f"written to {tmp_path}: {name}.csv" in result.output
+
+
+def test_memory_is_written_as_it_is_measured(monkeypatch):
+    monkeypatch.setattr(memory_suite, "activation_records", lambda quick: [])
+    monkeypatch.setattr(memory_suite, "table_two", lambda records: [])
+    monkeypatch.setattr(memory_suite, "peak_records", lambda *arguments: iter([{"kind": "training step"}, {"kind": "drawing"}]))
+    assert [len(records) for records in memory_suite.run(CPU, quick=True)] == [0, 1, 2]
