@@ -39,10 +39,10 @@ test: $(STAMP)
 test-gpu:
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/test_triton.py tests/test_attention.py -q
 
-# Attention on this machine next to dense attention and every peer: a table here, CSV, JSON and Markdown in bench_out/.
+# Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables here, CSV, JSON, Markdown and
+# pictures in bench_out/.
 bench: $(STAMP)
-	$(PY) -m benchmarks --out bench_out
-	$(PY) -m benchmarks --suite cpu-targets --out bench_out
+	$(PY) -m benchmarks --suite attention --suite cpu-targets --suite model --suite sampling --suite memory --seconds 0.4 --out bench_out
 
 # Searches the tile table on this machine's GPU and rewrites it. Like test-gpu it runs from the tree and installs nothing.
 tune:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -11,14 +12,18 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import Case
-from mvar_kernels import pyramid_markov_attn
+from benchmarks.measure import Clock
+from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.backends import load
 
 Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 # A dense mask of more tokens than this is not made: 1 byte a pair is 1 GiB at 32,768 tokens, and CPUs take minutes a call.
 _MOST_DENSE = {"cpu": 5_000, "cuda": 20_000}
+# Uncompiled FlexAttention on a CPU takes 5 seconds for 4,096 tokens, and as many calls as a median needs.
+_MOST_UNCOMPILED = 2_400
 
 
 class Baseline(abc.ABC):
@@ -52,9 +57,9 @@ class Ours(Baseline):
         return load(self.backend).can_run(query, key, value, factor, case.neighborhood)
 
     def prepare(self, case: Case, device: torch.device) -> Attention:
-        pyramid = case.pyramid
-        return lambda query, key, value, factor: pyramid_markov_attn(
-            query, key, value, pyramid, logit_scale=factor, backend=self.backend
+        neighborhood = case.neighborhood
+        return lambda query, key, value, factor: neighborhood_attn(
+            query, key, value, neighborhood, logit_scale=factor, backend=self.backend
         )
 
 
@@ -78,14 +83,35 @@ class DenseMask(Baseline):
     def can_run(self, case: Case, device: torch.device) -> str | None:
         return None if case.tokens <= _MOST_DENSE[device.type] else "a dense mask of this size is not attempted"
 
-    def prepare(self, case: Case, device: torch.device) -> Attention:
+    def bias(self, case: Case, device: torch.device) -> Tensor:
+        """(L, L): 0 where attended, -inf elsewhere."""
         bias = torch.zeros((case.tokens, case.tokens), dtype=case.dtype, device=device)
-        bias.masked_fill_(~case.pyramid.mask().to(device), float("-inf"))
+        return bias.masked_fill_(~case.neighborhood.mask().to(device), float("-inf"))
+
+    def prepare(self, case: Case, device: torch.device) -> Attention:
+        bias = self.bias(case, device)
 
         def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
             query, key, scale = _cosine(query, key, factor)
             heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
             return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, scale=scale).transpose(1, 2)
+
+        return run
+
+
+class Eager(DenseMask):
+    """softmax(QK^T + mask) V written out: what SDPA falls back to where no fused kernel takes a mask. Scores are kept for backward."""
+
+    name = "softmax(QK^T + mask) V"
+
+    def prepare(self, case: Case, device: torch.device) -> Attention:
+        bias = self.bias(case, device)
+
+        def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
+            query, key, scale = _cosine(query, key, factor)
+            query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale) + bias
+            return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2)
 
         return run
 
@@ -96,6 +122,8 @@ class PerScale(Baseline):
     name = "SDPA per scale"
 
     def can_run(self, case: Case, device: torch.device) -> str | None:
+        if case.causal:
+            return "VAR's scales see the coarser ones"
         if len(case.sides) == 1:
             return "one scale only: the same as SDPA with a dense mask"
         largest = max(case.sides) ** 2
@@ -121,7 +149,10 @@ class PerScale(Baseline):
 
 
 class NoMask(Baseline):
-    """The fastest dense attention over all tokens without a mask: another function, shown as what windows must beat."""
+    """The fastest dense attention over all tokens without a mask: another function, shown as what windows must beat.
+
+    On GPUs PyTorch's backends are tried and the fastest is kept; on a CPU there is one fused kernel.
+    """
 
     name = "SDPA, no mask (another function)"
     exact = False
@@ -135,7 +166,25 @@ class NoMask(Baseline):
             heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
             return F.scaled_dot_product_attention(*heads_first, scale=scale).transpose(1, 2)
 
-        return run
+        if device.type == "cpu":
+            return run
+        backend = _fastest_backend(case, device, run)
+
+        def pinned(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
+            with sdpa_kernel(backend):
+                return run(query, key, value, factor)
+
+        return pinned
+
+
+def _fastest_backend(case: Case, device: torch.device, run: Attention) -> SDPBackend:
+    clock = Clock(device)
+    query, key, value, factor, _ = case.inputs(device)
+    times: dict[SDPBackend, float] = {}
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(backend), contextlib.suppress(RuntimeError):  # a backend that does not take the case
+            times[backend] = min(clock(lambda: run(query, key, value, factor)) for _ in range(4))
+    return min(times, key=times.__getitem__)
 
 
 class Flex(Baseline):
@@ -153,7 +202,7 @@ class Flex(Baseline):
     def prepare(self, case: Case, device: torch.device) -> Attention:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        mask = case.pyramid.mask().to(device)
+        mask = case.neighborhood.mask().to(device)
         block_mask = create_block_mask(lambda b, h, q, k: mask[q, k], None, None, case.tokens, case.tokens, device=device)
         compiled = torch.compile(flex_attention)
 
@@ -166,17 +215,30 @@ class Flex(Baseline):
 
 
 class Natten(Baseline):
-    """NATTEN's na2d, a call a scale; its compiled library where it was built, else its FlexAttention backend."""
+    """NATTEN's na2d, a call a scale: with its compiled library, or over PyTorch's FlexAttention."""
 
-    name = "NATTEN"
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
+        self.name = "NATTEN, compiled library" if compiled else "NATTEN over FlexAttention"  # type: ignore[misc]
 
     def can_run(self, case: Case, device: torch.device) -> str | None:
         if importlib.util.find_spec("natten") is None:
             return "not installed (pip install natten)"
+        if case.causal:
+            return "VAR's mask is no window"
+        if self.compiled:
+            if device.type == "cpu":
+                return "its compiled library runs on NVIDIA GPUs only"
+            import natten
+
+            if not natten.HAS_LIBNATTEN:
+                return "installed without its compiled library"
+        elif case.head_dim & (case.head_dim - 1):
+            return "needs a head dimension that is a power of two"
         if device.type == "cpu" and case.direction == "both":
             return "no backward on a CPU"
-        if device.type == "cpu" and case.tokens > _MOST_DENSE["cpu"]:
-            return "computes dense scores on a CPU: not attempted at this size"
+        if device.type == "cpu" and case.tokens > _MOST_UNCOMPILED:
+            return f"computes dense scores, uncompiled, on a CPU: not attempted beyond {_MOST_UNCOMPILED} tokens"
         if min(case.sides) < 2:
             return "refuses windows and grids of one token"
         return None
@@ -186,15 +248,16 @@ class Natten(Baseline):
 
         pyramid = case.pyramid
         calls = [(pyramid.scale_slice(s), side, window) for s, (side, window) in enumerate(zip(pyramid.sides, pyramid.windows))]
+        backend = None if self.compiled else "flex-fna"
 
         def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
             query, key, scale = _cosine(query, key, factor)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                outs = [
-                    na2d(*(t[:, where].unflatten(1, side) for t in (query, key, value)), kernel_size=window, scale=scale).flatten(1, 2)
-                    for where, side, window in calls
-                ]
+                outs = []
+                for where, side, window in calls:
+                    grids = (t[:, where].unflatten(1, side) for t in (query, key, value))
+                    outs.append(na2d(*grids, kernel_size=window, scale=scale, backend=backend).flatten(1, 2))
             return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
         return run
@@ -205,4 +268,4 @@ REFERENCE = DenseMask.name
 
 def baselines() -> list[Baseline]:
     ours = [Ours(backend) for backend in ("auto", "triton", "tiled", "sdpa", "reference")]
-    return [*ours, DenseMask(), PerScale(), NoMask(), Flex(), Natten()]
+    return [*ours, DenseMask(), Eager(), PerScale(), NoMask(), Flex(), Natten(compiled=True), Natten(compiled=False)]

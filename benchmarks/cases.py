@@ -17,11 +17,16 @@ SIDES = {
     "1024px": (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
 DENSE_SCALES = 8
+# Heads of 64 of the released depths d16 to d36.
+MODEL_HEADS = (16, 20, 24, 30, 36)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One attention problem. `sides`: the pyramid's; one side is a single grid with windows. direction: "forward" or "both"."""
+    """One attention problem. `sides`: the pyramid's; one side is a single grid with windows. direction: "forward" or "both".
+
+    causal: VAR's mask over the same tokens, every scale over itself and all coarser ones, instead of windows.
+    """
 
     name: str
     sides: tuple[int, ...]
@@ -33,6 +38,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     cosine: bool = False
     direction: str = "forward"
+    causal: bool = False
 
     @cached_property
     def pyramid(self) -> Pyramid:
@@ -40,7 +46,7 @@ class Case:
 
     @property
     def neighborhood(self) -> Neighborhood:
-        return self.pyramid.neighborhood()
+        return self.pyramid.causal_neighborhood() if self.causal else self.pyramid.neighborhood()
 
     @property
     def tokens(self) -> int:
@@ -49,7 +55,7 @@ class Case:
     @property
     def attended_pairs(self) -> int:
         """Of one batch element and head."""
-        return self.pyramid.attended_pairs()
+        return self.neighborhood.attended_pairs()
 
     @property
     def flops(self) -> int:
@@ -85,6 +91,11 @@ def pyramid(name: str, **options: object) -> Case:
     return Case(f"pyramid {name}", SIDES[name], dense_scales=DENSE_SCALES, **options)  # type: ignore[arg-type]
 
 
+def causal(name: str, **options: object) -> Case:
+    """VAR's attention in training."""
+    return Case(f"VAR {name}", SIDES[name], causal=True, **options)  # type: ignore[arg-type]
+
+
 def attention_cases(device: torch.device, quick: bool) -> list[Case]:
     """Forward, and forward with backward. GPUs get the batches and heads of real models, CPUs what ends within minutes."""
     if device.type == "cuda":
@@ -98,16 +109,28 @@ def attention_cases(device: torch.device, quick: bool) -> list[Case]:
         if not quick:
             forward += [
                 pyramid("256px", batch=8, **shape),
-                pyramid("256px", batch=64, heads=30, dtype=torch.bfloat16),
+                pyramid("256px", batch=1, **shape),
+                *(pyramid("256px", batch=64, heads=heads, dtype=torch.bfloat16) for heads in MODEL_HEADS[1:]),
+                pyramid("256px", batch=64, heads=16, dtype=torch.float16),
+                causal("256px", batch=64, **shape),
                 pyramid("1024px", batch=4, **shape),
                 grid(16, batch=64, **shape),
                 grid(32, batch=16, **shape),
                 grid(128, batch=1, **shape),
-                *(grid(64, batch=4, kernel_size=k, **shape) for k in (3, 5, 9, 13)),
+                *(grid(64, batch=4, kernel_size=k, **shape) for k in (3, 5, 9, 11, 13)),
             ]
     else:
         forward = [grid(side) for side in ((8, 16, 32, 64) if quick else (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128))]
         forward += [pyramid("256px"), pyramid("256px", cosine=True)]
         if not quick:
-            forward += [pyramid("512px"), *(grid(64, kernel_size=k) for k in (3, 13))]
+            forward += [
+                pyramid("512px"),
+                pyramid("1024px"),
+                pyramid("256px", batch=8),
+                *(pyramid("256px", heads=heads) for heads in MODEL_HEADS),
+                *(pyramid("256px", dtype=dtype) for dtype in (torch.bfloat16, torch.float16)),
+                causal("256px"),
+                *(grid(32, kernel_size=k) for k in (3, 5, 9, 11, 13)),
+                *(grid(64, kernel_size=k) for k in (3, 13)),
+            ]
     return [case for one in forward for case in (one, one.both())]

@@ -15,7 +15,10 @@ _FLUSH_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, the 20th and 80th percentile, and the first call with whatever it compiles. peak_bytes: CUDA only."""
+    """Seconds a call: the median, the 20th and 80th percentile, and the first call with whatever it compiles.
+
+    CUDA only: peak_bytes, and graph, the median replay of a CUDA graph of the call (None where it cannot be captured).
+    """
 
     median: float
     p20: float
@@ -23,6 +26,7 @@ class Timing:
     first: float
     calls: int
     peak_bytes: int | None = None
+    graph: float | None = None
 
 
 class Clock:
@@ -56,14 +60,35 @@ class Clock:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
+    def replay(self, run: Callable[[], object], calls: int = 20) -> float | None:
+        """Median seconds of the call as a CUDA graph, without the CPU's share; None elsewhere and for what cannot be captured."""
+        if not self.cuda:
+            return None
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(aside):
+                run()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return None
+        return statistics.median(self(graph.replay) for _ in range(calls))
+
 
 def measure(
     competitors: dict[str, Callable[[], object]], device: torch.device, seconds: float = 1.0, least_calls: int = 5, most_calls: int = 200
 ) -> dict[str, Timing]:
-    """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike."""
+    """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike.
+
+    What takes longer than `seconds` a call is still called `least_calls` times, after one warm-up instead of two.
+    """
     clock = Clock(device)
     first = {name: clock(run) for name, run in competitors.items()}
-    warm = {name: min(clock(run), clock(run)) for name, run in competitors.items()}
+    warm = {name: clock(run) if first[name] > seconds else min(clock(run), clock(run)) for name, run in competitors.items()}
     peaks = {name: clock.peak_bytes(run) for name, run in competitors.items()}
     calls = {name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()}
     times: dict[str, list[float]] = {name: [] for name in competitors}
@@ -74,9 +99,10 @@ def measure(
             # The shares of the rounds add up to the competitor's calls.
             share = calls[name] * (index + 1) // rounds - calls[name] * index // rounds
             times[name] += [clock(competitors[name]) for _ in range(share)]
-    return {name: _timing(times[name], first[name], peaks[name]) for name in competitors}
+    graphs = {name: clock.replay(run) for name, run in competitors.items()}
+    return {name: _timing(times[name], first[name], peaks[name], graphs[name]) for name in competitors}
 
 
-def _timing(times: list[float], first: float, peak: int | None) -> Timing:
+def _timing(times: list[float], first: float, peak: int | None, graph: float | None) -> Timing:
     cuts = statistics.quantiles(times, n=10, method="inclusive")
-    return Timing(statistics.median(times), cuts[1], cuts[7], first, len(times), peak)
+    return Timing(statistics.median(times), cuts[1], cuts[7], first, len(times), peak, graph)

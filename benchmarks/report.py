@@ -14,7 +14,11 @@ from typing import Any
 from benchmarks.attention import Result
 from benchmarks.baselines import REFERENCE
 from benchmarks.machine import line
+from benchmarks.measure import Timing
 from mvar_models.checkpoints import write_text
+
+# Fewer tokens than this are mostly the cost of a call.
+SLOPE_TOKENS = 256
 
 
 def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
@@ -30,16 +34,40 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
             "competitor": r.name, "reason": r.reason,
         }  # fmt: skip
         if timing is not None:
-            record |= {
-                "median_ms": timing.median * 1e3, "p20_ms": timing.p20 * 1e3, "p80_ms": timing.p80 * 1e3, "first_ms": timing.first * 1e3,
-                "prepared_ms": r.prepared * 1e3, "calls": timing.calls, "peak_bytes": timing.peak_bytes, "error": r.error,
+            record |= timed(timing, dense.get(case)) | {
+                "prepared_ms": r.prepared * 1e3, "error": r.error,
                 "attended_pairs": case.attended_pairs, "useful_gflops": case.flops / timing.median / 1e9,
                 "gb_per_s": case.least_bytes / timing.median / 1e9, "time_over_floor": r.time_over_floor,
-                "speedup": dense[case] / timing.median if case in dense else None,
                 "flop_bound_speedup": case.tokens**2 / case.attended_pairs,
             }  # fmt: skip
         out.append(record)
     return out
+
+
+def timed(timing: Timing | None, base: float | None) -> dict[str, Any]:
+    """A timing's columns, in milliseconds, with the speed-up over `base` seconds; none without a timing."""
+    if timing is None:
+        return {}
+    return {
+        "median_ms": timing.median * 1e3, "p20_ms": timing.p20 * 1e3, "p80_ms": timing.p80 * 1e3, "first_ms": timing.first * 1e3,
+        "graph_ms": None if timing.graph is None else timing.graph * 1e3, "calls": timing.calls, "peak_bytes": timing.peak_bytes,
+        "speedup": None if base is None else base / timing.median,
+    }  # fmt: skip
+
+
+def times(records: list[dict[str, Any]], over: str) -> Iterator[str]:
+    """Lines of Markdown for the suites of whole models; `over` is what speed-ups are over."""
+    graphs = any(r.get("graph_ms") for r in records)
+    yield f"| model | work | competitor | median ms | p20 .. p80 | x over {over} | first call ms |{' CUDA graph ms |' if graphs else ''}"
+    yield f"|---|---|---|---|---|---|---|{'---|' if graphs else ''}"
+    for r in records:
+        title = f"| {r['case']} | {r['direction']} | {r['competitor']} |"
+        if r["reason"]:
+            yield f"{title} - | {r['reason']} | | |{' |' if graphs else ''}"
+            continue
+        speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
+        graph = "" if not graphs else f" {r['graph_ms']:.2f} |" if r["graph_ms"] else " - |"
+        yield f"{title} {r['median_ms']:.1f} | {r['p20_ms']:.1f} .. {r['p80_ms']:.1f} | {speedup} | {r['first_ms']:.1f} |{graph}"
 
 
 def table(records: list[dict[str, Any]]) -> Iterator[str]:
@@ -58,25 +86,29 @@ def table(records: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def slope(points: list[tuple[int, float]]) -> float:
+    """Of log time over log tokens, least squares."""
+    x, y = ([math.log(value) for value in axis] for axis in zip(*points))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+
+
 def growth(records: list[dict[str, Any]]) -> Iterator[str]:
     """Slope of log time over log tokens on single grids: 1 is O(N), 2 is O(N^2)."""
     series: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for r in records:
-        if r["case"].startswith("grid") and r["kernel_size"] == 7 and not r["reason"] and r["tokens"] >= 256:
+        if r["case"].startswith("grid") and r["kernel_size"] == 7 and not r["reason"] and r["tokens"] >= SLOPE_TOKENS:
             series[(r["direction"], r["competitor"])].append((r["tokens"], r["median_ms"] / r["batch"]))
     for (direction, name), points in sorted(series.items()):
         if len(points) < 2:
             continue
         points.sort()
-        x, y = ([math.log(value) for value in axis] for axis in zip(*points))
-        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-        slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
         last = f"; {points[-1][0]} over {points[-2][0]} tokens: x {points[-1][1] / points[-2][1]:.2f}"
-        yield f"{name}, {direction}: time ~ N^{slope:.2f} from {points[0][0]} to {points[-1][0]} tokens{last}"
+        yield f"{name}, {direction}: time ~ N^{slope(points):.2f} from {points[0][0]} to {points[-1][0]} tokens{last}"
 
 
-def write(out: Path, name: str, facts: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    """NAME.csv, NAME.json and NAME.md in `out`."""
+def write(out: Path, name: str, facts: dict[str, Any], records: list[dict[str, Any]], lines: Iterable[str] | None = None) -> None:
+    """NAME.csv, NAME.json and NAME.md in `out`; `lines` of Markdown, the attention suite's table and slopes unless given."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{name}.json", json.dumps({"machine": facts, "records": records}, indent=1) + "\n")
     columns = list(dict.fromkeys(key for record in records for key in record))
@@ -85,5 +117,6 @@ def write(out: Path, name: str, facts: dict[str, Any], records: list[dict[str, A
     writer.writeheader()
     writer.writerows(records)
     write_text(out / f"{name}.csv", text.getvalue())
-    slopes = "\n".join(f"- {each}" for each in growth(records))
-    write_text(out / f"{name}.md", f"# {name}\n\n{line(facts)}\n\n" + "\n".join(table(records)) + f"\n\n{slopes}\n")
+    if lines is None:
+        lines = [*table(records), "", *(f"- {each}" for each in growth(records))]
+    write_text(out / f"{name}.md", f"# {name}\n\n{line(facts)}\n\n" + "\n".join(lines) + "\n")

@@ -20,6 +20,7 @@ from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
 from mvar_models.pretrained import PretrainedModel
+from mvar_models.recompute import after_attention, is_plain, modulated_linear, modulated_norm
 
 T = TypeVar("T", bound="ScaleTransformer")
 
@@ -56,17 +57,19 @@ class SelfAttention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((config.num_heads,), math.log(4))) if config.cosine_attention else None
         self.proj = nn.Linear(config.width, config.width)
 
-    def forward(self, hidden: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(hidden, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.unbind(2)  # (B, n, H, D) views
+    def bias(self) -> Tensor:
+        """(3 C,) of the packed projection; keys have none."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def attend(self, qkv: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None) -> Tensor:
+        """Packed (B, n, 3 C) -> (B, n, C), heads side by side, before `proj`."""
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, n, H, D) views
         if cache is not None:
             key, value = cache.extend(self.index, key, value)
         logit_scale = None if self.log_scale is None else self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
-        out = neighborhood_attn(
+        return neighborhood_attn(
             query, key, value, neighborhood, scale=self.scale, logit_scale=logit_scale, backend=backend
-        )
-        return self.proj(out.flatten(2))
+        ).flatten(2)
 
 
 class FeedForward(nn.Module):
@@ -114,13 +117,15 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).unbind(2)  # (B, 1, C) each
         if path_keep is not None:
             gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
-        attended = self.attention(_modulated_norm(hidden, scale1, shift1), neighborhood, backend, cache)
-        hidden = hidden + attended * gate1
-        return hidden + self.mlp(_modulated_norm(hidden, scale2, shift2)) * gate2
-
-
-def _modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        attention, mlp = self.attention, self.mlp
+        if is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
+            qkv = modulated_linear(hidden, scale1, shift1, attention.qkv.weight, attention.bias())
+            attended = attention.attend(qkv, neighborhood, backend, cache)
+            return after_attention(hidden, attended, gate1, attention.proj, scale2, shift2, mlp.fc1, mlp.fc2, gate2)
+        # Someone put something else in a linear's place, or hooked it: it is called, and backward keeps what autograd keeps.
+        qkv = attention.qkv(modulated_norm(hidden, scale1, shift1)) + attention.bias()
+        hidden = hidden + attention.proj(attention.attend(qkv, neighborhood, backend, cache)) * gate1
+        return hidden + mlp(modulated_norm(hidden, scale2, shift2)) * gate2
 
 
 class ScaleTransformer(PretrainedModel, abc.ABC):
@@ -281,7 +286,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
         """(B, n, C) -> (B, n, V) float32; the norm runs in float32, the matmul follows autocast."""
         scale, shift = self.head_modulation(F.silu(class_embedding)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
-        normed = _modulated_norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), scale, shift)
+        normed = modulated_norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), scale, shift)
         return self.head(normed.to(self.head.weight.dtype)).float()
 
     def loss(
@@ -340,6 +345,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         expected = (labels.shape[0], self.config.length - 1, self.config.z_channels)
         if tuple(scale_inputs.shape) != expected:
             raise ValueError(f"scale_inputs must be (B, L - 1, z) = {expected}, got {tuple(scale_inputs.shape)}")
-        # Only where looking is free: on a GPU it would wait for the device.
-        if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.config.num_classes:
+        # Only where looking is free: on a GPU it would wait for the device, and traced or fake labels have no values.
+        visible = labels.device.type == "cpu" and type(labels) is Tensor and not torch.compiler.is_compiling()
+        if visible and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.config.num_classes:
             raise ValueError(f"labels must be between 0 and {self.config.num_classes} (unconditional), got {labels.tolist()}")

@@ -57,7 +57,7 @@ def test_wrong_gradients_are_refused():
 
 def test_who_cannot_run_says_why(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    assert "not installed" in Natten().can_run(grid(8), CPU)
+    assert "not installed" in Natten(compiled=False).can_run(grid(8), CPU)
     reasons = {b.name: b.can_run(pyramid("1024px").both(), CPU) for b in baselines()}
     assert "no backward on a CPU" in reasons["FlexAttention, compiled"] and "dense mask" in reasons["SDPA, dense mask"]
     assert reasons["mvar tiled"] is None and "triton" in reasons["mvar triton"]
@@ -96,12 +96,13 @@ def test_slopes_of_known_growth():
 
 
 def test_the_command_writes_its_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.__main__.attention_cases", lambda device, quick: [grid(4, kernel_size=3, heads=1, head_dim=8)])
+    monkeypatch.setattr("benchmarks.suites.attention_cases", lambda device, quick: [grid(4, kernel_size=3, heads=1, head_dim=8)])
     result = CliRunner().invoke(main, ["--quick", "--device", "cpu", "--seconds", "0.001", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "attention.json").read_text())
     named = {record["competitor"] for record in written["records"]}
-    assert {"mvar tiled", "mvar triton", "SDPA, dense mask", "NATTEN"} <= named and {"torch", "commit", "threads"} <= set(written["machine"])
+    assert {"mvar tiled", "mvar triton", "SDPA, dense mask", "NATTEN over FlexAttention"} <= named
+    assert {"torch", "commit", "threads"} <= set(written["machine"])
     triton = next(record for record in written["records"] if record["competitor"] == "mvar triton")
     assert triton["reason"] and "median_ms" not in triton
     assert len((tmp_path / "attention.csv").read_text().splitlines()) == 1 + len(written["records"])
