@@ -10,8 +10,16 @@ from typing import Any
 from mvar_models.checkpoints import write_text
 
 
+class OtherSettings(ValueError):
+    """The folder holds what was made with other settings; `changed` names them."""
+
+    def __init__(self, message: str, changed: list[str]) -> None:
+        super().__init__(message)
+        self.changed = changed
+
+
 def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Make the folder of `record` and note `settings` there; ValueError if it holds `what` made with other settings."""
+    """Make the folder of `record` and note `settings` there; OtherSettings if it holds `what` made with other settings."""
     record.parent.mkdir(parents=True, exist_ok=True)
     if not record.exists():
         write_text(record, json.dumps(settings, indent=2) + "\n")
@@ -19,7 +27,8 @@ def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
 
 
 def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
-    """ValueError naming the settings that differ from those found in `folder`."""
+    """OtherSettings naming the settings that differ from those found in `folder`."""
     changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
     if changed:
-        raise ValueError(f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); use those, or remove the folder")
+        told = f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); use those, or remove the folder"
+        raise OtherSettings(told, changed)

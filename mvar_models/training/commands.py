@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mvar_models.claims import OtherSettings
 from mvar_models.environment import environment
 from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, open_source, split
@@ -133,7 +134,13 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
         return TokenWriter(vqvae, source, folder, names=(config.data, config.vqvae), copies=config.copies, seed=config.seed)
 
     def begin() -> None:
-        first = writer()
+        try:
+            first = writer()
+        except OtherSettings as error:
+            raise ValueError(
+                f"what {run.folder.path} trains on has changed since it began ({', '.join(error.changed)}); put it back to go on, "
+                f"or start a new run from {run.folder.path / 'best'}"
+            ) from None
         if not first.finished and not (found := first.check_reconstruction()).fits:
             logger.warning("%s gives these pictures back with only %.1f dB PSNR; look at %s", config.vqvae, found.psnr, folder / "reconstruction.png")
 
