@@ -40,9 +40,10 @@ test-gpu:
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/test_triton.py tests/test_attention.py -q
 
 # Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables here, CSV, JSON, Markdown and
-# pictures in bench_out/.
+# pictures in bench_out/. `python -m benchmarks --suite memory` and the like, without --quick, measure larger models.
 bench: $(STAMP)
-	$(PY) -m benchmarks --suite attention --suite cpu-targets --suite model --suite sampling --suite memory --seconds 0.4 --out bench_out
+	$(PY) -m benchmarks --suite attention --suite cpu-targets --seconds 0.2 --out bench_out
+	$(PY) -m benchmarks --suite model --suite sampling --suite memory --quick --out bench_out
 
 # Searches the tile table on this machine's GPU and rewrites it. Like test-gpu it runs from the tree and installs nothing.
 tune:

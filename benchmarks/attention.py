@@ -35,35 +35,60 @@ class Result:
     time_over_floor: float | None = None
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A competitor that passed the gate of a case."""
+
+    case: Case
+    name: str
+    run: Callable[[], object]
+    prepared: float
+    error: float
+
+
 def run_case(case: Case, competitors: list[Baseline], device: torch.device, seconds: float, ceilings: Ceilings) -> Iterator[Result]:
     """Gate every competitor that can run against float64, then time those that passed, in turn."""
-    query, key, value, factor, grad = case.inputs(device)
-    leaves = [tensor.requires_grad_(case.direction == "both") for tensor in (query.detach(), key.detach(), value.detach())]
-    right = oracle(case, query, key, value, factor, grad)
-    ready: dict[str, Callable[[], object]] = {}
-    notes: dict[str, tuple[float, float]] = {}
-    for baseline in competitors:
-        reason = baseline.can_run(case, device)
-        if reason is not None:
-            yield Result(case, baseline.name, None, reason)
-            continue
-        begun = time.perf_counter()
-        try:
-            attention = baseline.prepare(case, device)
-            prepared = time.perf_counter() - begun
-            error = largest_error(_call(case, attention, leaves, factor, grad), right)
-        except Exception as failure:  # a peer that cannot is a row of the table, not the end of the run
-            yield Result(case, baseline.name, None, f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:120]}")
-            continue
-        if baseline.exact and not error <= _GATE[case.dtype]:
-            yield Result(case, baseline.name, None, f"refused: differs from float64 by {error:.1e}", prepared, error)
-            continue
-        ready[baseline.name] = lambda attention=attention: _call(case, attention, leaves, factor, grad)
-        notes[baseline.name] = (prepared, error)
-    floor = ceilings.floor(case)
-    for name, timing in measure(ready, device, seconds).items():
-        yield Result(case, name, timing, "", *notes[name], timing.median / floor)
+    return run_together([(case, competitors)], device, seconds, ceilings)
+
+
+def run_together(
+    entries: list[tuple[Case, list[Baseline]]], device: torch.device, seconds: float, ceilings: Ceilings
+) -> Iterator[Result]:
+    """As `run_case`, for several cases in the same rounds: what is to be compared between cases meets the same moods of the machine."""
+    ready: list[_Ready] = []
+    for case, competitors in entries:
+        query, key, value, factor, grad = case.inputs(device)
+        leaves = [tensor.requires_grad_(case.direction == "both") for tensor in (query.detach(), key.detach(), value.detach())]
+        right = oracle(case, query, key, value, factor, grad)
+        for baseline in competitors:
+            found = _gate(case, baseline, device, leaves, factor, grad, right)
+            if isinstance(found, Result):
+                yield found
+            else:
+                ready.append(found)
+    timings = measure({index: each.run for index, each in enumerate(ready)}, device, seconds)
+    for each, timing in zip(ready, timings.values()):
+        yield Result(each.case, each.name, timing, "", each.prepared, each.error, timing.median / ceilings.floor(each.case))
     gc.collect()
+
+
+def _gate(
+    case: Case, baseline: Baseline, device: torch.device, leaves: list[Tensor], factor: Tensor | None, grad: Tensor, right: list[Tensor]
+) -> _Ready | Result:
+    """The competitor ready to be timed, or the reason why it is not."""
+    reason = baseline.can_run(case, device)
+    if reason is not None:
+        return Result(case, baseline.name, None, reason)
+    begun = time.perf_counter()
+    try:
+        attention = baseline.prepare(case, device)
+        prepared = time.perf_counter() - begun
+        error = largest_error(_call(case, attention, leaves, factor, grad), right)
+    except Exception as failure:  # a peer that cannot is a row of the table, not the end of the run
+        return Result(case, baseline.name, None, f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:120]}")
+    if baseline.exact and not error <= _GATE[case.dtype]:
+        return Result(case, baseline.name, None, f"refused: differs from float64 by {error:.1e}", prepared, error)
+    return _Ready(case, baseline.name, lambda: _call(case, attention, leaves, factor, grad), prepared, error)
 
 
 def _call(case: Case, attention: Attention, leaves: list[Tensor], factor: Tensor | None, grad: Tensor) -> list[Tensor]:

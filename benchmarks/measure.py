@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+K = TypeVar("K")
 
 # Larger than any cache that holds inputs between calls: the L2 of an H200 is 50 MiB.
 _FLUSH_BYTES = 256 << 20
@@ -80,8 +83,8 @@ class Clock:
 
 
 def measure(
-    competitors: dict[str, Callable[[], object]], device: torch.device, seconds: float = 1.0, least_calls: int = 5, most_calls: int = 200
-) -> dict[str, Timing]:
+    competitors: dict[K, Callable[[], object]], device: torch.device, seconds: float = 1.0, least_calls: int = 5, most_calls: int = 200
+) -> dict[K, Timing]:
     """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike.
 
     What takes longer than `seconds` a call is still called `least_calls` times, after one warm-up instead of two.
@@ -91,7 +94,7 @@ def measure(
     warm = {name: clock(run) if first[name] > seconds else min(clock(run), clock(run)) for name, run in competitors.items()}
     peaks = {name: clock.peak_bytes(run) for name, run in competitors.items()}
     calls = {name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()}
-    times: dict[str, list[float]] = {name: [] for name in competitors}
+    times: dict[K, list[float]] = {name: [] for name in competitors}
     rounds = least_calls
     for index in range(rounds):
         order = list(competitors) if index % 2 == 0 else list(reversed(competitors))

@@ -5,10 +5,12 @@ out=${OUT:-bench_out}
 python=${GPU_PYTHON:-python3}
 export PYTHONPATH=.:tests
 mkdir -p "$out"
-timeout 150 "$python" -m pytest tests/triton_cases.py tests/test_attention.py -q -p no:cacheprovider > "$out/tests.txt" 2>&1
+timeout 140 "$python" -m pytest tests/triton_cases.py tests/test_attention.py -q -p no:cacheprovider > "$out/tests.txt" 2>&1
 tail -n 3 "$out/tests.txt"
-timeout 90 "$python" -m mvar_kernels > "$out/selfcheck.txt" 2>&1
-timeout 200 "$python" -m benchmarks --quick --out "$out" > "$out/attention.txt" 2>&1
+timeout 40 "$python" -m mvar_kernels > "$out/selfcheck.txt" 2>&1
+timeout 140 "$python" -m benchmarks --suite attention --quick --out "$out" > "$out/attention.txt" 2>&1
 tail -n 3 "$out/attention.txt"
-timeout 200 "$python" -m benchmarks.tune --minutes 2.5 --out "$out" > "$out/tune.txt" 2>&1
+timeout 100 "$python" -m benchmarks --suite model --suite sampling --suite memory --quick --out "$out" > "$out/models.txt" 2>&1
+tail -n 3 "$out/models.txt"
+timeout 120 "$python" -m benchmarks.tune --minutes 1.5 --out "$out" > "$out/tune.txt" 2>&1
 tail -n 5 "$out/tune.txt"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, report
-from benchmarks.attention import Result, run_case
+from benchmarks.attention import Result, run_case, run_together
 from benchmarks.baselines import DenseMask, Ours
 from benchmarks.cases import grid
 
@@ -22,10 +22,8 @@ def run(seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
     ceilings = machine.ceilings(device, {torch.float32})
     dense, tiled, auto = DenseMask(), Ours("tiled"), Ours("auto")
     results: list[Result] = []
-    for case in (grid(64), grid(64).both()):
-        results += run_case(case, [dense, tiled], device, 4 * seconds, ceilings)
-    for case in (grid(128), grid(128).both()):
-        results += run_case(case, [tiled], device, 4 * seconds, ceilings)
+    for small, large in ((grid(64), grid(128)), (grid(64).both(), grid(128).both())):
+        results += run_together([(small, [dense, tiled]), (large, [tiled])], device, 4 * seconds, ceilings)
     for side in _SMALL_SIDES:
         for case in (grid(side), grid(side).both()):
             results += run_case(case, [dense, auto], device, seconds, ceilings)
