@@ -69,7 +69,7 @@ def draw(arch: str, device: str, guidance_scale: float, top_k: int, top_p: float
 
     options = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p}
     labels = [index % model.config.num_classes for index in range(wanted.batch)]
-    pipeline(labels, output_type="np", on_scale=after_scale, **options)
+    pipeline(labels, output_type="np", on_scale=after_scale, batch_invariant=False, **options)  # together: what is weighed is a batch
     phases.end("decoder")
     return {**phases.report(), "weights": nbytes(model), "vqvae": nbytes(vqvae)}
 
