@@ -49,7 +49,7 @@ bench: $(STAMP)
 tune:
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m benchmarks.tune
 
-# Tests, benchmarks and tuning on a GPU in one go, about 9 minutes; results in OUT.
+# Tests, benchmarks of every suite and tuning on a GPU in one go, about 9 minutes; results in OUT.
 gpu:
 	OUT="$(or $(OUT),bench_out)" sh benchmarks/on_gpu.sh
 
