@@ -107,14 +107,17 @@ def test_signals_save_and_leave(folder, tmp_path, monkeypatch, number, code, nam
 def test_a_second_signal_ends_at_once(monkeypatch):
     from mvar_models.training.signals import StopSignals
 
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignals() as signals, pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)  # torchrun passing on what the terminal sent already
-        assert signals.received == signal.SIGINT
-        monkeypatch.setattr(signals, "_when", signals._when - 60)
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job of a shell it is ignored
+    try:
+        with StopSignals() as signals, pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # torchrun passing on what the terminal sent already
+            assert signals.received == signal.SIGINT
+            monkeypatch.setattr(signals, "_when", signals._when - 60)
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
