@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def memory(path: Path, records: list[dict[str, Any]], title: str) -> list[Path]:
 
 
 def _save(plt: Any, figure: Any, path: Path, title: str) -> Path:
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(textwrap.fill(title, 150), fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
