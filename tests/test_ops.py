@@ -22,14 +22,21 @@ def test_opcheck(cosine, backend):
     torch.library.opcheck(ops.attention, (*leaves, neighborhood.encode(), 0.3, backend))
 
 
-def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
-    """fullgraph, with the module someone would use; a changed batch size costs at most the one recompile of dynamic shapes."""
+def counted_graphs():
+    """A list of the graphs that torch.compile makes from now on, and the backend that fills it and runs them as they are."""
     torch._dynamo.reset()
     graphs = []
 
     def counting(graph, inputs):
         graphs.append(graph)
         return graph
+
+    return graphs, counting
+
+
+def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
+    """fullgraph, with the module someone would use; a changed batch size costs at most the one recompile of dynamic shapes."""
+    graphs, counting = counted_graphs()
 
     from torch._dynamo.backends.common import aot_autograd
 
@@ -48,12 +55,7 @@ def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
 @pytest.mark.parametrize("grid", [(6, 6), (20, 20)], ids=["sdpa", "tiled"])
 def test_other_batches_cost_at_most_one_recompile(grid):
     """A Python float such as `scale` is a constant of the graph to torch.compile (specialize_float), so that one stays."""
-    torch._dynamo.reset()
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return graph
+    graphs, counting = counted_graphs()
 
     @torch.compile(backend=counting, fullgraph=True)
     def attend(query, key, value):
@@ -67,12 +69,7 @@ def test_other_batches_cost_at_most_one_recompile(grid):
 
 def test_a_factor_that_changes_costs_one_recompile_as_an_operand():
     """A float `scale` is a constant of the graph, for torch's own SDPA too; on the query or in `logit_scale` it is a value like any other."""
-    torch._dynamo.reset()
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return graph
+    graphs, counting = counted_graphs()
 
     @torch.compile(backend=counting, fullgraph=True)
     def attend(query, key, value, factor):
