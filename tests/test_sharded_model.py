@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from benchmarks.activations import example
+from mvar_models.training.parallel import cannot_shard
 
 from tiny_models import tiny_mvar
 
@@ -73,6 +74,7 @@ def worker(rank, port, folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not dist.is_available(), reason="needs torch.distributed with gloo")
+@pytest.mark.skipif(bool(cannot_shard(torch.device("cpu"))), reason=str(cannot_shard(torch.device("cpu"))))
 def test_two_processes_equal_one(tmp_path):
     model, tensors = problem()
     loss = model.loss(*tensors)

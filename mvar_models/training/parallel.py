@@ -32,6 +32,8 @@ class Parallel:
         compute: Any = task.compute
         if compute is None and (fsdp or not processes.alone):
             raise ValueError("this kind of training runs in one process; start it without torchrun and --fsdp")
+        if fsdp and (reason := cannot_shard(processes.device)):
+            raise ValueError(reason)
         self.task = task
         self.processes = processes
         self.sharded = fsdp
@@ -95,6 +97,13 @@ class Parallel:
             if self.processes.first:
                 state[name] = gathered
         return state
+
+
+def cannot_shard(device: torch.device) -> str | None:
+    """Why `fully_shard` does not run on this device; None where it does."""
+    if device.type == "cpu" and not hasattr(torch.cpu.current_stream(), "record_event"):
+        return f"fully_shard of torch {torch.__version__} does not run on a CPU; leave out --fsdp, or take a newer torch"
+    return None
 
 
 def global_norm(model: nn.Module) -> Tensor:
