@@ -215,6 +215,8 @@ class MVARConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kernel_size < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {self.kernel_size}")
         self.pyramid()  # wrong windows are an error here, not at the first forward
 
     def pyramid(self) -> Pyramid:

@@ -11,4 +11,4 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is needed here but cannot be imported ({error}); install it with: pip install 'mvar[{extra}]'") from None
+        raise ImportError(f"{module} is needed here but cannot be imported ({error}); in this project's folder: pip install '.[{extra}]'") from None

@@ -21,9 +21,10 @@ class MVAR(ScaleTransformer):
     def from_var(cls, var: VAR, kernel_size: int = 7, dense_scales: int = 8) -> MVAR:
         """An MVAR with a copy of a VAR's parameters, ready to be fine-tuned; the VAR stays as it is.
 
-        dense_scales: that many leading scales attend to the whole scale (8 at 256 px).
+        dense_scales: that many leading scales attend to the whole scale (8 at 256 px); at most all of them do.
         """
         values = {name: value for name, value in var.config.to_dict().items() if name != "model_type"}
+        dense_scales = min(dense_scales, len(var.config.sides))
         model = cls(MVARConfig(**values, kernel_size=kernel_size, dense_scales=dense_scales))
         parameter = next(var.parameters())
         model.to(device=parameter.device, dtype=parameter.dtype)

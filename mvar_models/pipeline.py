@@ -228,6 +228,21 @@ def _load_vqvae(checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str
     return VQVAE.from_pretrained(vqvae, **{key: value for key, value in options.items() if key != "revision"})
 
 
+def vqvae_of(name: str | os.PathLike[str]) -> str | None:
+    """Name or folder of the VQVAE that a zoo name or a folder goes with, without loading anything; None where they do not say."""
+    from mvar_models import zoo
+
+    entry, path = zoo.find(str(name)), Path(name)
+    if entry is not None and "vqvae" in entry.preset:
+        return str(entry.preset["vqvae"])
+    if entry is not None and entry.model_type != "vqvae" and entry.repository == "embedded":
+        config = zoo.fetch(entry, entry.model_type).config
+        return None if config is None else read_config(config).get("vqvae")
+    if (path / VQVAE_FOLDER / CONFIG_NAME).is_file():
+        return str(path / VQVAE_FOLDER)
+    return read_config(path / CONFIG_NAME).get("vqvae") if (path / CONFIG_NAME).is_file() else None
+
+
 def _bar(total: int) -> Any:
     from mvar_models.extras import require
 

@@ -47,8 +47,9 @@ class PretrainedModel(nn.Module):
 
         Raises:
             FileNotFoundError: nothing of that name here or on the Hub.
-            ValueError: the file is not a checkpoint of this kind of model; the message says what it is.
+            ValueError: the file is not a checkpoint of this kind of model; the message says what it is. No such device here.
         """
+        place = _checked_device(device)
         source = checkpoints.locate(
             name,
             cls.config_class.model_type,
@@ -61,7 +62,7 @@ class PretrainedModel(nn.Module):
         config, state = checkpoints.load(source, cls.config_class)
         with torch.device("meta"):
             model = cls(config)
-        checkpoints.assign(model, state, dtype or torch.float32, torch.device(device or "cpu"), str(source.weights))
+        checkpoints.assign(model, state, dtype or torch.float32, place, str(source.weights))
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
@@ -93,3 +94,13 @@ class PretrainedModel(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _checked_device(device: torch.device | str | None) -> torch.device:
+    try:
+        place = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none that torch knows: {str(error).splitlines()[0]}") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} is not there: torch {torch.__version__} finds no GPU on this machine; use 'cpu'")
+    return place

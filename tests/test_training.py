@@ -180,7 +180,9 @@ def test_wrong_runs(tmp_path, pretrained):
         TransformerRun(data="digits", out="", arch="var", schedule="alternating")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         TransformerRun(data="digits", out="", batch_size=0)
-    new_run(pretrained, "run")
+    run = new_run(pretrained, "run")
+    new_run(pretrained, "run")  # nothing has begun: whatever was wrong with the first command does not stand in the second one's way
+    run.folder.log({"step": 1})
     with pytest.raises(FileExistsError, match="already holds a run; go on with --resume"):
         new_run(pretrained, "run")
     with pytest.raises(FileNotFoundError, match="holds no run"):

@@ -11,7 +11,7 @@ import torch
 from mvar_models import MVAR, VAR, VQVAE, MVARConfig, MVARPipeline, VARConfig, VARPipeline, VQVAEConfig, imagenet, list_models, zoo
 from mvar_models.config import SIDES_256, SIDES_512
 from mvar_models.official import from_official, to_official
-from mvar_models.pipeline import kind_of, pipeline_for
+from mvar_models.pipeline import kind_of, pipeline_for, vqvae_of
 
 from tiny_models import tiny_mvar, tiny_vqvae
 
@@ -167,6 +167,26 @@ def test_export_loads_strictly_under_the_released_names(tmp_path):
         back.load_state_dict(from_official(state, back, back.config), strict=True)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in back.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["out.pth"]
+
+
+def test_devices_that_are_not_there():
+    with pytest.raises(ValueError, match="device 'gpu' is none that torch knows"):
+        MVAR.from_pretrained("mvar-digits", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' is not there: torch .* finds no GPU on this machine; use 'cpu'"):
+            MVAR.from_pretrained("mvar-digits", device="cuda")
+
+
+def test_the_vqvae_of_a_checkpoint_is_known_without_loading(tmp_path):
+    assert vqvae_of("var-digits") == "vae-digits" and vqvae_of("mvar-d16") == "vae-ch160v4096z32" and vqvae_of("nothing") is None
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path)
+    assert vqvae_of(tmp_path) == str(tmp_path / "vqvae")
+
+
+def test_windows_that_cannot_be():
+    with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+        MVARConfig(kernel_size=0, dense_scales=10)
+    assert MVAR.from_var(VAR.from_pretrained("var-digits")).config.dense_scales == 6
 
 
 def test_imagenet_names():

@@ -108,7 +108,7 @@ def finetune(**options: Any) -> None:
 @click.option("--channel-multipliers", default=None, help="Width of each level over --channels, finest first: 1,1,1.")
 @click.option("--sides", default=None, help="Grid side of each scale, coarse to fine: 1,2,3,4,6,8.")
 @click.option("--commitment", type=float, default=None, help="Weight of the encoder's pull towards its codes, 0.25.")
-@click.option("--perceptual", type=float, default=None, help="Weight of LPIPS; needs pip install 'mvar[perceptual]'. Default: 0, without.")
+@click.option("--perceptual", type=float, default=None, help="Weight of LPIPS; needs the extra \"perceptual\". Default: 0, without.")
 @click.option("--adversarial", type=float, default=None, help="Weight of a patch discriminator's loss. Default: 0, without.")
 @click.option("--adversarial-start", type=int, default=None, help="First step of the discriminator. Default: the middle of the run.")
 @click.option("--sample-every", type=int, default=None, help="Steps between pictures of reconstructions, 500; 0 is only at the end.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from mvar_models.claims import OtherSettings
 from mvar_models.environment import environment
+from mvar_models.pipeline import vqvae_of
 from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, open_source, split
 from mvar_models.training.distributed import Processes
@@ -44,7 +45,7 @@ def transformer_run(*, resume: str | None = None, epochs: float | None = None, d
     """
     if resume is not None:
         return _resumed(resume, TransformerRun, device)
-    given.setdefault("vqvae", default_vqvae(given["data"]))
+    given.setdefault("vqvae", default_vqvae(given["data"], given.get("init")))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
@@ -96,10 +97,13 @@ def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
     return max(1, math.ceil(epochs * len(train) / batch_size))
 
 
-def default_vqvae(data: str) -> str:
-    """The zoo's VQVAE for pictures of that kind; for a folder of codes the one that made them."""
+def default_vqvae(data: str, init: str | None = None) -> str:
+    """For a folder of codes the VQVAE that made them, else the one of the checkpoint, else the zoo's for pictures of that kind."""
     if token_cache.is_token_folder(Path(data)):
         return token_cache.read_index(Path(data))["vqvae"]
+    own = None if init is None else vqvae_of(init)
+    if own is not None:
+        return own
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
 
 

@@ -86,7 +86,7 @@ class HubDataset(ImageSource):
 def _load(place: str, part: str) -> Any:
     datasets = require("datasets", "data")
     if int(datasets.__version__.split(".")[0]) < 4:
-        raise ImportError(f"datasets {datasets.__version__} can run code from a dataset; install 4 or newer: pip install 'mvar[data]'")
+        raise ImportError(f"datasets {datasets.__version__} can run code from a dataset; install 4 or newer: pip install 'datasets>=4'")
     config, _, split = part.rpartition(":")
     path = Path(place)
     options: dict[str, Any] = {"name": config or None}

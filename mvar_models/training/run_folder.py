@@ -64,7 +64,8 @@ class RunFolder:
     def create(cls, config: RunConfig) -> RunFolder:
         """A new run; FileExistsError if the folder already holds one."""
         run = cls(config.out)
-        if (run.path / "config.yaml").exists():
+        begun = run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*"))
+        if begun:  # a folder with settings alone is what a run leaves that stopped before its first step
             raise FileExistsError(f"{run.path} already holds a run; go on with --resume {run.path}, or choose another --out")
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(run.path / "config.yaml", require("yaml", "train").safe_dump(config.to_dict(), sort_keys=False))

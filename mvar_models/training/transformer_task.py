@@ -94,7 +94,10 @@ def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...
 def _windows(config: TransformerRun, sides: Sequence[int]) -> dict[str, int]:
     """MVAR's windows as asked for, else as in the released models, whose scales attend to the whole grid up to side 10."""
     dense = sum(side <= _LARGEST_DENSE_SIDE for side in sides) if config.dense_scales is None else config.dense_scales
-    return {"kernel_size": _KERNEL_SIZE if config.kernel_size is None else config.kernel_size, "dense_scales": dense}
+    kernel_size = _KERNEL_SIZE if config.kernel_size is None else config.kernel_size
+    if all(side <= kernel_size for side in sides[dense:]):
+        logger.warning("no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some")
+    return {"kernel_size": kernel_size, "dense_scales": dense}
 
 
 def _mvar_from(config: TransformerRun) -> MVAR:
