@@ -173,7 +173,7 @@ def test_devices_that_are_not_there():
     with pytest.raises(ValueError, match="device 'gpu' is none that torch knows"):
         MVAR.from_pretrained("mvar-digits", device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device 'cuda' is not there: torch .* finds no GPU on this machine; use 'cpu'"):
+        with pytest.raises(ValueError, match=r"device 'cuda' is not there: torch .* finds no GPU on this machine; use 'cpu'"):
             MVAR.from_pretrained("mvar-digits", device="cuda")
 
 
