@@ -76,6 +76,19 @@ def largest_error(actual, expected):
     return (actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max().item() if expected.numel() else 0.0
 
 
+def windows_oracle(mask, grad_out):
+    """What q = 0 with one-hot values must give: the windows as weights, dv in float64, and the error that float32 may make in each.
+
+    A weight goes through exp2(-lse): a few roundings of about log2(keys) <= 8, hence 8 eps. An entry of dv adds as many positive terms as
+    `grad_out` has ones in a column, in whatever order a backend or a machine likes. A wrong window is off by 1 / keys, 10,000 times more.
+    """
+    weights = mask.double() / mask.double().sum(1, keepdim=True)
+    dv = weights.T @ grad_out.double()
+    eps = torch.finfo(torch.float32).eps
+    terms = int(grad_out.sum(0).max())
+    return weights, 8 * eps, dv, (terms + 8) * eps * max(1.0, dv.max().item())
+
+
 def assert_close(actual, expected, tolerance, what):
     """Largest error at most `tolerance`; a failure names the place and both values."""
     assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
