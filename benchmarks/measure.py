@@ -20,7 +20,8 @@ _FLUSH_BYTES = 256 << 20
 class Timing:
     """Seconds a call: the median, the 20th and 80th percentile, and the first call with whatever it compiles.
 
-    CUDA only: peak_bytes, and graph, the median replay of a CUDA graph of the call (None where it cannot be captured).
+    rounds: the median of each round, in which all competitors took turns. CUDA only: peak_bytes, and graph, the median replay of a CUDA graph
+    of the call (None where it cannot be captured).
     """
 
     median: float
@@ -30,6 +31,11 @@ class Timing:
     calls: int
     peak_bytes: int | None = None
     graph: float | None = None
+    rounds: tuple[float, ...] = ()
+
+    def over(self, other: Timing) -> float:
+        """How many times as long as another competitor of the same run: the median over the rounds, as a machine may change between them."""
+        return statistics.median(own / its for own, its in zip(self.rounds, other.rounds, strict=True))
 
 
 class Clock:
@@ -94,18 +100,22 @@ def measure(
     warm = {name: clock(run) if first[name] > seconds else min(clock(run), clock(run)) for name, run in competitors.items()}
     peaks = {name: clock.peak_bytes(run) for name, run in competitors.items()}
     calls = {name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()}
-    times: dict[K, list[float]] = {name: [] for name in competitors}
+    times: dict[K, list[list[float]]] = {name: [] for name in competitors}
     rounds = least_calls
     for index in range(rounds):
         order = list(competitors) if index % 2 == 0 else list(reversed(competitors))
         for name in order:
             # The shares of the rounds add up to the competitor's calls.
             share = calls[name] * (index + 1) // rounds - calls[name] * index // rounds
-            times[name] += [clock(competitors[name]) for _ in range(share)]
+            if warm[name] < seconds:
+                clock(competitors[name])  # finds caches and the allocator as the one before left them
+            times[name].append([clock(competitors[name]) for _ in range(share)])
     graphs = {name: clock.replay(run) for name, run in competitors.items()}
     return {name: _timing(times[name], first[name], peaks[name], graphs[name]) for name in competitors}
 
 
-def _timing(times: list[float], first: float, peak: int | None, graph: float | None) -> Timing:
+def _timing(rounds: list[list[float]], first: float, peak: int | None, graph: float | None) -> Timing:
+    times = [seconds for calls in rounds for seconds in calls]
     cuts = statistics.quantiles(times, n=10, method="inclusive")
-    return Timing(statistics.median(times), cuts[1], cuts[7], first, len(times), peak, graph)
+    medians = tuple(statistics.median(calls) for calls in rounds)
+    return Timing(statistics.median(times), cuts[1], cuts[7], first, len(times), peak, graph, medians)

@@ -30,18 +30,18 @@ def run(seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
     refused = [f"{r.case.name} {r.case.direction}, {r.name}: {r.reason}" for r in results if not r.timing]
     if refused:
         raise RuntimeError("; ".join(refused))
-    median = {(r.case.name, r.case.direction, r.name): r.timing.median for r in results if r.timing}
+    timing = {(r.case.name, r.case.direction, r.name): r.timing for r in results if r.timing}
 
     lines = []
     for direction, least in (("forward", FORWARD), ("both", BOTH)):
-        ratio = median[("grid 64", direction, dense.name)] / median[("grid 64", direction, tiled.name)]
+        ratio = timing["grid 64", direction, dense.name].over(timing["grid 64", direction, tiled.name])
         lines.append(_line(ratio >= least, f"64 x 64, {direction}: tiled is {ratio:.1f} x as fast as dense SDPA (at least {least:g})"))
     for direction in ("forward", "both"):
-        ratio = median[("grid 128", direction, tiled.name)] / median[("grid 64", direction, tiled.name)]
+        ratio = timing["grid 128", direction, tiled.name].over(timing["grid 64", direction, tiled.name])
         lines.append(_line(ratio <= GROWTH, f"128 x 128 over 64 x 64, {direction}: {ratio:.2f} x the time (at most {GROWTH:g})"))
     for direction in ("forward", "both"):
         excess = {
-            side: median[(f"grid {side}", direction, auto.name)] - AUTO_RATIO * median[(f"grid {side}", direction, dense.name)]
+            side: timing[f"grid {side}", direction, auto.name].median - AUTO_RATIO * timing[f"grid {side}", direction, dense.name].median
             for side in _SMALL_SIDES
         }
         side = max(excess, key=excess.__getitem__)

@@ -1,13 +1,14 @@
 """The public attention functions: exact windows, views, isolation of scales, and one clear message for wrong input."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.backends import automatic, load
+from mvar_kernels.backends import automatic, load, tiled
 from mvar_kernels.backends.tiled import or_sdpa
 from mvar_kernels.pyramid import Neighborhood
 
@@ -46,6 +47,28 @@ def test_windows_exactly(backend, seed):
         assert_close(out, weights, weight_error, f"weights {index} {neighborhood}")
         (dv,) = torch.autograd.grad(out, value, target)
         assert_close(dv.view(n_k, n_k), expected, dv_error, f"dv {index} {neighborhood}")
+
+
+def test_memory_kept_between_calls_does_no_harm(monkeypatch):
+    """Inference mode first, then gradients, other types and sizes, two threads at once: all as the reference, and what is large is let go."""
+
+    def error(side, dtype):
+        query, key, value = (torch.randn(2, side, side, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+        grad = torch.randn(2, side, side, 2, 8, dtype=dtype)
+        found, right = (
+            [out, *torch.autograd.grad(out, (query, key, value), grad)]
+            for out in (spatial_markov_attn(query, key, value, 5, backend=backend) for backend in ("tiled", "reference"))
+        )
+        return max((a - b).abs().max().item() for a, b in zip(found, right))
+
+    with torch.inference_mode():
+        spatial_markov_attn(*(torch.randn(2, 12, 12, 2, 8) for _ in range(3)), 5, backend="tiled")
+    with ThreadPoolExecutor(2) as pool:
+        asked = [(side, dtype) for side in (9, 20, 13) for dtype in (torch.float32, torch.float64)] * 4
+        assert all(found < 1e-5 for found in pool.map(lambda each: error(*each), asked))
+    assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
+    monkeypatch.setattr(tiled, "_KEPT_BYTES", 0)
+    assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
 
 
 def load_windows(query, key, value, neighborhood, backend):

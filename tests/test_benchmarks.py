@@ -15,7 +15,7 @@ from benchmarks.attention import Result, run_case
 from benchmarks.baselines import Baseline, DenseMask, Natten, Ours, baselines
 from benchmarks.cases import grid, pyramid
 from benchmarks.machine import Ceilings
-from benchmarks.measure import Timing
+from benchmarks.measure import Timing, measure
 from mvar_kernels.backends.triton import tile_rows
 from mvar_kernels.backends.triton.tiles import Config, tile_row
 
@@ -40,6 +40,14 @@ def test_a_wrong_kernel_is_refused_not_timed(direction):
     results = {r.name: r for r in run_case(case, [Shifted(), DenseMask(), Ours("tiled")], CPU, 0.001, CEILINGS)}
     assert results["shifted"].timing is None and results["shifted"].reason.startswith("refused: differs from float64")
     assert results["mvar tiled"].timing.median > 0 and results["mvar tiled"].error < 1e-5
+
+
+def test_ratios_are_taken_within_rounds():
+    """A machine that gets slower in the middle of a run leaves them alone, unlike the ratio of two medians."""
+    one, two = (Timing(0, 0, 0, 0, 5, rounds=rounds) for rounds in ((1.0, 1.0, 9.0, 9.0, 9.0), (2.0, 2.0, 18.0, 18.0, 18.0)))
+    assert two.over(one) == 2 and one.over(two) == 0.5
+    timings = measure({"a": lambda: None, "b": lambda: sum(range(20_000))}, CPU, seconds=0.01, least_calls=4)
+    assert len(timings["a"].rounds) == 4 and timings["b"].over(timings["a"]) > 1
 
 
 def test_wrong_gradients_are_refused():

@@ -4,8 +4,9 @@ Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as w
 rows of that rectangle which they see (10 of 14 for windows of 7), with the windows as an additive mask. Dense blocks need no gathering. Nothing of
 size L x L exists.
 
-A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches. 64 x 64 with windows of 7, 8 heads of 64, went
-from 54 to 20 ms forward on two cores (another hour: 30); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
+A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches: as many tiles for each thread, so that a
+thread attends to the rows that it gathered itself. 64 x 64 with windows of 7, 8 heads of 64, went from 54 to 17 ms forward on two cores (23 where
+the cores share no cache, see `_FORWARD_PIECE`); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
 dk and dv come out per tile and overlap between tiles. Each
 tile is added to its rectangle of keys, one after the other: no scatter-add, and the same bits on every run.
 """
@@ -13,6 +14,7 @@ tile is added to its rectangle of keys, one after the other: no scatter-add, and
 from __future__ import annotations
 
 import functools
+import threading
 from typing import NamedTuple
 
 import torch
@@ -30,8 +32,12 @@ _TILE = 8
 # Query rows that attend together: 32 queries, which is also what PyTorch's fused kernel takes at a time. 64 x 64, windows of 7, against tiles in one
 # piece: forward 28 ms for 30, backward the same; strips of two are not steadier.
 _STRIP = 4
-# Elements of gathered keys at a time: 2 MiB in float32. Of 2^17 .. 2^20 the fastest at 64 x 64, in one sweep.
-_PIECE = 1 << 19
+# Elements of gathered keys that a thread has at a time, forward and backward: 4 and 2 tiles at 64 x 64 with 8 heads of 64. In ms, on two cores of a
+# virtual machine that share an L3 cache at some times and not at others, which shows as two speeds: forward with 2, 3, 4, 5 tiles a thread
+# sharing 18, 18, 16.5, 17.5 to 21, apart 25.5, 25.5, 23, 24 to 32; backward with 2, 3, 4 sharing 45, 48, 53, apart 61.5, 63, 60.
+_FORWARD_PIECE, _BACKWARD_PIECE = 7 << 16, 1 << 18
+# Gathered rows in larger memory than this are not kept between calls; with two threads they take 3.
+_KEPT_BYTES = 32 << 20
 
 
 def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
@@ -41,9 +47,11 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | Non
 class _Strip(NamedTuple):
     """Some query rows of every tile and the key rows they see.
 
-    slots: the queries' slots of the tile. height: key rows. bias (T, 1, slots, height * reach): 0 where attended, -inf elsewhere.
+    top: the first query row. slots: the queries' slots of the tile. height: key rows. bias (T, 1, slots, height * reach): 0 where attended,
+    -inf elsewhere.
     """
 
+    top: int
     slots: slice
     height: int
     bias: Tensor
@@ -56,13 +64,24 @@ class _Run(NamedTuple):
     first_rows: tuple[int, ...]
 
 
+class _Place(NamedTuple):
+    """A tile's queries in the grid: the first one's row and column, and how many rows and columns."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
 class _Tables(NamedTuple):
     """Of a block with T tiles of M query slots and N key slots.
 
-    queries (T, M): query of each slot; slots beyond the grid repeat a query of the tile. real (T, M): which do not; None if all.
-    keys (T, N). corners: each tile's first key row and column; reach: rows and columns of keys.
+    places: of each tile's queries. width: columns of slots. queries (T, M): query of each slot; slots beyond the grid repeat a query of the
+    tile. real (T, M): which do not; None if all. keys (T, N). corners: each tile's first key row and column; reach: rows and columns of keys.
     """
 
+    places: tuple[_Place, ...]
+    width: int
     queries: Tensor
     real: Tensor | None
     keys: Tensor
@@ -99,10 +118,12 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
         in_rows = _inside(keyed_i.gather(1, seen), row_starts[:, slots], block.window[0])
         in_cols = _inside(keyed_j.gather(1, seen), col_starts[:, slots], block.window[1])
         bias = torch.zeros(in_rows.shape, dtype=dtype).masked_fill_(~(in_rows & in_cols), float("-inf"))
-        strips.append(_Strip(slots, rows, bias.unsqueeze(1).to(device)))
+        strips.append(_Strip(top, slots, rows, bias.unsqueeze(1).to(device)))
         first_rows.append(begin.tolist())
 
     return _Tables(
+        tuple(_Place(t.query_rows.start, t.query_cols.start, len(t.query_rows), len(t.query_cols)) for t in tiles),
+        width,
         (query_i * grid_w + query_j).to(device),
         None if real.all() else real.to(device),
         (keyed_i * keys_w + keyed_j).to(device),
@@ -133,11 +154,13 @@ def _inside(key: Tensor, start: Tensor, window: int) -> Tensor:
     return (key[:, None] >= start[:, :, None]) & (key[:, None] < start[:, :, None] + window)
 
 
-class _Workspace:
-    """Memory for the gathered rows of one piece, kept from piece to piece: fresh memory costs more than the copies that go into it."""
+class _Workspace(threading.local):
+    """Memory for the gathered rows of one piece, kept from piece to piece and, on a CPU, from call to call: fresh memory costs more than the copies
+    that go into it (28 x 28 forward: 8.5 ms, kept from call to call 4.5). Every thread that calls has its own.
+    """
 
     def __init__(self) -> None:
-        self.buffers: dict[int, Tensor] = {}
+        self.buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def gather(self, name: int, tensor: Tensor, places: Tensor) -> Tensor:
         """(B, n, H, D) and places (T, M) -> (B * T, H, M, D), whole (H, D) rows copied; valid until the next call with the same `name`.
@@ -146,31 +169,55 @@ class _Workspace:
         """
         batch, _, heads, dim = tensor.shape
         tiles, slots = places.shape
-        size = batch * tiles * slots
-        held = self.buffers.get(name)
-        if held is None or len(held) < size:
-            held = self.buffers[name] = torch.empty((size, heads * dim), dtype=tensor.dtype, device=tensor.device)
-        rows = held[:size]
+        held = self._held((name, tensor.dtype, tensor.device), batch * tiles * slots * heads * dim)
+        rows = held.view(batch * tiles * slots, heads * dim)
         for source, target in zip(tensor.flatten(2), rows.view(batch, tiles * slots, heads * dim)):
             torch.index_select(source, 0, places.flatten(), out=target)
         return rows.view(batch * tiles, slots, heads, dim).transpose(1, 2)
 
+    def _held(self, key: tuple[int, torch.dtype, torch.device], size: int) -> Tensor:
+        held = self.buffers.get(key)
+        if held is None or len(held) < size:
+            with torch.inference_mode(False):  # else a later call outside of inference mode could not write there
+                held = self.buffers[key] = torch.empty(size, dtype=key[1], device=key[2])
+        return held[:size]
 
-def _put(target: Tensor, tiles: Tensor, queries: Tensor, real: Tensor | None) -> None:
-    """Rows of (B * T, M, F) to their queries (T, M) in target (B, n, F); every query once."""
-    places = queries.flatten()
-    rows = tiles.reshape(len(target), len(places), -1)
-    for source, own in zip(rows, target):
-        if real is None:
-            own.index_copy_(0, places, source)
-        else:
-            chosen = real.flatten().nonzero().flatten()
-            own.index_copy_(0, places[chosen], source.index_select(0, chosen))
+    def trim(self) -> None:
+        """Let go of what is not worth keeping between calls."""
+        self.buffers = {key: held for key, held in self.buffers.items() if key[2].type == "cpu" and held.nbytes <= _KEPT_BYTES}
 
 
-def _pieces(batch: int, tables: _Tables, row: int) -> list[tuple[slice, slice, tuple[int, ...]]]:
-    """(batch elements, tiles, first key row of each strip) whose gathered keys are about `_PIECE` elements; `row` is H * D."""
-    per_piece, pieces = max(1, _PIECE // (tables.keys.shape[1] * row)), []
+_workspace = _Workspace()
+
+
+@functools.lru_cache(maxsize=1024)
+def _side_by_side(places: tuple[_Place, ...]) -> tuple[tuple[slice, _Place], ...]:
+    """Neighbouring tiles of one size in a row of tiles: which, and the first one's place."""
+    groups, begin = [], 0
+    for tile in range(1, len(places) + 1):
+        first = places[begin]
+        if tile == len(places) or places[tile] != first._replace(col=first.col + (tile - begin) * first.width):
+            groups.append((slice(begin, tile), first))
+            begin = tile
+    return tuple(groups)
+
+
+def _put(target: Tensor, tiles: Tensor, top: int, width: int, places: tuple[_Place, ...]) -> None:
+    """Slots of T tiles from row `top` on, (B * T, M, F) in rows of `width`, to their places in target (B, h, w, F); every query once.
+
+    Copies of rectangles are shared among threads, which index_copy_ is not: 1.1 ms for 2.1 at 64 x 64.
+    """
+    per_tile = tiles.reshape(len(target), len(places), -1, width, target.shape[-1])
+    for which, first in _side_by_side(places):
+        rows = per_tile[:, which, : max(0, first.height - top), : first.width].transpose(1, 2)  # (B, rows, tiles, columns, F)
+        count, height = rows.shape[2], rows.shape[1]
+        span = target.narrow(1, first.row + min(top, first.height), height).narrow(2, first.col, count * first.width)
+        span.unflatten(2, (count, first.width)).copy_(rows)
+
+
+def _pieces(batch: int, tables: _Tables, row: int, piece: int) -> list[tuple[slice, slice, tuple[int, ...]]]:
+    """(batch elements, tiles, first key row of each strip): for every thread tiles with `piece` elements of keys, or one; `row` is H * D."""
+    per_piece, pieces = max(1, piece // (tables.keys.shape[1] * row)) * torch.get_num_threads(), []
     for run in tables.runs:
         start, stop = run.tiles.start, run.tiles.stop
         step = max(1, per_piece // (stop - start))
@@ -184,40 +231,36 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
 ) -> tuple[Tensor, Tensor]:
     query, key = normalized(query, key, logit_scale)
-    outs, lses = [], []
+    batch, _, heads, dim = query.shape
+    precise = torch.promote_types(query.dtype, torch.float32)
+    out = torch.empty((batch, neighborhood.num_queries, heads * dim), dtype=query.dtype, device=query.device)
+    lse = torch.empty((batch, neighborhood.num_queries, heads), dtype=precise, device=query.device)
     for block in neighborhood.blocks:
         rows, cols = slices(block)
         run = _dense_forward if block.is_dense else _windowed_forward
-        out, lse = run(query[:, rows], key[:, cols], value[:, cols], block, scale)
-        outs.append(out)
-        lses.append(lse)
-    if len(outs) == 1:
-        return outs[0].contiguous(), lses[0].contiguous()
-    return torch.cat(outs, dim=1), torch.cat(lses, dim=2)
+        run(query[:, rows], key[:, cols], value[:, cols], block, scale, out[:, rows], lse[:, rows])
+    _workspace.trim()
+    return out.unflatten(2, (heads, dim)), lse.transpose(1, 2).contiguous()
 
 
-def _dense_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None, scale)
-    return out.transpose(1, 2), lse
+def _dense_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor) -> None:
+    block_out, block_lse = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None, scale)
+    out.unflatten(2, query.shape[2:]).copy_(block_out.transpose(1, 2))
+    lse.copy_(block_lse.transpose(1, 2))
 
 
-def _windowed_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float) -> tuple[Tensor, Tensor]:
+def _windowed_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor) -> None:
     tables = _tables(block, query.dtype, query.device)
     batch, _, heads, dim = query.shape
-    precise = torch.promote_types(query.dtype, torch.float32)
-    out = torch.empty((batch, block.num_queries, heads * dim), dtype=query.dtype, device=query.device)
-    lse = torch.empty((batch, block.num_queries, heads), dtype=precise, device=query.device)
-    space = _Workspace()
-    for some, which, first_rows in _pieces(batch, tables, heads * dim):
-        queries, keys, real = tables.queries[which], tables.keys[which], None if tables.real is None else tables.real[which]
-        q, k, v = space.gather(0, query[some], queries), space.gather(1, key[some], keys), space.gather(2, value[some], keys)
+    out, lse = (result.unflatten(1, block.query_grid) for result in (out, lse))
+    for some, which, first_rows in _pieces(batch, tables, heads * dim, _FORWARD_PIECE):
+        queries, keys, places = tables.queries[which], tables.keys[which], tables.places[which]
+        q, k, v = _workspace.gather(0, query[some], queries), _workspace.gather(1, key[some], keys), _workspace.gather(2, value[some], keys)
         for strip, first_row in zip(tables.strips, first_rows):
             slots, reach = strip.slots, _reach(strip, first_row, tables)
             strip_out, strip_lse = attend(q[:, :, slots], k[:, :, reach], v[:, :, reach], _bias(strip, which, len(q)), scale)
-            strip_real = None if real is None else real[:, slots]
-            _put(out[some], strip_out.transpose(1, 2), queries[:, slots], strip_real)
-            _put(lse[some], strip_lse.transpose(1, 2), queries[:, slots], strip_real)
-    return out.unflatten(2, (heads, dim)), lse.transpose(1, 2)
+            for target, tiles in ((out[some], strip_out), (lse[some], strip_lse)):
+                _put(target, tiles.transpose(1, 2), strip.top, tables.width, places)
 
 
 def _reach(strip: _Strip, first_row: int, tables: _Tables) -> slice:
@@ -245,49 +288,47 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
-    parts = []
+    dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    # Tiles overlap, and blocks may share keys (VAR's mask): what they give is added, in a fixed order.
+    dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
     for block in neighborhood.blocks:
         rows, cols = slices(block)
         run = _dense_backward if block.is_dense else _windowed_backward
         block_lse = None if grad_lse is None else grad_lse[:, :, rows]
-        parts.append(run(grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows], block, scale))
-    if len(parts) == 1 and parts[0][1].shape == key.shape:
-        dq, dk, dv = parts[0]
-    else:
-        dq = torch.cat([block_dq for block_dq, _, _ in parts], dim=1)
-        dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
-        for block, (_, block_dk, block_dv) in zip(neighborhood.blocks, parts):
-            # Blocks may share keys (VAR's mask); they are added in a fixed order.
-            dk[:, slices(block)[1]] += block_dk
-            dv[:, slices(block)[1]] += block_dv
+        inputs = grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows]
+        run(*inputs, block, scale, dq[:, rows], dk[:, cols], dv[:, cols])
+    _workspace.trim()
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk, dv, grad_factor
 
 
 def _dense_backward(
-    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
-) -> list[Tensor]:
+    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    block: Block, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
     heads_first = [tensor.transpose(1, 2) for tensor in (query, key, value, out)]
     gradients = attend_backward(grad_out.transpose(1, 2), grad_lse, *heads_first, lse, None, scale)
-    return [gradient.transpose(1, 2) for gradient in gradients]
+    block_dq, block_dk, block_dv = (gradient.transpose(1, 2) for gradient in gradients)
+    dq.copy_(block_dq)
+    dk.add_(block_dk)
+    dv.add_(block_dv)
 
 
 def _windowed_backward(
-    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    block: Block, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
     tables = _tables(block, query.dtype, query.device)
     batch, _, heads, dim = query.shape
-    dq = torch.empty((batch, block.num_queries, heads * dim), dtype=query.dtype, device=query.device)
-    dk, dv = (torch.zeros((batch, *block.key_grid, heads * dim), dtype=key.dtype, device=key.device) for _ in range(2))
+    dq, dk, dv = (result.flatten(2).unflatten(1, grid) for result, grid in ((dq, block.query_grid), (dk, block.key_grid), (dv, block.key_grid)))
     width = tables.reach[1]
     lses = [None if each is None else each.transpose(1, 2).unsqueeze(-1) for each in (lse, grad_lse)]
-    space = _Workspace()
-    for some, which, first_rows in _pieces(batch, tables, heads * dim):
+    for some, which, first_rows in _pieces(batch, tables, heads * dim, _BACKWARD_PIECE):
         queries, keys, real = tables.queries[which], tables.keys[which], None if tables.real is None else tables.real[which]
-        q, o, do = (space.gather(i, tensor[some], queries) for i, tensor in ((0, query), (3, out), (4, grad_out)))
-        k, v = space.gather(1, key[some], keys), space.gather(2, value[some], keys)
+        q, o, do = (_workspace.gather(i, tensor[some], queries) for i, tensor in ((0, query), (3, out), (4, grad_out)))
+        k, v = _workspace.gather(1, key[some], keys), _workspace.gather(2, value[some], keys)
         tile_lse, tile_grad_lse = (
-            None if each is None else space.gather(5 + i, each[some], queries).squeeze(-1) for i, each in enumerate(lses)
+            None if each is None else _workspace.gather(5 + i, each[some], queries).squeeze(-1) for i, each in enumerate(lses)
         )
         if real is not None:  # slots that repeat a query must not count twice
             once = real.to(do.dtype).repeat(len(q) // len(queries), 1).unsqueeze(1)
@@ -300,19 +341,17 @@ def _windowed_backward(
             do_, q_, o_, lse_ = of_queries
             bias = _bias(strip, which, len(q))
             strip_dq, *of_keys = attend_backward(do_, strip_grad_lse, q_, k[:, :, reach], v[:, :, reach], o_, lse_, bias, scale)
-            _put(dq[some], strip_dq.transpose(1, 2), queries[:, slots], None if real is None else real[:, slots])
+            _put(dq[some], strip_dq.transpose(1, 2), strip.top, tables.width, tables.places[which])
             for target, tiles in zip((dk[some], dv[some]), of_keys):
                 per_tile = tiles.transpose(1, 2).reshape(len(target), len(queries), strip.height, width, heads * dim)
                 for tile, (row, col) in enumerate(tables.corners[which]):
                     row += first_row
-                    target[:, row : row + strip.height, col : col + width] += per_tile[:, tile]
-    dk, dv = dk.flatten(1, 2), dv.flatten(1, 2)
-    return tuple(gradient.unflatten(2, (heads, dim)) for gradient in (dq, dk, dv))  # type: ignore[return-value]
+                    target.narrow(1, row, strip.height).narrow(2, col, width).add_(per_tile[:, tile])
 
 
 # Time of tiles over time of dense attention, per computed score, and what a block costs beside that, in dense scores. Fitted on two cores
 # (float32, 8 heads of 64, forward and backward) at grids of 14 to 48 a side and windows of 3, 7 and 13, by eye and before
-# `_PIECE` was halved; close calls may fall either way.
+# pieces were cut by threads; close calls may fall either way.
 _TILED_PER_SCORE = 2.1
 _TILED_PER_BLOCK = 20_000
 

@@ -159,19 +159,40 @@ def open_source(data: str | os.PathLike[str], resolution: int) -> ImageSource:
         from mvar_models.training.digits import Digits
 
         return Digits(resolution)
-    place, _, part = (text, "", "") if Path(text).exists() else text.partition(":")
+    check_data_exists(text)
+    place, part = _place_and_part(text)
     path = Path(place)
     if path.is_dir() and token_cache.is_token_folder(path):
         return token_cache.TokenFolder(path)
-    if hub_datasets.is_local(path) or (not path.exists() and zoo.looks_like_hub_id(place)):
+    if hub_datasets.is_local(path) or not path.exists():
         return hub_datasets.HubDataset(place, resolution, part)
-    if path.is_dir():
-        return ClassFolders(path, resolution)
+    return ClassFolders(path, resolution)
+
+
+def check_data_exists(data: str | os.PathLike[str]) -> None:
+    """Whether `open_source` has something to open, told before anything is downloaded for it; a dataset of the Hub is taken on trust.
+
+    Raises:
+        FileNotFoundError: nothing of that name here, and it is no dataset's id.
+    """
+    from mvar_models.training import hub_datasets
+
+    text = str(data)
+    place, _ = _place_and_part(text)
+    path = Path(place)
+    if text == DIGITS or path.is_dir() or hub_datasets.is_local(path) or (not path.exists() and zoo.looks_like_hub_id(place)):
+        return
     what = f"{path} is a file of another kind" if path.is_file() else f"{place}: nothing of that name"
     raise FileNotFoundError(
         f"{what}; data must be 'digits' or a folder (one folder of pictures per class, or what `mvar tokenize` wrote), a .parquet file, "
         "or a Hugging Face dataset as org/name"
     )
+
+
+def _place_and_part(data: str) -> tuple[str, str]:
+    """What stands before ":split" or ":config:split", and that; a path that exists is taken whole."""
+    place, _, part = (data, "", "") if Path(data).exists() else data.partition(":")
+    return place, part
 
 
 def split(source: ImageSource, held_out: float = HELD_OUT, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:
