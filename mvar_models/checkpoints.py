@@ -63,6 +63,8 @@ def locate(name: str | os.PathLike[str], model_type: str, subfolder: str = "", *
 
 def _in_folder(folder: Path) -> Source:
     weights = folder / WEIGHTS_NAME
+    if not weights.is_file() and (folder / "model" / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is a run's folder; its model is {folder / 'model'}")
     if not weights.is_file():
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin"))
         hint = f"it holds {', '.join(others[:4])}: name the file itself" if others else "a checkpoint folder is what save_pretrained writes"

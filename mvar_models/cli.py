@@ -28,6 +28,8 @@ def models(pattern: str) -> None:
     """Models of the zoo whose names match PATTERN."""
     from mvar_models.zoo import find, list_models
 
+    if not list_models(pattern):
+        raise click.UsageError(f"no model matches {pattern!r}; there are {', '.join(list_models())}")
     click.echo(f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5} {'IS':>6}  {'guidance top_k top_p':20}  {'licence':12}  weights")
     for name in list_models(pattern):
         entry = find(name)

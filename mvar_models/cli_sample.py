@@ -143,6 +143,8 @@ def _write_pictures(pipeline: Pipeline, sampling: Sampling, batch_size: int, out
 
 
 def _read_record(path: Path) -> Sampling:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --again takes the {_RECORD} that mvar sample wrote")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         pictures = values["pictures"]

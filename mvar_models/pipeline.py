@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ class Pipeline:
         return self
 
     def label_of(self, label: int | str) -> int:
-        """The number of a class, by number, name, or one of the synonyms in a name ("tench, Tinca tinca").
+        """The number of a class, by number, name, or one of the synonyms in a name ("tench, Tinca tinca"), in whatever case.
 
         Raises:
             ValueError: the model does not know it, or it names several classes.
@@ -96,13 +97,13 @@ class Pipeline:
         if isinstance(label, str):
             found = [number for number, name in enumerate(names) if label == name]
             found = found or [number for number, name in enumerate(names) if label in name.split(", ")]
+            found = found or [number for number, name in enumerate(names) if label.casefold() in name.casefold().split(", ")]
             if len(found) > 1:
                 raise ValueError(f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number")
             if found:
                 return found[0]
             if not label.isdigit():
-                known = f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "it has no class names"
-                raise ValueError(f"unknown label {label!r}: {known}")
+                raise ValueError(f"unknown label {label!r}: {_known(label, names)}")
             label = int(label)
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
             raise TypeError(f"a label must be an int or a class name, got {label!r}")
@@ -247,6 +248,15 @@ def _bar(total: int) -> Any:
     from mvar_models.extras import require
 
     return require("tqdm", "train").tqdm(total=total, unit="scale", desc="sampling", dynamic_ncols=True)
+
+
+def _known(label: str, names: Sequence[str]) -> str:
+    """What a user may have meant, else the first classes that there are."""
+    single = {each.casefold(): each for name in names for each in name.split(", ")}
+    close = [single[each] for each in difflib.get_close_matches(label.casefold(), single, n=3, cutoff=0.8)]
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "it has no class names"
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:

@@ -49,7 +49,7 @@ class PretrainedModel(nn.Module):
             FileNotFoundError: nothing of that name here or on the Hub.
             ValueError: the file is not a checkpoint of this kind of model; the message says what it is. No such device here.
         """
-        place = _checked_device(device)
+        place = checked_device(device)
         source = checkpoints.locate(
             name,
             cls.config_class.model_type,
@@ -96,7 +96,8 @@ class PretrainedModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _checked_device(device: torch.device | str | None) -> torch.device:
+def checked_device(device: torch.device | str | None) -> torch.device:
+    """A device by name, the CPU by default; ValueError in one line where torch does not know it or this machine does not have it."""
     try:
         place = torch.device(device or "cpu")
     except RuntimeError as error:

@@ -111,7 +111,7 @@ def fetch(entry: Entry, model_type: str, *, revision: str | None = None, **hub_o
 
 
 def looks_like_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name) is not None
 
 
 def fetch_repository(name: str, *, revision: str | None = None, subfolder: str = "", **hub_options: Any) -> Source:

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and one clear line for what it cannot do."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mvar_models.cli import main
+from mvar_models.pipeline import pipeline_for
+from mvar_models.training.recipe import TransformerRun, VQVAERun
 
 
 def invoke(*arguments):
@@ -81,11 +84,18 @@ def test_sample_npz_and_export(tmp_path):
         (["sample", "--model", "mvar-digits", "--per-class", "2"], 2, "--per-class and --npz go together"),
         (["sample", "--model", "mvar-digits", "--per-class", "2", "--npz", "x.npz", "--labels", "1"], 2, "leave out --labels"),
         (["sample", "--again", "samples.json", "--seed", "3", "--top-k", "2"], 2, "leave out --seed, --top-k"),
-        (["sample", "--again", "samples.json"], 1, "No such file"),
+        (["sample", "--again", "samples.json"], 1, "samples.json: no such file; --again takes the samples.json that mvar sample wrote"),
+        (["models", "dit*"], 2, "no model matches 'dit*'; there are vae-ch160v4096z32, var-d16"),
         (["export", "--model", "mvar-digits", "--out", "nowhere/x.pth"], 1, "nowhere is no folder"),
-        (["sample", "--model", "mvar-digits", "--labels", "ten"], 1, "unknown label 'ten'"),
+        (["sample", "--model", "mvar-digits", "--labels", "ten"], 1, "unknown label 'ten': its classes are zero, one"),
+        (["sample", "--model", "mvar-digits", "--labels", "thre"], 1, "unknown label 'thre': did you mean 'three'?"),
         (["sample", "--model", "mvar-digits", "--top-k", "-3"], 1, "top_k must be 0 (off) or a positive number of codes, got -3"),
         (["sample", "--model", "nowhere"], 1, "no model of that name in the zoo"),
+        (["sample", "--model", "./nowhere"], 1, "./nowhere: no such file or folder, and no model of that name in the zoo"),
+        # Said before anything is fetched: the VQVAE of these would have to be downloaded.
+        (["train", "--data", "./phots", "--out", "x", "--epochs", "1"], 1, "./phots: nothing of that name; data must be 'digits' or a folder"),
+        (["train-vqvae", "--data", "phots", "--out", "x", "--epochs", "1"], 1, "phots: nothing of that name; data must be 'digits' or a folder"),
+        (["train", "--data", ".", "--out", "x", "--epochs", "1", "--device", "tpu"], 1, "device 'tpu' is none that torch knows"),
         (["finetune", "--data", "digits", "--out", "x", "--steps", "1"], 2, "--model is missing"),
         (["train", "--data", "digits", "--out", "x"], 2, "give one of --steps and --epochs"),
         (["finetune", "--model", "var-digits", "--data", "digits", "--out", "x", "--steps", "1", "--epochs", "1"], 2, "give one of"),
@@ -102,6 +112,31 @@ def test_wrong_input_is_one_line(arguments, code, message, tmp_path, monkeypatch
     assert result.exit_code == code and message in result.output
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir()), "nothing should be written"
+
+
+@pytest.mark.parametrize("command, kind", [("train", TransformerRun), ("finetune", TransformerRun), ("train-vqvae", VQVAERun)])
+def test_help_tells_the_defaults_that_hold(command, kind):
+    """They live in the run's dataclass; an option whose default is a plain value names it."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    derived = {"lr", "weight_decay", "steps", "vqvae", "device", "arch"}  # depend on other settings, and say how
+    told = 0
+    for option in main.commands[command].params:
+        default = fields.get(option.name)
+        if option.name in derived or isinstance(default, bool) or not isinstance(default, (int, float, str, tuple)):
+            continue
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
+        assert f"Default: {shown}" in option.help, (option.name, shown, option.help)
+        told += 1
+    assert told >= 8
+
+
+def test_a_run_folder_and_a_text_file_are_told_from_checkpoints(tmp_path):
+    pipeline_for("mvar-digits").save_pretrained(tmp_path / "run" / "model")
+    result = invoke("sample", "--model", tmp_path / "run", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and f"{tmp_path / 'run'} is a run's folder; its model is {tmp_path / 'run' / 'model'}" in result.output
+    (tmp_path / "notes.pth").write_text("to do\n")
+    result = invoke("sample", "--model", tmp_path / "notes.pth", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "notes.pth is a text file, not a checkpoint" in result.output
 
 
 def test_train_and_resume(tmp_path):

@@ -83,6 +83,7 @@ CASES = {
     "lfs pointer safetensors": (VAR, saved(weights=lambda path: path.write_bytes(POINTER)), "Git LFS pointer"),
     "truncated pth": (VAR, torch_file(official, cut=0.6), "is cut short: .* download or copy it again"),
     "truncated safetensors": (VAR, saved(weights=lambda path: path.write_bytes(path.read_bytes()[:-50])), "not a complete safetensors file"),
+    "text": (VAR, raw("a.pth", b"101 to do\n"), "is a text file, not a checkpoint"),
     "random bytes": (VAR, raw("a.pth", bytes(range(256)) * 9), "cannot be read as a PyTorch checkpoint"),
     "plain pickle": (VAR, raw("a.pth", pickle.dumps(print)), "a plain pickle, which cannot be read without running code"),
     "a list": (VAR, torch_file([torch.zeros(2)]), "holds a list, not a state dict"),

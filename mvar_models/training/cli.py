@@ -23,16 +23,16 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--resume", default=None, metavar="RUN", help="Go on with this run; takes no other option but --device."),
         click.option("--steps", type=int, default=None, help="Optimizer steps."),
         click.option("--epochs", type=float, default=None, help="Instead of --steps: passes over the training pictures."),
-        click.option("--batch-size", type=int, default=None, help="Pictures a step, over all processes."),
-        click.option("--lr", type=float, default=None, help="Peak learning rate."),
-        click.option("--weight-decay", type=float, default=None),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default=None),
-        click.option("--seed", type=int, default=None),
-        click.option("--accumulate", type=int, default=None, help="Micro-batches that a process makes of its share of the batch, to save memory."),
+        click.option("--batch-size", type=int, default=None, help="Pictures a step, over all processes. Default: 32."),
+        click.option("--lr", type=float, default=None, help="Peak learning rate. Default: 1e-4 x batch / 256; of a VQVAE 1e-3."),
+        click.option("--weight-decay", type=float, default=None, help="Default: 0.05; of a VQVAE 0."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default=None, help="Of the arithmetic. Default: fp32."),
+        click.option("--seed", type=int, default=None, help="Of everything random. Default: 0."),
+        click.option("--accumulate", type=int, default=None, help="Micro-batches of a process, to save memory. Default: 1."),
         click.option("--ema", type=float, default=None, help="Decay of a moving average of the weights, which is then what is validated and saved."),
-        click.option("--save-every", type=int, default=None, help="Steps between checkpoints, 500; 0 is only at the end."),
-        click.option("--validate-every", type=int, default=None, help="Steps between validations, 500; 0 is only at the end."),
-        click.option("--keep", type=int, default=None, help="Checkpoints kept, 2; the best model is kept beside them."),
+        click.option("--save-every", type=int, default=None, help="Steps between checkpoints. Default: 500; 0 is only at the end."),
+        click.option("--validate-every", type=int, default=None, help="Steps between validations. Default: 500; 0 is only at the end."),
+        click.option("--keep", type=int, default=None, help="Checkpoints kept. Default: 2; the best model is kept beside them."),
         click.option("--tensorboard/--no-tensorboard", default=None, help="Also write the figures for TensorBoard."),
         click.option("--compile/--no-compile", default=None, help="torch.compile each block."),
         click.option("--device", default=None, help="Default: cuda where there is one."),
@@ -44,14 +44,19 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
-        click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: vae-digits for digits, else vae-ch160v4096z32."),
+        click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: the checkpoint's; vae-digits for digits."),
         click.option("--kernel-size", type=int, default=None, help="Window of MVAR's local scales. Default: 7, or the checkpoint's."),
         click.option("--dense-scales", type=int, default=None, help="Leading scales without windows. Default: of side 10 or less."),
         click.option("--copies", type=int, default=None, help="Cached variants of each picture. Default: 2, it and its mirror; 1 for digits."),
-        click.option("--label-drop", type=float, default=None, help="Share of labels made unconditional."),
+        click.option("--label-drop", type=float, default=None, help="Share of labels made unconditional. Default: 0.1."),
         click.option("--drop-path", type=float, default=None, help="Stochastic depth at the last block. Default: 0.1 depth / 24."),
-        click.option("--label-smoothing", type=float, default=None),
-        click.option("--schedule", type=click.Choice(["packed", "alternating"]), default=None, help="All scales a step, or few (as released)."),
+        click.option("--label-smoothing", type=float, default=None, help="Default: 0."),
+        click.option(
+            "--schedule",
+            type=click.Choice(["packed", "alternating"]),
+            default=None,
+            help="All scales a step, or few as released. Default: packed.",
+        ),
         click.option("--sample-every", type=int, default=None, help="Steps between grids of pictures drawn; 0 is only at the end. Default: never."),
         click.option("--activation-checkpointing/--no-activation-checkpointing", default=None, help="Run blocks again in backward: less memory."),
         click.option("--fsdp/--no-fsdp", default=None, help="Shard weights and optimizer over the processes."),
@@ -62,8 +67,8 @@ def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.option("--arch", type=click.Choice(["var", "mvar"]), default=None)
-@click.option("--depth", type=int, default=None, help="Blocks.")
+@click.option("--arch", type=click.Choice(["var", "mvar"]), default=None, help="Default: mvar.")
+@click.option("--depth", type=int, default=None, help="Blocks. Default: 16.")
 @click.option("--width", type=int, default=None, help="Default: 64 x depth.")
 @click.option("--num-heads", type=int, default=None, help="Default: depth.")
 @click.option("--shared-adaln/--no-shared-adaln", default=None, help="One AdaLN linear for all blocks.")
@@ -101,17 +106,17 @@ def finetune(**options: Any) -> None:
 @click.command("train-vqvae")
 @click.option("--model", "init", default=None, help="VQVAE to go on with, whose shape is kept: zoo name, folder, file or Hub id.")
 @click.option("--resolution", type=int, default=None, help="The released shape for 256, 512 or 1024 px. Default: a small one for 32 px.")
-@click.option("--vocab-size", type=int, default=None, help="Codes.")
-@click.option("--z-channels", type=int, default=None, help="Length of a code.")
-@click.option("--channels", type=int, default=None, help="Width of the finest level.")
-@click.option("--blocks-per-level", type=int, default=None)
-@click.option("--channel-multipliers", default=None, help="Width of each level over --channels, finest first: 1,1,1.")
-@click.option("--sides", default=None, help="Grid side of each scale, coarse to fine: 1,2,3,4,6,8.")
-@click.option("--commitment", type=float, default=None, help="Weight of the encoder's pull towards its codes, 0.25.")
+@click.option("--vocab-size", type=int, default=None, help="Codes. Default: 256.")
+@click.option("--z-channels", type=int, default=None, help="Length of a code. Default: 16.")
+@click.option("--channels", type=int, default=None, help="Width of the finest level. Default: 32.")
+@click.option("--blocks-per-level", type=int, default=None, help="Default: 1.")
+@click.option("--channel-multipliers", default=None, help="Width of each level over --channels, finest first. Default: 1,1,1.")
+@click.option("--sides", default=None, help="Grid side of each scale, coarse to fine. Default: 1,2,3,4,6,8.")
+@click.option("--commitment", type=float, default=None, help="Weight of the encoder's pull towards its codes. Default: 0.25.")
 @click.option("--perceptual", type=float, default=None, help="Weight of LPIPS; needs the extra \"perceptual\". Default: 0, without.")
 @click.option("--adversarial", type=float, default=None, help="Weight of a patch discriminator's loss. Default: 0, without.")
 @click.option("--adversarial-start", type=int, default=None, help="First step of the discriminator. Default: the middle of the run.")
-@click.option("--sample-every", type=int, default=None, help="Steps between pictures of reconstructions, 500; 0 is only at the end.")
+@click.option("--sample-every", type=int, default=None, help="Steps between pictures of reconstructions. Default: 500; 0 is only at the end.")
 @_run_options
 @clear_errors
 def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: Any) -> None:
@@ -141,7 +146,8 @@ def _train_transformer(options: dict[str, Any]) -> None:
 
     run = _resolve(options, commands.transformer_run)
     if run.processes.first:
-        click.echo("making codes of the pictures ...")
+        config = run.config
+        click.echo(f"{config.steps:,} steps of {config.batch_size} pictures on {config.device}, peak learning rate {config.lr:.3g}; making codes ...")
     with _progress_bar(run) as report:
         results = commands.train_transformer(run, report)
     bits = results["val_loss"] / math.log(2)
@@ -183,27 +189,31 @@ def _numbers(text: str | None, flag: str) -> tuple[int, ...] | None:
 
 
 class _progress_bar:
-    """A tqdm bar over optimizer steps, fed with a step's figures; the first process shows it."""
+    """A tqdm bar over optimizer steps from the first one on, fed with a step's figures; the first process shows it. Log lines go above it."""
 
     def __init__(self, run: Any) -> None:
         from mvar_models.extras import require
 
-        hidden = not run.processes.first
-        self.bar = require("tqdm", "train").tqdm(total=run.config.steps, unit="step", dynamic_ncols=True, disable=hidden)
+        self.tqdm = require("tqdm", "train").tqdm
+        self.options = {"total": run.config.steps, "unit": "step", "dynamic_ncols": True, "disable": not run.processes.first}
+        self.bar: Any = None
+        self.logging = require("tqdm.contrib.logging", "train").logging_redirect_tqdm()
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        self.logging.__enter__()
         return self._report
 
     def _report(self, values: dict[str, Any]) -> None:
-        if self.bar.n == 0:
-            self.bar.initial = values["step"] - 1  # of a resumed run, so that the rate and the time left are right
-            self.bar.n = self.bar.initial
+        if self.bar is None:
+            self.bar = self.tqdm(initial=values["step"] - 1, **self.options)  # a resumed run's rate and time left are right
         self.bar.update(values["step"] - self.bar.n)
         shown = {title: f"{values[name]:.4g}" for name, title in _SHOWN.items() if name in values}
         self.bar.set_postfix(shown, refresh=False)
 
-    def __exit__(self, *exc: object) -> None:
-        self.bar.close()
+    def __exit__(self, *exc: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.logging.__exit__(*exc)
 
 
 _SHOWN = {

@@ -13,8 +13,9 @@ from typing import Any
 from mvar_models.claims import OtherSettings
 from mvar_models.environment import environment
 from mvar_models.pipeline import vqvae_of
+from mvar_models.pretrained import checked_device
 from mvar_models.training import token_cache
-from mvar_models.training.data import DIGITS, ImageSource, open_source, split
+from mvar_models.training.data import DIGITS, ImageSource, check_data_exists, open_source, split
 from mvar_models.training.distributed import Processes
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
@@ -45,7 +46,12 @@ def transformer_run(*, resume: str | None = None, epochs: float | None = None, d
     """
     if resume is not None:
         return _resumed(resume, TransformerRun, device)
-    given.setdefault("vqvae", default_vqvae(given["data"], given.get("init")))
+    check_data_exists(given["data"])
+    checked_device(device)
+    init, own = given.get("init"), None if given.get("init") is None else vqvae_of(given["init"])
+    given.setdefault("vqvae", default_vqvae(given["data"], init))
+    if own is not None and Path(own).resolve() != Path(given["vqvae"]).resolve():
+        logger.warning("%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew", init, own, given["vqvae"])
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
@@ -59,6 +65,8 @@ def vqvae_run(
     """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
     if resume is not None:
         return _resumed(resume, VQVAERun, device)
+    check_data_exists(given["data"])
+    checked_device(device)
     if resolution is not None:
         given = {**released_vqvae_shape(resolution), **given}
     given.setdefault("lr", 1e-3)
@@ -166,7 +174,8 @@ def train_transformer(run: Run, report: Report | None = None, tokens: tuple[Toke
     vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
     source = open_source(config.data, vqvae.config.resolution)
     train, val = tokens or _tokens_of_run(run, vqvae, source)
-    task = TransformerTask(build_model(config, vqvae, source.class_names), vqvae, train, val, config)
+    resuming = run.folder.last_step() > 0
+    task = TransformerTask(build_model(config, vqvae, source.class_names, resuming), vqvae, train, val, config)
     return _fit(task, run, report)
 
 

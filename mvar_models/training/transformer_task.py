@@ -35,8 +35,10 @@ _SAMPLE_ROWS, _SAMPLE_COLUMNS = 10, 6
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...]) -> ScaleTransformer:
+def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...], resuming: bool = False) -> ScaleTransformer:
     """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters; its classes are those of the data.
+
+    resuming: a run that goes on said at its start what it does to the classes.
 
     Raises:
         ValueError: the checkpoint's codes are not those of the VQVAE, or it is an MVAR with other windows than asked for.
@@ -51,10 +53,11 @@ def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ..
         if getattr(model.config, name) != getattr(vqvae.config, name):
             raise ValueError(f"{config.vqvae} does not fit {config.init}: {name} differs")
     if not _same_classes(model.config, class_names):
-        logger.warning(
-            "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings start anew (seed %d)",
-            len(class_names), _some(class_names), config.init, model.config.num_classes, config.seed,
-        )  # fmt: skip
+        if not resuming:
+            logger.warning(
+                "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings start anew (seed %d)",
+                len(class_names), _some(class_names), config.init, model.config.num_classes, config.seed,
+            )  # fmt: skip
         torch.manual_seed(config.seed)
         model.replace_classes(len(class_names), class_names)
     model.config = model.config.replace(class_names=class_names)
