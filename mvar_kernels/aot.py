@@ -2,8 +2,8 @@
 
     python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--json]
 
-Exit code 1 at a spill or too much shared memory. Needs triton, but no GPU; cannot share a process with TRITON_INTERPRET=1. Registers, spills and
-instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; of AMD targets from the compiler's metadata.
+Exit code 1 at a spill or too much shared memory. Needs triton 3.3 or newer, but no GPU; cannot share a process with TRITON_INTERPRET=1. Registers,
+spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; of AMD targets from the compiler's metadata.
 """
 
 from __future__ import annotations
@@ -70,11 +70,17 @@ def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tup
 
 
 def compile_kernel(function: Any, target: str, element: str, config: Config, constants: dict[str, Any], dim: int) -> Any:
-    """Triton's compiled kernel for a target such as "cuda:90"; strides of the head dimension are 1."""
+    """Triton's compiled kernel for a target such as "cuda:90"; strides of the head dimension are 1.
+
+    Raises:
+        ImportError: triton is absent, or older than 3.3, whose compiler takes other arguments.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        raise ImportError(f"compiling ahead of time needs triton 3.3 or newer, here is {triton.__version__}")
     backend, architecture = target.split(":")
     gpu = GPUTarget("cuda", int(architecture), 32) if backend == "cuda" else GPUTarget("hip", architecture, 64)
     names = list(function.arg_names)
@@ -196,7 +202,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    results = run(arguments.target or list(TARGETS), arguments.head_dim)
+    try:
+        results = run(arguments.target or list(TARGETS), arguments.head_dim)
+    except ImportError as error:
+        parser.error(f"{error}; pip install -U triton")
     print(json.dumps(results, indent=1) if arguments.json else "\n".join(_table(results)))
     return int(any(result["problems"] for result in results))
 

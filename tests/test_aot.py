@@ -49,3 +49,9 @@ def test_every_row_compiles_without_spills(target):
             assert len(r["loops"]) == 1 and r["loops"][0] <= limit, (r["kernel"], r["cosine"], r["loops"], limit)
             seen.add((r["kernel"], r["cosine"]))
     assert len(seen) == 6
+
+
+@pytest.mark.skipif(TRITON is None or tuple(map(int, TRITON.split(".")[:2])) >= (3, 3), reason="triton 3.3 and newer compile ahead of time")
+def test_an_old_triton_is_told_in_one_line():
+    done = subprocess.run([sys.executable, "-m", "mvar_kernels.aot", "--target", "cuda:90"], capture_output=True, text=True)
+    assert done.returncode == 2 and f"needs triton 3.3 or newer, here is {TRITON}" in done.stderr and "Traceback" not in done.stderr
