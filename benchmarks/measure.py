@@ -34,8 +34,10 @@ class Timing:
     rounds: tuple[float, ...] = ()
 
     def over(self, other: Timing) -> float:
-        """How many times as long as another competitor of the same run: the median over the rounds, as a machine may change between them."""
-        return statistics.median(own / its for own, its in zip(self.rounds, other.rounds, strict=True))
+        """How many times as long as another competitor of the same rounds: their median, as a machine may change from one to the next."""
+        if len(self.rounds) != len(other.rounds) or not self.rounds:
+            raise ValueError(f"not timed in the same rounds: {len(self.rounds)} and {len(other.rounds)}")
+        return statistics.median(own / its for own, its in zip(self.rounds, other.rounds))
 
 
 class Clock:
@@ -93,7 +95,8 @@ def measure(
 ) -> dict[K, Timing]:
     """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike.
 
-    What takes longer than `seconds` a call is still called `least_calls` times, after one warm-up instead of two.
+    What takes longer than `seconds` a call is still called `least_calls` times, after one warm-up instead of two. What takes less is called once
+    more, untimed, at the start of its share of a round: there it matters that it finds caches and allocator as another left them.
     """
     clock = Clock(device)
     first = {name: clock(run) for name, run in competitors.items()}
@@ -108,7 +111,7 @@ def measure(
             # The shares of the rounds add up to the competitor's calls.
             share = calls[name] * (index + 1) // rounds - calls[name] * index // rounds
             if warm[name] < seconds:
-                clock(competitors[name])  # finds caches and the allocator as the one before left them
+                clock(competitors[name])
             times[name].append([clock(competitors[name]) for _ in range(share)])
     graphs = {name: clock.replay(run) for name, run in competitors.items()}
     return {name: _timing(times[name], first[name], peaks[name], graphs[name]) for name in competitors}

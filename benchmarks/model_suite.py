@@ -147,7 +147,7 @@ def _work(loss: Loss, inputs: tuple[Tensor, ...], dtype: torch.dtype, direction:
 
 
 def rows(results: list[ModelResult]) -> list[dict[str, Any]]:
-    plain = {(r.shape, r.arch, r.direction): r.timing.median for r in results if r.name == PLAIN and r.timing}
+    plain = {(r.shape, r.arch, r.direction): r.timing for r in results if r.name == PLAIN and r.timing}
     records = []
     for r in results:
         record: dict[str, Any] = {

@@ -24,7 +24,7 @@ SLOPE_TOKENS = 256
 def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     """One flat record a result; times in milliseconds."""
     results = list(results)
-    dense = {r.case: r.timing.median for r in results if r.name == REFERENCE and r.timing}
+    dense = {r.case: r.timing for r in results if r.name == REFERENCE and r.timing}
     out = []
     for r in results:
         case, timing = r.case, r.timing
@@ -44,14 +44,14 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     return out
 
 
-def timed(timing: Timing | None, base: float | None) -> dict[str, Any]:
-    """A timing's columns, in milliseconds, with the speed-up over `base` seconds; none without a timing."""
+def timed(timing: Timing | None, base: Timing | None) -> dict[str, Any]:
+    """A timing's columns, in milliseconds, with the speed-up over `base`, of the same rounds; none without a timing."""
     if timing is None:
         return {}
     return {
         "median_ms": timing.median * 1e3, "p20_ms": timing.p20 * 1e3, "p80_ms": timing.p80 * 1e3, "first_ms": timing.first * 1e3,
         "graph_ms": None if timing.graph is None else timing.graph * 1e3, "calls": timing.calls, "peak_bytes": timing.peak_bytes,
-        "speedup": None if base is None else base / timing.median,
+        "speedup": None if base is None else base.over(timing),
     }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def _whole_run(model: ScaleTransformer, quantizer: MultiScaleQuantizer, shape: S
 
 
 def rows(results: list[SamplingResult]) -> list[dict[str, Any]]:
-    var = {(r.shape, r.work): r.timing.median for r in results if r.name == VAR_NAME and r.timing}
+    var = {(r.shape, r.work): r.timing for r in results if r.name == VAR_NAME and r.timing}
     records = []
     for r in results:
         record = {"case": r.shape.name, "direction": r.work, "competitor": r.name, "reason": r.reason, "batch": r.shape.batch}

@@ -55,7 +55,7 @@ def attention(run: Run) -> list[str]:
 
 def cpu_targets(run: Run) -> list[str]:
     records, lines = targets.run(run.seconds)
-    report.write(run.out, "cpu-targets", run.facts, records)
+    report.write(run.out, "cpu-targets", run.facts, records, [*report.table(records), "", *(f"- {line}" for line in lines)])
     return lines
 
 

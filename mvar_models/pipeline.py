@@ -97,7 +97,7 @@ class Pipeline:
         if isinstance(label, str):
             found = [number for number, name in enumerate(names) if label == name]
             found = found or [number for number, name in enumerate(names) if label in name.split(", ")]
-            found = found or [number for number, name in enumerate(names) if label.casefold() in name.casefold().split(", ")]
+            found = found or [number for number, name in enumerate(names) if label.casefold() in (name.casefold(), *name.casefold().split(", "))]
             if len(found) > 1:
                 raise ValueError(f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number")
             if found:
@@ -230,10 +230,16 @@ def _load_vqvae(checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str
 
 
 def vqvae_of(name: str | os.PathLike[str]) -> str | None:
-    """Name or folder of the VQVAE that a zoo name or a folder goes with, without loading anything; None where they do not say."""
+    """Name, folder or file of the VQVAE that a checkpoint goes with; None where it does not say. Of a Hub repository it is fetched."""
     from mvar_models import zoo
 
     entry, path = zoo.find(str(name)), Path(name)
+    if entry is None and not path.exists() and zoo.looks_like_hub_id(str(name)):
+        config = zoo.fetch_repository(str(name)).config
+        named = None if config is None else read_config(config).get("vqvae")
+        return named or str(zoo.fetch_repository(str(name), subfolder=VQVAE_FOLDER).weights.parent)
+    if path.is_file() and path.suffix != ".safetensors":
+        return str(path) if read(path).has_vqvae else None
     if entry is not None and "vqvae" in entry.preset:
         return str(entry.preset["vqvae"])
     if entry is not None and entry.model_type != "vqvae" and entry.repository == "embedded":

@@ -104,4 +104,8 @@ def checked_device(device: torch.device | str | None) -> torch.device:
         raise ValueError(f"device {device!r} is none that torch knows: {str(error).splitlines()[0]}") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} is not there: torch {torch.__version__} finds no GPU on this machine; use 'cpu'")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} is not there: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {str(device)!r} is not there: torch {torch.__version__} finds no Apple GPU on this machine; use 'cpu'")
     return place

@@ -103,10 +103,10 @@ def _refuse_impostors(path: Path, head: bytes) -> None:
         raise ValueError(f"{path} is empty; download or copy it again")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(f"{path} is a web page, probably an error message saved in a checkpoint's place; download it again")
-    if _is_text(head) and not head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a text file, not a checkpoint; name the .safetensors or .pth file that holds the weights")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; run `git lfs pull` or download it from the Hub")
+    if _is_text(head):
+        raise ValueError(f"{path} is a text file, not a checkpoint; name the .safetensors or .pth file that holds the weights")
 
 
 def _is_text(head: bytes) -> bool:

@@ -48,6 +48,8 @@ def test_ratios_are_taken_within_rounds():
     """A machine that gets slower in the middle of a run leaves them alone, unlike the ratio of two medians."""
     one, two = (Timing(0, 0, 0, 0, 5, rounds=rounds) for rounds in ((1.0, 1.0, 9.0, 9.0, 9.0), (2.0, 2.0, 18.0, 18.0, 18.0)))
     assert two.over(one) == 2 and one.over(two) == 0.5
+    with pytest.raises(ValueError, match="not timed in the same rounds: 5 and 0"):
+        one.over(Timing(1.0, 1.0, 1.0, 1.0, 5))
     timings = measure({"a": lambda: None, "b": lambda: sum(range(20_000))}, CPU, seconds=0.01, least_calls=4)
     assert len(timings["a"].rounds) == 4 and timings["b"].over(timings["a"]) > 1
 
@@ -77,8 +79,8 @@ def test_counts_and_derived_figures():
     case = grid(8, kernel_size=3, heads=2, head_dim=16)
     assert case.attended_pairs == 64 * 9 and case.flops == 4 * 576 * 2 * 16 and case.both().flops == 14 * 576 * 2 * 16
     assert case.least_bytes == 2 * 64 * (4 * 16 * 4 + 4) and case.both().least_bytes == 2 * 64 * (12 * 16 * 4 + 8)
-    timing = Timing(2e-3, 1e-3, 3e-3, 1.0, 5)
-    slow, fast = Result(case, DenseMask.name, timing), Result(case, "x", Timing(1e-3, 1e-3, 1e-3, 1.0, 5), time_over_floor=2.0)
+    timing = Timing(2e-3, 1e-3, 3e-3, 1.0, 5, rounds=(2e-3,))
+    slow, fast = Result(case, DenseMask.name, timing), Result(case, "x", Timing(1e-3, 1e-3, 1e-3, 1.0, 5, rounds=(1e-3,)), time_over_floor=2.0)
     record = report.rows([slow, fast])[1]
     assert record["speedup"] == 2 and math.isclose(record["flop_bound_speedup"], 64 * 64 / 576)
     assert math.isclose(record["useful_gflops"], case.flops / 1e-3 / 1e9)
@@ -135,7 +137,7 @@ def test_plots_show_what_was_measured(tmp_path):
     written = []
     for side in (16, 32):
         for name, cost in ((DenseMask.name, 4e-3), ("mvar auto", 1e-3)):
-            written.append(Result(grid(side), name, Timing(cost, cost, cost, 1.0, 5), time_over_floor=1.0))
+            written.append(Result(grid(side), name, Timing(cost, cost, cost, 1.0, 5, rounds=(cost,)), time_over_floor=1.0))
     paths = plots.draw(tmp_path, report.rows(written), "here")
     assert [path.name for path in paths] == ["growth.png", "speedup.png"] and all(path.stat().st_size > 10_000 for path in paths)
     assert plots.draw(tmp_path, [], "here") == []

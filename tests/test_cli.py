@@ -95,6 +95,7 @@ def test_sample_npz_and_export(tmp_path):
         # Said before anything is fetched: the VQVAE of these would have to be downloaded.
         (["train", "--data", "./phots", "--out", "x", "--epochs", "1"], 1, "./phots: nothing of that name; data must be 'digits' or a folder"),
         (["train-vqvae", "--data", "phots", "--out", "x", "--epochs", "1"], 1, "phots: nothing of that name; data must be 'digits' or a folder"),
+        (["tokenize", "--data", "./phots", "--out", "x"], 1, "./phots: nothing of that name; data must be 'digits' or a folder"),
         (["train", "--data", ".", "--out", "x", "--epochs", "1", "--device", "tpu"], 1, "device 'tpu' is none that torch knows"),
         (["finetune", "--data", "digits", "--out", "x", "--steps", "1"], 2, "--model is missing"),
         (["train", "--data", "digits", "--out", "x"], 2, "give one of --steps and --epochs"),

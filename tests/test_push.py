@@ -49,6 +49,10 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
         done = run(usage, server=server, cache=saved / "cache", cwd=saved / "empty")
         assert done.returncode == 0, done.stderr
         assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
+        if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
+            script = "from mvar_models.pipeline import vqvae_of; from mvar_models import VQVAE; VQVAE.from_pretrained(vqvae_of('someone/ants'))"
+            done = run(script, server=server, cache=saved / "cache", cwd=saved / "empty")
+            assert done.returncode == 0, done.stderr
 
 
 def test_a_refused_push_is_one_line(saved):

@@ -263,7 +263,7 @@ def test_the_command(tiny, mixed, caplog):
     assert trained.exit_code == 0, trained.output
     direct = invoke("train", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "direct", "--steps", 1, *shape)
     assert direct.exit_code == 0, direct.output
-    assert f"{len(BROKEN) + 1} left out beside {len(ODD) + 8} pictures: " in caplog.text
+    assert f"{len(BROKEN) + 1} left out beside {len(ODD) + 8} pictures, all listed in" in caplog.text
     assert VAR.from_pretrained(tiny / "run" / "model").config.class_names == ("odd", "plain")
     wrong = [
         (["train", "--data", tiny / "tokens", "--vqvae", "vae-digits", "--out", tiny / "x", "--steps", 1, *shape], "was made with another VQVAE"),

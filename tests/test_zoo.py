@@ -170,6 +170,8 @@ def test_export_loads_strictly_under_the_released_names(tmp_path):
 
 
 def test_devices_that_are_not_there():
+    with pytest.raises(ValueError, match="device 'cuda:77' is not there"):
+        VAR.from_pretrained("var-digits", device="cuda:77")
     with pytest.raises(ValueError, match="device 'gpu' is none that torch knows"):
         MVAR.from_pretrained("mvar-digits", device="gpu")
     if not torch.cuda.is_available():
@@ -197,7 +199,7 @@ def test_imagenet_names():
 def test_labels_by_synonym_and_by_number():
     pipeline = object.__new__(MVARPipeline)
     pipeline.model = argparse.Namespace(config=MVARConfig(depth=1, class_names=imagenet.class_names()))
-    assert [pipeline.label_of(label) for label in ("Golden Retriever", "tench", "Tinca tinca", "207", 3, np.int64(4))] == [207, 0, 0, 207, 3, 4]
+    assert [pipeline.label_of(label) for label in ("Golden Retriever", "tench", "TENCH, tinca tinca", "207", 3, np.int64(4))] == [207, 0, 0, 207, 3, 4]
     with pytest.raises(ValueError, match="unknown label 'golden retreiver': did you mean 'golden retriever'"):
         pipeline.label_of("golden retreiver")
     with pytest.raises(ValueError, match="label 'crane' is the name of classes 134, 517; give the number"):

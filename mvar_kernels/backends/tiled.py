@@ -4,17 +4,20 @@ Queries are cut into 8 x 8 tiles; a tile's keys are one rectangle, gathered as w
 rows of that rectangle which they see (10 of 14 for windows of 7), with the windows as an additive mask. Dense blocks need no gathering. Nothing of
 size L x L exists.
 
-A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches: as many tiles for each thread, so that a
-thread attends to the rows that it gathered itself. 64 x 64 with windows of 7, 8 heads of 64, went from 54 to 17 ms forward on two cores (23 where
-the cores share no cache, see `_FORWARD_PIECE`); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
-dk and dv come out per tile and overlap between tiles. Each
-tile is added to its rectangle of keys, one after the other: no scatter-add, and the same bits on every run.
+A few tiles are worked off at a time, in memory that is kept, so that gathered rows stay in the caches; every thread gets the same number of them
+and attends to rows that it gathered itself. 64 x 64 with windows of 7, 8 heads of 64, went from 54 to 17 ms forward on two cores (24 where the
+cores share no cache, see `_FORWARD_PIECE`); most of it by gathering from 2-d tensors, see `_Workspace.gather`.
+
+dk and dv come out per tile and overlap between tiles. Each tile is added to its rectangle of keys, one after the other: no scatter-add, and the same
+bits on every run.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -29,15 +32,15 @@ from mvar_kernels.pyramid import Block, Neighborhood
 NAME = "tiled"
 
 _TILE = 8
-# Query rows that attend together: 32 queries, which is also what PyTorch's fused kernel takes at a time. 64 x 64, windows of 7, against tiles in one
-# piece: forward 28 ms for 30, backward the same; strips of two are not steadier.
+# Query rows that attend together: 32 queries, which is also what PyTorch's fused kernel takes at a time. When 64 x 64 took 30 ms forward with
+# tiles in one piece, it took 28 in strips of four, backward the same.
 _STRIP = 4
 # Elements of gathered keys that a thread has at a time, forward and backward: 4 and 2 tiles at 64 x 64 with 8 heads of 64. In ms, on two cores of a
 # virtual machine that share an L3 cache at some times and not at others, which shows as two speeds: forward with 2, 3, 4, 5 tiles a thread
 # sharing 18, 18, 16.5, 17.5 to 21, apart 25.5, 25.5, 23, 24 to 32; backward with 2, 3, 4 sharing 45, 48, 53, apart 61.5, 63, 60.
 _FORWARD_PIECE, _BACKWARD_PIECE = 7 << 16, 1 << 18
-# Gathered rows in larger memory than this are not kept between calls; with two threads they take 3.
-_KEPT_BYTES = 32 << 20
+# Of gathered rows, kept between calls by each thread that calls, for every thread that works for it; more is let go. At 64 x 64 it is 4 MiB.
+_KEPT_BYTES = 8 << 20
 
 
 def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
@@ -182,9 +185,15 @@ class _Workspace(threading.local):
                 held = self.buffers[key] = torch.empty(size, dtype=key[1], device=key[2])
         return held[:size]
 
-    def trim(self) -> None:
-        """Let go of what is not worth keeping between calls."""
-        self.buffers = {key: held for key, held in self.buffers.items() if key[2].type == "cpu" and held.nbytes <= _KEPT_BYTES}
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """For the time of a call; then what is on another device, or too much, is let go."""
+        try:
+            yield
+        finally:
+            held = sum(buffer.nbytes for buffer in self.buffers.values())
+            if held > _KEPT_BYTES * torch.get_num_threads() or any(device.type != "cpu" for _, _, device in self.buffers):
+                self.buffers.clear()
 
 
 _workspace = _Workspace()
@@ -235,11 +244,11 @@ def forward(
     precise = torch.promote_types(query.dtype, torch.float32)
     out = torch.empty((batch, neighborhood.num_queries, heads * dim), dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, neighborhood.num_queries, heads), dtype=precise, device=query.device)
-    for block in neighborhood.blocks:
-        rows, cols = slices(block)
-        run = _dense_forward if block.is_dense else _windowed_forward
-        run(query[:, rows], key[:, cols], value[:, cols], block, scale, out[:, rows], lse[:, rows])
-    _workspace.trim()
+    with _workspace.lent():
+        for block in neighborhood.blocks:
+            rows, cols = slices(block)
+            run = _dense_forward if block.is_dense else _windowed_forward
+            run(query[:, rows], key[:, cols], value[:, cols], block, scale, out[:, rows], lse[:, rows])
     return out.unflatten(2, (heads, dim)), lse.transpose(1, 2).contiguous()
 
 
@@ -291,13 +300,13 @@ def backward(
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask): what they give is added, in a fixed order.
     dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
-    for block in neighborhood.blocks:
-        rows, cols = slices(block)
-        run = _dense_backward if block.is_dense else _windowed_backward
-        block_lse = None if grad_lse is None else grad_lse[:, :, rows]
-        inputs = grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows]
-        run(*inputs, block, scale, dq[:, rows], dk[:, cols], dv[:, cols])
-    _workspace.trim()
+    with _workspace.lent():
+        for block in neighborhood.blocks:
+            rows, cols = slices(block)
+            run = _dense_backward if block.is_dense else _windowed_backward
+            block_lse = None if grad_lse is None else grad_lse[:, :, rows]
+            inputs = grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows]
+            run(*inputs, block, scale, dq[:, rows], dk[:, cols], dv[:, cols])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk, dv, grad_factor
 

@@ -44,7 +44,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _transformer_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
-        click.option("--vqvae", default=None, help="Zoo name or folder of the VQVAE. Default: the checkpoint's; vae-digits for digits."),
+        click.option("--vqvae", default=None, help="Name or path of the VQVAE. Default: the checkpoint's; vae-digits for digits."),
         click.option("--kernel-size", type=int, default=None, help="Window of MVAR's local scales. Default: 7, or the checkpoint's."),
         click.option("--dense-scales", type=int, default=None, help="Leading scales without windows. Default: of side 10 or less."),
         click.option("--copies", type=int, default=None, help="Cached variants of each picture. Default: 2, it and its mirror; 1 for digits."),
@@ -147,7 +147,7 @@ def _train_transformer(options: dict[str, Any]) -> None:
     run = _resolve(options, commands.transformer_run)
     if run.processes.first:
         config = run.config
-        click.echo(f"{config.steps:,} steps of {config.batch_size} pictures on {config.device}, peak learning rate {config.lr:.3g}; making codes ...")
+        click.echo(f"{config.steps:,} steps of {config.batch_size} pictures on {config.device}, peak learning rate {config.lr:.3g} ...")
     with _progress_bar(run) as report:
         results = commands.train_transformer(run, report)
     bits = results["val_loss"] / math.log(2)
@@ -205,7 +205,8 @@ class _progress_bar:
 
     def _report(self, values: dict[str, Any]) -> None:
         if self.bar is None:
-            self.bar = self.tqdm(initial=values["step"] - 1, **self.options)  # a resumed run's rate and time left are right
+            # From the end of the first step on, so that rate and time left are right, a resumed run's too.
+            self.bar = self.tqdm(initial=values["step"], **self.options)
         self.bar.update(values["step"] - self.bar.n)
         shown = {title: f"{values[name]:.4g}" for name, title in _SHOWN.items() if name in values}
         self.bar.set_postfix(shown, refresh=False)

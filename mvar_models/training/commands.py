@@ -48,15 +48,17 @@ def transformer_run(*, resume: str | None = None, epochs: float | None = None, d
         return _resumed(resume, TransformerRun, device)
     check_data_exists(given["data"])
     checked_device(device)
-    init, own = given.get("init"), None if given.get("init") is None else vqvae_of(given["init"])
-    given.setdefault("vqvae", default_vqvae(given["data"], init))
-    if own is not None and Path(own).resolve() != Path(given["vqvae"]).resolve():
-        logger.warning("%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew", init, own, given["vqvae"])
+    init = given.get("init")
+    own = None if init is None else vqvae_of(init)
+    given.setdefault("vqvae", default_vqvae(given["data"], own))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
         given["steps"] = _steps(epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size))
-    return _created(TransformerRun(device=device, **given))
+    run = _created(TransformerRun(device=device, **given))
+    if own is not None and Path(own).resolve() != Path(run.config.vqvae).resolve():
+        logger.warning("%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew", init, own, run.config.vqvae)
+    return run
 
 
 def vqvae_run(
@@ -94,6 +96,7 @@ def _created(config: RunConfig) -> Run:
 def _resumed(path: str, kind: type[RunConfig], device: str) -> Run:
     folder = RunFolder(path)
     config = folder.read_config()
+    checked_device(device)
     if not isinstance(config, kind):
         raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
     processes = Processes.start(device, group=config.fsdp)
@@ -105,11 +108,10 @@ def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
     return max(1, math.ceil(epochs * len(train) / batch_size))
 
 
-def default_vqvae(data: str, init: str | None = None) -> str:
-    """For a folder of codes the VQVAE that made them, else the one of the checkpoint, else the zoo's for pictures of that kind."""
+def default_vqvae(data: str, own: str | None = None) -> str:
+    """For a folder of codes the VQVAE that made them, else `own`, that of the checkpoint, else the zoo's for pictures of that kind."""
     if token_cache.is_token_folder(Path(data)):
         return token_cache.read_index(Path(data))["vqvae"]
-    own = None if init is None else vqvae_of(init)
     if own is not None:
         return own
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
@@ -163,8 +165,10 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
     except (OSError, ValueError) as error:
         problem = error
     processes.all_well(problem)
-    source.tell_problems()
-    return token_cache.TokenFolder(folder).token_sets(vqvae)
+    made = token_cache.TokenFolder(folder)
+    if made.left_out:  # by whichever process and start
+        logger.warning("%d left out beside %d pictures, all listed in %s", len(made.left_out), len(made), folder / token_cache.INDEX)
+    return made.token_sets(vqvae)
 
 
 def train_transformer(run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None) -> dict[str, Any]:

@@ -95,11 +95,11 @@ class ImageSource(abc.ABC):
         return {**self.left_out, **{self.name(index): reason for index, reason in sorted(self.unreadable.items())}}
 
     def tell_problems(self) -> None:
-        """One line in the log with the number of files left out, where there are any, and those that reading pictures did not tell of."""
+        """One line in the log with the number of files left out and why, where there are any."""
         problems = self.problems()
         if problems:
-            listed = "; ".join(f"{name} {reason}" for name, reason in list(self.left_out.items())[:_TOLD])
-            logger.warning("%d left out beside %d pictures%s", len(problems), len(self) - len(self.unreadable), f": {listed}" if listed else "")
+            listed = "; ".join(f"{name} {reason}" for name, reason in list(problems.items())[:_TOLD])
+            logger.warning("%d left out beside %d pictures: %s", len(problems), len(self) - len(self.unreadable), listed)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -49,9 +49,10 @@ def _make(data: str, out: Path, vqvae: str | None, device: str | None, **options
     from mvar_models.extras import require
     from mvar_models.training import token_cache, token_writer
     from mvar_models.training.commands import default_vqvae
-    from mvar_models.training.data import open_source
+    from mvar_models.training.data import check_data_exists, open_source
     from mvar_models.vqvae import VQVAE
 
+    check_data_exists(data)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = device or default_device()
     if device == "cuda" and world_size > 1:
