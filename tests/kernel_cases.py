@@ -76,17 +76,18 @@ def largest_error(actual, expected):
     return (actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max().item() if expected.numel() else 0.0
 
 
-def windows_oracle(mask, grad_out):
-    """What q = 0 with one-hot values must give: the windows as weights, dv in float64, and the error that float32 may make in each.
+def assert_windows(out, dv, mask, grad_out, what):
+    """What q = 0 with one-hot values must give: out (Lq, Lk) is the windows as weights, dv (Lk, Lk) their sums; what no query sees is exactly 0.
 
-    A weight goes through exp2(-lse): a few roundings of about log2(keys) <= 8, hence 8 eps. An entry of dv adds as many positive terms as
-    `grad_out` has ones in a column, in whatever order a backend or a machine likes. A wrong window is off by 1 / keys, 10,000 times more.
+    float32 may err, relative to each entry: a weight goes through exp2(-lse), a few roundings of about log2(keys) <= 8; dv adds as many positive
+    terms as `grad_out` has ones in a column, in whatever order a backend or a machine likes.
     """
+    eps, terms = torch.finfo(torch.float32).eps, int(grad_out.sum(0).max())
     weights = mask.double() / mask.double().sum(1, keepdim=True)
-    dv = weights.T @ grad_out.double()
-    eps = torch.finfo(torch.float32).eps
-    terms = int(grad_out.sum(0).max())
-    return weights, 8 * eps, dv, (terms + 8) * eps * max(1.0, dv.max().item())
+    for name, actual, expected, tolerance in (("weights", out, weights, 8 * eps), ("dv", dv, weights.T @ grad_out.double(), (terms + 8) * eps)):
+        seen = expected > 0
+        assert torch.equal(actual.detach() != 0, seen), f"{what}: {name} of other keys than the window's"
+        assert_close(actual.detach()[seen] / expected[seen], torch.ones_like(expected[seen]), tolerance, f"{what}: {name} over what it should be")
 
 
 def assert_close(actual, expected, tolerance, what):

@@ -199,7 +199,8 @@ def test_imagenet_names():
 def test_labels_by_synonym_and_by_number():
     pipeline = object.__new__(MVARPipeline)
     pipeline.model = argparse.Namespace(config=MVARConfig(depth=1, class_names=imagenet.class_names()))
-    assert [pipeline.label_of(label) for label in ("Golden Retriever", "tench", "TENCH, tinca tinca", "207", 3, np.int64(4))] == [207, 0, 0, 207, 3, 4]
+    labels = "Golden Retriever", "tench", "TENCH, tinca tinca", "207", 3, np.int64(4)
+    assert [pipeline.label_of(label) for label in labels] == [207, 0, 0, 207, 3, 4]
     with pytest.raises(ValueError, match="unknown label 'golden retreiver': did you mean 'golden retriever'"):
         pipeline.label_of("golden retreiver")
     with pytest.raises(ValueError, match="label 'crane' is the name of classes 134, 517; give the number"):
