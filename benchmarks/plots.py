@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import SLOPE_TOKENS, slope
+from benchmarks.report import SLOPE_TOKENS, case_title, slope
 from mvar_models.extras import require
 
 
@@ -52,7 +52,7 @@ def _speedup(path: Path, timed: list[dict[str, Any]], title: str) -> Path | None
     if not rows:
         return None
     plt, figure, (axis,) = _figure(1, 9, 0.35 * len(rows) + 1.5)
-    labels = [f"{r['case']} k{r['kernel_size']}{' cosine' if r['cosine'] else ''}, {r['direction']}" for r in rows]
+    labels = [f"{case_title(r)}, {r['direction']}" for r in rows]
     places = range(len(rows))
     axis.barh(places, [r["flop_bound_speedup"] for r in rows], color="0.85", label="bound by attended pairs")
     axis.barh(places, [r["speedup"] for r in rows], height=0.5, label="measured")

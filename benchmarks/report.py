@@ -70,12 +70,18 @@ def times(records: list[dict[str, Any]], over: str) -> Iterator[str]:
         yield f"{title} {r['median_ms']:.1f} | {r['p20_ms']:.1f} .. {r['p80_ms']:.1f} | {speedup} | {r['first_ms']:.1f} |{graph}"
 
 
+def case_title(record: dict[str, Any]) -> str:
+    """All that tells a case from the others."""
+    shape = f"k{record['kernel_size']} b{record['batch']} h{record['heads']} {record['dtype']}"
+    return f"{record['case']} {shape}{' cosine' if record['cosine'] else ''}"
+
+
 def table(records: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of Markdown, one case a block."""
     yield "| case | direction | competitor | median ms | p20 .. p80 | x over dense | FLOP bound | time / floor | first call ms |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for r in records:
-        title = f"{r['case']} k{r['kernel_size']} b{r['batch']} h{r['heads']} {r['dtype']}{' cosine' if r['cosine'] else ''}"
+        title = case_title(r)
         if r["reason"]:
             yield f"| {title} | {r['direction']} | {r['competitor']} | - | {r['reason']} | | | | |"
             continue
