@@ -1,4 +1,4 @@
-"""What fresh processes run: training steps and drawing pictures at a named shape, growth with memory kept. Arguments and results are JSON."""
+"""What fresh processes run: training steps and drawing pictures at a named shape. Arguments and results are JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from benchmarks.baselines import Eager
 from benchmarks.fresh import Phases
 from benchmarks.plain import PlainModel
 from benchmarks.shapes import Shape, tokenizer
-from benchmarks.targets import grow
 from mvar_models import MVARPipeline, VARPipeline
 from mvar_models.transformer import ScaleTransformer
 
@@ -89,4 +88,4 @@ def loss_of(model: ScaleTransformer, way: str, dtype: torch.dtype) -> Loss:
     return PlainModel(model, dtype, Eager()).loss if way == "plain, scores kept" else model.loss
 
 
-JOBS = {"train": train, "draw": draw, "count": count, "grow": grow}
+JOBS = {"train": train, "draw": draw, "count": count}

@@ -8,7 +8,7 @@ import torch
 
 from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.backends import automatic, load, tiled
+from mvar_kernels.backends import automatic, load, recycled, tiled
 from mvar_kernels.backends.tiled import or_sdpa
 from mvar_kernels.pyramid import Neighborhood
 
@@ -66,6 +66,45 @@ def test_memory_kept_between_calls_does_no_harm(monkeypatch):
     assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
     monkeypatch.setattr(tiled, "_KEPT_BYTES", 0)
     assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
+
+
+def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
+    """Views, graphs, NumPy arrays and other threads hold a result; what is let go is taken again, up to a limit, and whatever it was is no matter."""
+    monkeypatch.setattr(recycled, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(recycled, "_unused", recycled._Unused())
+    inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
+    right = attention_and_gradients(inputs, "reference")
+    first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
+    place, seen = first.data_ptr(), first.detach().numpy()[:, 3:]
+    before = seen.copy()
+    del first
+    found = attention_and_gradients(inputs, "tiled")
+    assert place not in {tensor.data_ptr() for tensor in found} and (seen == before).all()
+    places = {tensor.data_ptr() for tensor in found}
+    del seen, found
+    assert {piece.data_ptr() for piece in recycled._unused.pieces} == places | {place}
+
+    for piece in recycled._unused.pieces:
+        piece.view(torch.float32).fill_(float("nan"))
+    with torch.inference_mode():
+        again = spatial_markov_attn(*inputs, 5, backend="tiled")
+    assert again.data_ptr() in places | {place}
+    torch.testing.assert_close(again, right[0])
+    del again
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: attention_and_gradients(inputs, "tiled"), range(40)):
+            torch.testing.assert_close(found, right)
+    del found
+    size = inputs[0].nbytes
+    assert recycled._unused.pieces and {len(piece) for piece in recycled._unused.pieces} == {size}
+    monkeypatch.setattr(recycled, "_KEPT_BYTES", 2 * size)
+    attention_and_gradients(inputs, "tiled")
+    assert len(recycled._unused.pieces) == 2
+
+
+def attention_and_gradients(inputs, backend):
+    out = spatial_markov_attn(*inputs, 5, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
 
 def load_windows(query, key, value, neighborhood, backend):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mvar_kernels.backends import recycled
 from mvar_kernels.backends.cosine import normalized, normalized_backward
 from mvar_kernels.backends.dense import attend, attend_backward
 from mvar_kernels.backends.sdpa import slices
@@ -242,7 +243,7 @@ def forward(
     query, key = normalized(query, key, logit_scale)
     batch, _, heads, dim = query.shape
     precise = torch.promote_types(query.dtype, torch.float32)
-    out = torch.empty((batch, neighborhood.num_queries, heads * dim), dtype=query.dtype, device=query.device)
+    out = recycled.empty((batch, neighborhood.num_queries, heads * dim), query.dtype, query.device)
     lse = torch.empty((batch, neighborhood.num_queries, heads), dtype=precise, device=query.device)
     with _workspace.lent():
         for block in neighborhood.blocks:
@@ -297,9 +298,9 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
-    dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    dq = recycled.empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask): what they give is added, in a fixed order.
-    dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
+    dk, dv = (recycled.zeros(key.shape, key.dtype, key.device) for _ in range(2))
     with _workspace.lent():
         for block in neighborhood.blocks:
             rows, cols = slices(block)
