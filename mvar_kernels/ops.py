@@ -6,6 +6,7 @@ autograd keeps is q, k, v, out, lse and logit_scale, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.empty((batch, heads, length), dtype=_lse_dtype(query.dtype), device=query.device)
 
 
+def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Autocast has cast what is given (`attention.py`); products inside, of float32 accumulators too, are not for it to round."""
+    device_type = query.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else contextlib.nullcontext()
+
+
 @torch.library.custom_op("mvar_kernels::attention", mutates_args=(), schema=_FORWARD)
 def attention(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
     """Attention over a neighborhood: out (B, Lq, H, D) and lse (B, H, Lq), natural log."""
@@ -40,7 +47,8 @@ def attention(query, key, value, logit_scale, geometry, scale, backend):  # type
         return _empty_outputs(query)
     neighborhood = Neighborhood.decode(geometry)
     chosen = backends.choose(backend, query, key, value, logit_scale, neighborhood)
-    return chosen.forward(query, key, value, logit_scale, neighborhood, scale)
+    with _in_own_types(query):
+        return chosen.forward(query, key, value, logit_scale, neighborhood, scale)
 
 
 @attention.register_fake
@@ -55,7 +63,8 @@ def attention_backward(grad_out, grad_lse, query, key, value, out, lse, logit_sc
         return tuple(torch.zeros_like(tensor) for tensor in (query, key, value, _factor_like(logit_scale, query)))
     neighborhood = Neighborhood.decode(geometry)
     chosen = backends.choose(backend, query, key, value, logit_scale, neighborhood)
-    dq, dk, dv, dfactor = chosen.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale)
+    with _in_own_types(query):
+        dq, dk, dv, dfactor = chosen.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), query.new_empty(0) if dfactor is None else dfactor
 
 

@@ -68,6 +68,23 @@ def test_memory_kept_between_calls_does_no_harm(monkeypatch):
     assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
 
 
+@pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+def test_inference_mode_first_then_gradients(backend):
+    """Validate, then train: what is kept from the first call must serve the second."""
+    pyramid = Pyramid((3, 11), 3)  # shapes and windows of no other test, so that nothing is kept yet
+    for side, window in ((11, (5, 3)), (26, (3, 9))):
+        query, key, value = (torch.randn(1, side, side, 2, 4, requires_grad=True) for _ in range(3))
+        with torch.inference_mode():
+            first = spatial_markov_attn(query, key, value, window, backend=backend)
+        out = spatial_markov_attn(query, key, value, window, backend=backend)
+        assert torch.equal(first, out)
+        out.sum().backward()
+    query, key, value = (torch.randn(1, pyramid.length, 2, 4, requires_grad=True) for _ in range(3))
+    with torch.inference_mode():
+        pyramid_markov_attn(query, key, value, pyramid, backend=backend)
+    pyramid_markov_attn(query, key, value, pyramid, backend=backend).sum().backward()
+
+
 def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
     """Views, graphs, NumPy arrays and other threads hold a result; what is let go is taken again, up to a limit, and whatever it was is no matter."""
     monkeypatch.setattr(recycled, "_LEAST_BYTES", 1)
@@ -82,9 +99,9 @@ def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
     assert place not in {tensor.data_ptr() for tensor in found} and (seen == before).all()
     places = {tensor.data_ptr() for tensor in found}
     del seen, found
-    assert {piece.data_ptr() for piece in recycled._unused.pieces} == places | {place}
+    assert {piece.data_ptr() for piece in recycled._unused.pieces.values()} == places | {place}
 
-    for piece in recycled._unused.pieces:
+    for piece in recycled._unused.pieces.values():
         piece.view(torch.float32).fill_(float("nan"))
     with torch.inference_mode():
         again = spatial_markov_attn(*inputs, 5, backend="tiled")
@@ -96,7 +113,7 @@ def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
             torch.testing.assert_close(found, right)
     del found
     size = inputs[0].nbytes
-    assert recycled._unused.pieces and {len(piece) for piece in recycled._unused.pieces} == {size}
+    assert recycled._unused.pieces and {len(piece) for piece in recycled._unused.pieces.values()} == {size}
     monkeypatch.setattr(recycled, "_KEPT_BYTES", 2 * size)
     attention_and_gradients(inputs, "tiled")
     assert len(recycled._unused.pieces) == 2

@@ -100,6 +100,14 @@ def test_autocast_does_what_sdpa_s_does():
         mixed = pyramid_markov_attn(query.bfloat16(), key, value, PYRAMID_DIGITS)
         precise = pyramid_markov_attn(query.double(), key.double(), value.double(), PYRAMID_DIGITS)
     assert ours.dtype == theirs.dtype == mixed.dtype == torch.bfloat16 and lse.dtype == torch.float32 and precise.dtype == torch.float64
+    rounded = [tensor.bfloat16().double() for tensor in (query, key, value)]
+    true, true_lse = pyramid_markov_attn(*rounded, PYRAMID_DIGITS, logit_scale=logit_scale, return_lse=True, backend="reference")
+    for backend in ("reference", "sdpa", "tiled"):  # what they compute inside is not rounded to bfloat16 once more
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, lse = pyramid_markov_attn(query, key, value, PYRAMID_DIGITS, logit_scale=logit_scale, return_lse=True, backend=backend)
+        assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32
+        assert_close(lse, true_lse, 1e-5 if backend == "reference" else 0.05, "lse")
+        assert_close(out, true, 0.02, "out")
     # logit_scale is not cast: a factor that bfloat16 cannot hold still counts.
     fine = torch.full_like(logit_scale, 1.001)
     with torch.autocast("cpu", dtype=torch.bfloat16):

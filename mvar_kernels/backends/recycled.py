@@ -12,8 +12,8 @@ memory, such results cannot be enlarged by `resize_`.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
-import threading
 import weakref
 from collections.abc import Sequence
 
@@ -28,25 +28,32 @@ _KEPT_BYTES = 128 << 20
 
 
 class _Unused:
-    """Memory that nobody holds, oldest first."""
+    """Memory that nobody holds, oldest first.
+
+    No lock: collecting garbage can give memory back in the middle of any line, of the same thread too. Every step is one operation of a dict, and
+    whoever pops a piece owns it.
+    """
 
     def __init__(self) -> None:
-        self.pieces: list[Tensor] = []
-        self._lock = threading.RLock()  # entered twice by a thread in which collecting garbage gives memory back
+        self.pieces: dict[tuple[int, int], Tensor] = {}  # by (bytes, a number)
+        self._numbers = itertools.count()
 
     def take(self, size: int) -> Tensor:
         """(size,) uint8."""
-        with self._lock:
-            for index, piece in enumerate(self.pieces):
-                if len(piece) == size:
-                    return self.pieces.pop(index)
+        for key in list(self.pieces):
+            piece = self.pieces.pop(key, None) if key[0] == size else None
+            if piece is not None:
+                return piece
         return torch.empty(size, dtype=torch.uint8)
 
     def put(self, piece: Tensor) -> None:
-        with self._lock:
-            self.pieces.append(piece)
-            while sum(map(len, self.pieces)) > _KEPT_BYTES:
-                self.pieces.pop(0)
+        self.pieces[len(piece), next(self._numbers)] = piece
+        held = list(self.pieces)
+        too_much = sum(size for size, _ in held) - _KEPT_BYTES
+        for key in held:
+            if too_much > 0:
+                self.pieces.pop(key, None)
+                too_much -= key[0]
 
 
 _unused = _Unused()

@@ -20,6 +20,7 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | Non
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else what a call under inference mode made could not be saved for backward by a later one
 def block_bias(block: Block, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """(num_queries, num_keys): 0 where attended, -inf elsewhere; None for a dense block."""
     if block.is_dense:
@@ -76,7 +77,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    dk, dv = (torch.zeros(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
+    # Blocks may share keys (VAR's mask); what they give is added in a fixed order, in lse's type, which is at least float32.
+    dk, dv = (torch.zeros(key.shape, dtype=lse.dtype, device=key.device) for _ in range(2))
     for block in neighborhood.blocks:
         rows, cols = slices(block)
         block_dq, block_dk, block_dv = attend_backward(
@@ -91,8 +93,7 @@ def backward(
             scale,
         )
         dq[:, rows] = block_dq.transpose(1, 2)
-        # Blocks may share keys (VAR's mask); they are added in a fixed order.
         dk[:, cols] += block_dk.transpose(1, 2)
         dv[:, cols] += block_dv.transpose(1, 2)
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
-    return dq, dk, dv, grad_factor
+    return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor

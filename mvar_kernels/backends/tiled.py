@@ -96,6 +96,7 @@ class _Tables(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
     tiles = query_tiles(block, _TILE, _TILE)
     (grid_h, grid_w), (keys_h, keys_w) = block.query_grid, block.key_grid
@@ -299,8 +300,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
     dq = recycled.empty(query.shape, query.dtype, query.device)
-    # Tiles overlap, and blocks may share keys (VAR's mask): what they give is added, in a fixed order.
-    dk, dv = (recycled.zeros(key.shape, key.dtype, key.device) for _ in range(2))
+    # Tiles overlap, and blocks may share keys (VAR's mask): what they give is added, in a fixed order and in lse's type, which is at least float32.
+    dk, dv = (recycled.zeros(key.shape, lse.dtype, key.device) for _ in range(2))
     with _workspace.lent():
         for block in neighborhood.blocks:
             rows, cols = slices(block)
@@ -309,7 +310,7 @@ def backward(
             inputs = grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows]
             run(*inputs, block, scale, dq[:, rows], dk[:, cols], dv[:, cols])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
-    return dq, dk, dv, grad_factor
+    return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
 
 
 def _dense_backward(

@@ -7,7 +7,6 @@ scales share tiles. Memory outside the tensors is never read, and finite values 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from mvar_kernels.pyramid import Neighborhood
 
 NAME = "triton"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_LEAST_CAPABILITY = (8, 0)
 
 
 def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
@@ -23,14 +23,21 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | Non
         return "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
     if query.dtype not in _DTYPES:
         return f"its kernels take float16, bfloat16 and float32, not {query.dtype}"
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    if query.device.type == "cpu" and not interpreted:
-        return "CPU tensors need TRITON_INTERPRET=1 in the environment before the first import"
     if query.device.type not in ("cuda", "cpu"):
         return f"there are no kernels for {query.device.type} tensors"
+    if query.device.type == "cpu" and not _interpreted():
+        return "CPU tensors need TRITON_INTERPRET=1 in the environment before the first import"
+    if query.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(query.device) < _LEAST_CAPABILITY:
+        return f"the mask is a bfloat16 product, which {torch.cuda.get_device_name(query.device)} lacks (8.0 and newer have it)"
     from mvar_kernels.backends.triton.tables import unsupported
 
     return unsupported(neighborhood)
+
+
+def _interpreted() -> bool:
+    from mvar_kernels.backends.triton import launch
+
+    return launch.INTERPRETED
 
 
 def forward(

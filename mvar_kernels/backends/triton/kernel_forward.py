@@ -9,7 +9,7 @@ from token to token (TWINS, as in a packed qkv) their offsets are computed once:
 import triton
 import triton.language as tl
 
-from mvar_kernels.backends.triton.primitives import LOG2E, dot, factor_parts, load_mask, load_rows, scores, store_rows
+from mvar_kernels.backends.triton.primitives import LEAST, LOG2E, dot, factor_parts, load_mask, load_rows, scores, store_rows
 
 
 @triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
@@ -46,7 +46,8 @@ def forward_kernel(
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     if not SPLIT:
         b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
-    b_max = tl.full([BM], -float("inf"), dtype=tl.float32)
+    # Finite: with short vectors what hides a score overflows to -inf, and a row whose first chunk is all hidden would give exp2(inf - inf).
+    b_max = tl.full([BM], LEAST, dtype=tl.float32)
     b_sum = tl.zeros([BM], dtype=tl.float32)
     b_acc = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):

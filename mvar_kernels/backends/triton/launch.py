@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from mvar_kernels.backends.triton.tables import Tables, tables
 from mvar_kernels.backends.triton.tiles import Config, Row, architecture_of, tile_row
 from mvar_kernels.pyramid import Neighborhood
 
-# Read once: triton itself decides at the first @triton.jit whether it interprets.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+# Triton itself decided, when the kernels were defined, whether it interprets.
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 _NORM_ROWS = 32
 # Scales below this, zero and negative ones are folded into q, so that the mask is only ever multiplied by something positive and not tiny.
 _SMALLEST_SCALE = 1e-12
@@ -40,39 +39,46 @@ def _row(query: Tensor, logit_scale: Tensor | None) -> Row:
 
 def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
     dim = query.shape[-1]
-    wide = any(tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) >= 2**31 for tensor in tensors)
-    tf32 = query.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    wide = any(
+        tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) + dim * abs(tensor.stride(3)) >= 2**31 for tensor in tensors
+    )
     return {
         "D": dim,
         "BD": max(16, triton.next_power_of_2(dim)),
         "WIDE": wide,
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "PRECISION": "tf32" if query.dtype == torch.float32 and _tf32_allowed() else "ieee",
         "CAST": INTERPRETED,
     }
+
+
+def _tf32_allowed() -> bool:
+    """As for torch's own products. Once a setting was made by `fp32_precision` (torch 2.9) reading `allow_tf32` raises."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def _options(config: Config, t: Tables) -> dict[str, Any]:
     return {"BM": config.size, "BN": config.chunk, "E": t.num_features, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
-def _inverse_norms(tensor: Tensor, factor: Tensor, signed: bool) -> Tensor:
-    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32; with `signed` negative where the head's factor is."""
+def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -> Tensor:
+    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32; with `signed` negative where factor * scale is."""
     batch, length, heads, dim = tensor.shape
     out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
     grid = (triton.cdiv(out.numel(), _NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
     inverse_norms[grid](
-        tensor, out, factor, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=_NORM_ROWS
+        tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=_NORM_ROWS
     )
     return out
 
 
 def _inverses(query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """1/|q|, 1/|k| with the sign of the head's factor, and the factors; without cosine attention q stands in for what will not be read."""
+    """1/|q|, 1/|k| with the sign of factor times `scale`, and the factors; without cosine attention q stands in for what will not be read."""
     if logit_scale is None:
         return query, query, query
     factor = logit_scale.contiguous()
-    return _inverse_norms(query, factor, False), _inverse_norms(key, factor if scale >= 0 else -factor, True), factor
+    return _inverse_norms(query, factor, scale, False), _inverse_norms(key, factor, scale, True), factor
 
 
 def _twins(key: Tensor, value: Tensor) -> bool:

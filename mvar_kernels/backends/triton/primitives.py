@@ -12,6 +12,7 @@ NORM_EPS = tl.constexpr(1e-12)
 # Cosine attention multiplies dS by an inverse norm before it is rounded to the inputs' type; in float16 that must not overflow.
 HALF_LIMIT = tl.constexpr(8192.0)
 SMALLEST_FACTOR = tl.constexpr(2.0**-40)
+LEAST = tl.constexpr(-3.0e38)
 
 
 @triton.jit
@@ -20,7 +21,8 @@ def load_rows(p_base, b_tokens, stride_l, stride_d, m_rows, D: tl.constexpr, BD:
     o_d = tl.arange(0, BD)
     # Offsets inside one batch element fit 32 bits unless the tensor is enormous.
     b_rows = b_tokens.to(tl.int64) if WIDE else b_tokens
-    p_rows = p_base + b_rows[:, None] * stride_l + o_d[None, :] * stride_d
+    b_cols = o_d.to(tl.int64) if WIDE else o_d
+    p_rows = p_base + b_rows[:, None] * stride_l + b_cols[None, :] * stride_d
     if MASKED:
         if D == BD:
             return tl.load(p_rows, mask=m_rows[:, None], other=0.0)
@@ -92,24 +94,25 @@ def unit_gradient(b_grad, b_rows, b_inverse, factor):
     """Gradient of x from that of x / max(|x|, eps) (b_grad times factor), and the rows' product of the unit vector with b_grad."""
     b_unit = b_rows.to(tl.float32) * b_inverse[:, None]
     b_along = tl.sum(b_unit * b_grad, 1)
-    # Where the norm was clamped x / eps is linear in x, so nothing is projected out.
-    b_projected = tl.where(b_inverse < 1.0 / NORM_EPS, b_along, 0.0)
+    # Where the norm was clamped x / eps is linear in x, so nothing is projected out. A little less, as a GPU's division may round.
+    b_projected = tl.where(b_inverse < 0.999 / NORM_EPS, b_along, 0.0)
     return (b_grad - b_unit * b_projected[:, None]) * (b_inverse * factor)[:, None], b_along
 
 
-@triton.jit(do_not_specialize=["rows", "H", "L"])
+@triton.jit(do_not_specialize=["rows", "H", "L", "scale"])
 def inverse_norms(
-    X, OUT, FACTOR, rows, H, L, stride_b, stride_l, stride_h, stride_d,
+    X, OUT, FACTOR, scale, rows, H, L, stride_b, stride_l, stride_h, stride_d,
     SIGNED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """OUT (B, H, L) = 1 / max(|x|, eps) of x (B, L, H, D); with SIGNED negative where the head's factor is."""
+    """OUT (B, H, L) = 1 / max(|x|, eps) of x (B, L, H, D); with SIGNED negative where the head's factor is, as `factor_parts` sees it."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     i_bh, i_l = o_row // L, o_row % L
-    o_d = tl.arange(0, BD)
+    o_d = tl.arange(0, BD).to(tl.int64)
     p_rows = X + ((i_bh // H) * stride_b + (i_bh % H) * stride_h + i_l * stride_l)[:, None] + o_d[None, :] * stride_d
     b_x = tl.load(p_rows, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)
     b_inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 1)), NORM_EPS)
     if SIGNED:
-        b_inverse = tl.where(tl.load(FACTOR + i_bh % H, mask=m_row, other=1.0) < 0, -b_inverse, b_inverse)
+        b_factor = tl.load(FACTOR + i_bh % H, mask=m_row, other=1.0).to(tl.float32) * scale
+        b_inverse = tl.where(b_factor < 0, -b_inverse, b_inverse)
     tl.store(OUT + o_row, b_inverse, mask=m_row)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,7 @@ class Tables(NamedTuple):
 
 
 @functools.lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def tables(
     neighborhood: Neighborhood, by: str, height: int, width: int, chunk: int, dtype: torch.dtype, device: torch.device
 ) -> Tables:
@@ -131,6 +133,20 @@ def tables(
     return builder.finish(dtype, device)
 
 
+def _on(device: torch.device, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Copies on the device that any stream may read, at any time.
+
+    In a thread of its own: while `torch.compile` warms up a CUDA graph, what the calling thread allocates belongs to the graph, and tables stay.
+    """
+    if device.type == "cpu":
+        return tensors
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a first call makes tables on the GPU, which a CUDA graph cannot capture: call once with these shapes before the capture")
+    with ThreadPoolExecutor(1) as pool:
+        return tuple(pool.map(lambda tensor: tensor.to(device), tensors))
+
+
+@functools.lru_cache(maxsize=1024)
 def unsupported(neighborhood: Neighborhood) -> str | None:
     """Why key tiles cannot be made, or None; everything that Pyramid and the public functions produce can."""
     for block in neighborhood.blocks:
@@ -299,22 +315,23 @@ class _Builder:
         features = 16 if used <= 16 else MAX_FEATURES
 
         def ints(values: object) -> torch.Tensor:
-            return torch.as_tensor(np.array(values, dtype=np.int32)).to(device)
+            return torch.as_tensor(np.array(values, dtype=np.int32))
 
         def masks(side: int, rows: int) -> torch.Tensor:
             stored = [np.frombuffer(raw, dtype=np.float32).reshape(rows, MAX_FEATURES)[:, :features] for raw in self.masks[side]]
-            return torch.from_numpy(np.stack(stored) if stored else np.zeros((1, rows, features), np.float32)).to(dtype).to(device)
+            return torch.from_numpy(np.stack(stored) if stored else np.zeros((1, rows, features), np.float32)).to(dtype)
 
-        return Tables(
+        fixed_masks = masks(0, self.size)
+        made = (
             ints([fixed for fixed, _ in tiles]),
             ints(np.concatenate([[0], np.cumsum(counts)])),
             ints([tokens for tokens, _, _ in chunks] or np.zeros((1, self.chunk))),
             ints([2 * mask for _, mask, _ in chunks] or [0]),
             ints([mask for _, _, mask in chunks] or [0]),
-            torch.stack([masks(0, self.size), -masks(0, self.size)], dim=1).flatten(0, 1),
+            torch.stack([fixed_masks, -fixed_masks], dim=1).flatten(0, 1),
             masks(1, self.chunk),
-            self.split,
         )
+        return Tables(*_on(device, made), self.split)
 
     def _used(self, side: int) -> int:
         last = 0
