@@ -37,7 +37,8 @@ test: $(STAMP)
 
 # On a machine with a GPU; runs from the tree, installs nothing.
 test-gpu:
-	PYTHONPATH=. $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/test_triton.py tests/test_attention.py -q
+	PYTHONPATH=.:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton_cases.py tests/test_attention.py tests/test_gradients.py -q \
+	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 
 # Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables here, CSV, JSON, Markdown and
 # pictures in bench_out/. `python -m benchmarks --suite memory` and the like, without --quick, measure larger models.

@@ -204,7 +204,9 @@ class Flex(Baseline):
 
         mask = case.neighborhood.mask().to(device)
         block_mask = create_block_mask(lambda b, h, q, k: mask[q, k], None, None, case.tokens, case.tokens, device=device)
-        compiled = torch.compile(flex_attention)
+        # Else later shapes would be compiled as dynamic ones, and after eight not at all.
+        torch._dynamo.reset()
+        compiled = torch.compile(flex_attention, dynamic=False)
 
         def run(query: Tensor, key: Tensor, value: Tensor, factor: Tensor | None) -> Tensor:
             query, key, scale = _cosine(query, key, factor)

@@ -78,17 +78,20 @@ def case_title(record: dict[str, Any]) -> str:
 
 def table(records: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of Markdown, one case a block."""
-    yield "| case | direction | competitor | median ms | p20 .. p80 | x over dense | FLOP bound | time / floor | first call ms |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    graphs = any(r.get("graph_ms") for r in records)
+    extra = " CUDA graph ms |" if graphs else ""
+    yield f"| case | direction | competitor | median ms | p20 .. p80 | x over dense | FLOP bound | time / floor | first call ms |{extra}"
+    yield f"|---|---|---|---|---|---|---|---|---|{'---|' if graphs else ''}"
     for r in records:
         title = case_title(r)
         if r["reason"]:
-            yield f"| {title} | {r['direction']} | {r['competitor']} | - | {r['reason']} | | | | |"
+            yield f"| {title} | {r['direction']} | {r['competitor']} | - | {r['reason']} | | | | |{' |' if graphs else ''}"
             continue
         speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
+        graph = "" if not graphs else f" {r['graph_ms']:.3f} |" if r["graph_ms"] else " - |"
         yield (
             f"| {title} | {r['direction']} | {r['competitor']} | {r['median_ms']:.3f} | {r['p20_ms']:.3f} .. {r['p80_ms']:.3f} | {speedup} "
-            f"| {r['flop_bound_speedup']:.1f} | {r['time_over_floor']:.2f} | {r['first_ms']:.1f} |"
+            f"| {r['flop_bound_speedup']:.1f} | {r['time_over_floor']:.2f} | {r['first_ms']:.1f} |{graph}"
         )
 
 

@@ -1,7 +1,8 @@
 """Search the tile table on this machine's GPU and rewrite it: `python -m benchmarks.tune` (or `make tune`).
 
-Every candidate of every kernel is timed through the public launch on the 256 px pyramid and on one 64 x 64 grid, the others held at their current
-row. The fastest becomes a row of this very architecture, which goes before its family's; all trials stand in tune.csv.
+Candidates of every kernel are timed through the public launch on the 256 px pyramid and on one 64 x 64 grid, the others held at their current row:
+from the current one in steps that change one number, to where no step is faster. One that differs from float64 is none. The fastest becomes a row
+of this very architecture, which goes before its family's; what was found stands in tune.csv and tile_rows.py after each kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import click
 import torch
 
 from benchmarks import machine
+from benchmarks.attention import GATE, largest_error, oracle
 from benchmarks.cases import Case, grid, pyramid
 from benchmarks.measure import measure
 from mvar_kernels.backends.triton import tile_rows
@@ -36,8 +38,11 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 _WORTH = 0.98
 
 
-def candidates() -> list[Config]:
-    return [Config(*tile, chunk, warps, stages) for tile, chunk, warps, stages in itertools.product(_TILES, _CHUNKS, _WARPS, _STAGES)]
+def neighbours(config: Config) -> list[Config]:
+    """Configurations that differ in the tile, the chunk, the warps or the stages alone."""
+    changed = [{"height": height, "width": width} for height, width in _TILES]
+    changed += [{"chunk": chunk} for chunk in _CHUNKS] + [{"num_warps": warps} for warps in _WARPS] + [{"num_stages": stages} for stages in _STAGES]
+    return [other for other in (config._replace(**change) for change in changed) if other != config]
 
 
 def cases(row: Row) -> list[Case]:
@@ -59,46 +64,64 @@ def trying(row: Row) -> Iterator[None]:
         tile_row.cache_clear()
 
 
-def seconds_of(row: Row, kernel: str, device: torch.device) -> float:
-    """Geometric mean over the cases of the pass that the kernel belongs to; infinite where it cannot run."""
-    from mvar_kernels.backends.triton import launch
+class Stopwatch:
+    """Seconds of a row on a device; inputs and float64 truth are made once a case."""
 
-    total = 0.0
-    with trying(row):
-        for case in cases(row):
-            query, key, value, factor, grad = case.inputs(device)
-            scale = 1.0 if case.cosine else case.head_dim**-0.5
-            arguments = query, key, value, factor, case.neighborhood, scale
-            try:
-                out, lse = launch.forward(*arguments)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known: dict[Case, tuple[Any, list[torch.Tensor]]] = {}
 
-                def run() -> Any:
-                    if kernel == "forward":
-                        return launch.forward(*arguments)  # noqa: B023
+    def __call__(self, row: Row, kernel: str) -> float:
+        """Geometric mean over the cases of the pass that the kernel belongs to; infinite where it cannot run or is wrong."""
+        from mvar_kernels.backends.triton import launch
+
+        total = 0.0
+        with trying(row):
+            for case in cases(row):
+                (query, key, value, factor, grad), right = self._case(case)
+                scale = 1.0 if case.cosine else case.head_dim**-0.5
+                arguments = query, key, value, factor, case.neighborhood, scale
+
+                def backward(out: torch.Tensor, lse: torch.Tensor) -> Any:
                     return launch.backward(grad, None, *arguments[:3], out, lse, *arguments[3:])  # noqa: B023
 
-                total += math.log(measure({"": run}, device, seconds=0.02, least_calls=10)[""].median)
-            except Exception:  # out of shared memory or registers: no candidate here
-                return math.inf
-    return math.exp(total / len(cases(row)))
+                try:
+                    out, lse = launch.forward(*arguments)
+                    found = [out, *backward(out, lse)[:3]] if kernel != "forward" else [out]
+                    if not largest_error(found, right[: len(found)]) <= GATE[case.dtype]:
+                        return math.inf
+                    run = (lambda: launch.forward(*arguments)) if kernel == "forward" else (lambda: backward(out, lse))  # noqa: B023
+                    total += math.log(measure({"": run}, self.device, seconds=0.02, least_calls=10)[""].median)
+                except Exception:  # out of shared memory or registers: no candidate here
+                    return math.inf
+        return math.exp(total / len(cases(row)))
+
+    def _case(self, case: Case) -> tuple[Any, list[torch.Tensor]]:
+        if case not in self._known:
+            inputs = case.inputs(self.device)
+            self._known[case] = inputs, oracle(case.both(), *inputs)
+        return self._known[case]
 
 
-def best(row: Row, seconds: Callable[[Row, str], float], trials: list[dict[str, Any]]) -> Row:
-    """The row with each kernel's fastest configuration; what is not clearly faster stays."""
-    for kernel in KERNELS:
-        current = getattr(row, kernel)
-        times = {current: seconds(row, kernel)}
-        for config in candidates():
-            if config not in times:
+def best(row: Row, kernel: str, seconds: Callable[[Row, str], float], trials: list[dict[str, Any]], out_of_time: Callable[[], bool]) -> Row:
+    """The row with the kernel's fastest configuration among those tried; what is not clearly faster stays."""
+    current = fastest = getattr(row, kernel)
+    times = {current: seconds(row, kernel)}
+    while True:
+        for config in neighbours(fastest):
+            if config not in times and not out_of_time():
                 times[config] = seconds(row._replace(**{kernel: config}), kernel)
-        fastest = min(times, key=times.__getitem__)
-        if times[fastest] < _WORTH * times[current]:
-            row = row._replace(**{kernel: fastest})
-        trials += [
-            {"kernel": kernel, "bytes": row.bytes, "head_dim": row.max_dim, "cosine": row.cosine, "config": str(tuple(config)),
-             "ms": cost * 1e3, "chosen": config == getattr(row, kernel)}
-            for config, cost in times.items()
-        ]  # fmt: skip
+        step = min(times, key=times.__getitem__)
+        if step == fastest:
+            break
+        fastest = step
+    if times[fastest] < _WORTH * times[current]:
+        row = row._replace(**{kernel: fastest})
+    trials += [
+        {"kernel": kernel, "bytes": row.bytes, "head_dim": row.max_dim, "cosine": row.cosine, "config": str(tuple(config)),
+         "ms": cost * 1e3, "chosen": config == getattr(row, kernel)}
+        for config, cost in times.items()
+    ]  # fmt: skip
     return row
 
 
@@ -118,25 +141,27 @@ def render(rows: tuple[Row, ...]) -> str:
 @click.option("--head-dim", "dims", type=click.Choice(["64", "128", "256"]), multiple=True, default=["64"])
 @click.option("--bytes", "sizes", type=click.Choice(["2", "4"]), multiple=True, default=["2"])
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
-@click.option("--minutes", default=4.0, help="Stop beginning new rows after this.")
+@click.option("--minutes", default=4.0, help="Try nothing new after this.")
 def main(dims: tuple[str, ...], sizes: tuple[str, ...], out: Path, minutes: float) -> None:
     """Find the fastest rows for this GPU; write tile_rows.py here and, with every trial, into OUT."""
     if not torch.cuda.is_available():
         raise click.ClickException("no GPU here: there is nothing to measure")
     device = torch.device("cuda")
-    architecture, facts = architecture_of(device), machine.describe(device)
+    architecture, facts, stopwatch = architecture_of(device), machine.describe(device), Stopwatch(device)
     trials: list[dict[str, Any]] = []
     rows = list(tile_rows.ROWS)
-    begun = time.monotonic()
-    for size, dim, cosine in itertools.product(map(int, sizes), map(int, dims), (False, True)):
-        if time.monotonic() - begun > 60 * minutes:
-            click.echo(f"out of time before {size} bytes, head dimension {dim}, cosine {cosine}")
+    end = time.monotonic() + 60 * minutes
+    for size, dim, cosine, kernel in itertools.product(map(int, sizes), map(int, dims), (False, True), KERNELS):
+        if time.monotonic() > end:
+            click.echo(f"out of time before {kernel} of {size} bytes, head dimension {dim}, cosine {cosine}")
             break
         start = tile_row(architecture, dim, size, cosine)._replace(family=architecture)
-        why = f"fastest of {len(candidates())} on {facts['device']}, triton {facts['triton']}, at {facts['commit']}"
-        found = best(start, lambda row, kernel: seconds_of(row, kernel, device), trials)._replace(why=why)
-        rows = [row for row in rows if row[:4] != found[:4]] + [found]
-        click.echo(f"{found[:4]}: forward {tuple(found.forward)}, dq {tuple(found.dq)}, dkdv {tuple(found.dkdv)}")
+        found = best(start, kernel, stopwatch, trials, lambda: time.monotonic() > end)
+        why = f"fastest of those near it on {facts['device']}, triton {facts['triton']}, at {facts['commit']}"
+        rows = [row for row in rows if row[:4] != found[:4]] + [found._replace(why=why)]
+        tile_rows.ROWS = tuple(rows)
+        tile_row.cache_clear()
+        click.echo(f"{found[:4]}: {kernel} {tuple(getattr(found, kernel))}")
         text = io.StringIO()
         writer = csv.DictWriter(text, list(trials[0]), lineterminator="\n")
         writer.writeheader()

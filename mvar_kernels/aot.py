@@ -1,7 +1,9 @@
 """Compile every kernel for a GPU that is not here and report what it takes.
 
-    python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--json]
+    python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--variants] [--json]
 
+Without `--variants` the usual one of each: whole windows, key and value of one stride, no gradient through lse. With it every other too, one
+difference at a time (`VARIANTS`), and the kernel that computes norms.
 Exit code 1 at a spill or too much shared memory. Needs triton 3.3 or newer, but no GPU; cannot share a process with TRITON_INTERPRET=1. Registers,
 spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; of AMD targets from the compiler's metadata.
 """
@@ -29,6 +31,19 @@ _ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
 _SHORTEST_MAIN_LOOP = 40
 
 
+# Constants that differ from the usual ones; "D" is less than the row's head dimension, "element" another type.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "split": {"SPLIT": True},
+    "lse": {"HAS_DLSE": True},
+    "strides": {"TWINS": False},
+    "wide": {"WIDE": True},
+    "odd D": {"D": -3},
+    "fp16": {"element": "fp16"},
+    "tf32": {"PRECISION": "tf32"},
+}
+
+
 def kernels(row: Row) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
     """Name, function, configuration and remaining constants of each kernel."""
     for name, config in (("forward", row.forward), ("dq", row.dq), ("dkdv", row.dkdv)):
@@ -51,8 +66,8 @@ def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
 def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
     """Types of the arguments and what the launcher would specialize on: 16-byte alignment, and strides divisible by 16."""
     pointers = {
-        **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV"), f"*{element}"),
-        **dict.fromkeys(("LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR"), "*fp32"),
+        **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "X"), f"*{element}"),
+        **dict.fromkeys(("OUT", "LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR"), "*fp32"),
         **dict.fromkeys(("FIXED", "START", "LOOPED", "FIXED_MASK", "LOOPED_MASK"), "*i32"),
         **dict.fromkeys(("FIXED_MASKS", "LOOPED_MASKS"), "*bf16"),
     }
@@ -63,7 +78,8 @@ def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tup
         elif name in pointers:
             signature[name] = pointers[name]
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            wide = constants.get("WIDE") and name.startswith("stride_")
+            signature[name] = "fp32" if name == "scale" else "i64" if wide else "i32"
         if name in pointers or (name.startswith("stride_") and name not in constants):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, attributes
@@ -87,8 +103,9 @@ def compile_kernel(function: Any, target: str, element: str, config: Config, con
     fixed = {
         "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk, "E": _FEATURES,
         "WIDE": False, "PRECISION": "ieee", "CAST": False,
-        **{name: 1 for name in ("stride_qd", "stride_kd", "stride_vd", "stride_gd") if name in names}, **constants,
+        **dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_gd", "stride_d"), 1), **constants,
     }  # fmt: skip
+    fixed = {name: value for name, value in fixed.items() if name in names}
     signature, attributes = _signature(names, element, fixed)
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
@@ -156,9 +173,10 @@ def _main_loops(code: list[tuple[int, str]]) -> list[int]:
     return lengths
 
 
-def run(targets: list[str], head_dim: int | None = None) -> list[dict[str, Any]]:
-    """One report a kernel, row and target; of the rows that serve `head_dim` alone, if it is given."""
-    return [result for target in targets for row in _rows(target, head_dim) for result in _row_reports(target, row)]
+def run(targets: list[str], head_dim: int | None = None, variants: bool = False) -> list[dict[str, Any]]:
+    """One report a kernel, variant, row and target; of the rows that serve `head_dim` alone, if it is given."""
+    names = list(VARIANTS) if variants else ["usual"]
+    return [result for target in targets for row in _rows(target, head_dim) for result in _row_reports(target, row, names)]
 
 
 def _rows(target: str, head_dim: int | None) -> tuple[Row, ...]:
@@ -174,20 +192,45 @@ def architecture_name(target: str) -> str:
     return f"sm_{architecture}" if backend == "cuda" else architecture
 
 
-def _row_reports(target: str, row: Row) -> Iterator[dict[str, Any]]:
+def _row_reports(target: str, row: Row, variants: list[str]) -> Iterator[dict[str, Any]]:
     limit = SHARED_BYTES[architecture_name(target)]
-    for name, function, config, constants in kernels(row):
-        figures = report(compile_kernel(function, target, _ELEMENTS[row.bytes], config, constants, row.max_dim), target)
-        problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
-        if figures["shared"] > limit:
-            problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
-        key = {"target": target, "kernel": name, "cosine": row.cosine, "head_dim": row.max_dim, "element": _ELEMENTS[row.bytes]}
-        yield {**key, "config": list(config), **figures, "problems": problems}
+    for variant_name in variants:
+        for name, function, config, usual in _with_norms(row, variant_name):
+            constants, element = {**usual, **VARIANTS[variant_name]}, _ELEMENTS[row.bytes]
+            dim = row.max_dim + constants.pop("D", 0)
+            element = constants.pop("element", element)
+            if not _differs(variant_name, function, row):
+                continue
+            figures = report(compile_kernel(function, target, element, config, constants, dim), target)
+            problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
+            if figures["shared"] > limit:
+                problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
+            key = {"target": target, "kernel": name, "variant": variant_name, "cosine": row.cosine, "head_dim": row.max_dim, "element": element}
+            yield {**key, "config": list(config), **figures, "problems": problems}
+
+
+def _with_norms(row: Row, variant_name: str) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
+    yield from kernels(row)
+    if row.cosine and variant_name in ("odd D", "fp16"):
+        from mvar_kernels.backends.triton.launch import NORM_ROWS
+        from mvar_kernels.backends.triton.primitives import inverse_norms
+
+        yield "norms", inverse_norms, Config(1, NORM_ROWS, 1, 4, 3), {"SIGNED": True}
+
+
+def _differs(variant_name: str, function: Any, row: Row) -> bool:
+    """Whether the kernel of this row has such a variant."""
+    changed = VARIANTS[variant_name]
+    if "element" in changed:
+        return row.bytes == 2
+    if "PRECISION" in changed:
+        return row.bytes == 4
+    return all(name in function.arg_names for name in changed)
 
 
 def _table(results: list[dict[str, Any]]) -> Iterator[str]:
-    columns = ("target", "kernel", "cosine", "head_dim", "element", "registers", "spilled", "shared", "tensor_core", "async_copy", "loops")
-    widths = (11, 8, 7, 9, 8, 10, 8, 8, 12, 11, 12)
+    columns = ("target", "kernel", "variant", "cosine", "head_dim", "element", "registers", "spilled", "shared", "tensor_core", "async_copy", "loops")
+    widths = (11, 8, 8, 7, 9, 8, 10, 8, 8, 12, 11, 12)
     yield "".join(name.ljust(width) for name, width in zip(columns, widths)) + "tile, chunk, warps, stages"
     for result in results:
         cells = (str(result[name]).ljust(width) for name, width in zip(columns, widths))
@@ -198,12 +241,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that are not here.")
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated; default: all")
     parser.add_argument("--head-dim", type=int, default=None, help="only the table rows that serve this head dimension")
+    parser.add_argument("--variants", action="store_true", help="rarer variants too, about seven times as many kernels")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     try:
-        results = run(arguments.target or list(TARGETS), arguments.head_dim)
+        results = run(arguments.target or list(TARGETS), arguments.head_dim, arguments.variants)
     except ImportError as error:
         parser.error(f"{error}; pip install -U triton")
     print(json.dumps(results, indent=1) if arguments.json else "\n".join(_table(results)))

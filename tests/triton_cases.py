@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mvar_kernels import Pyramid, ops, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels import Pyramid, SpatialMarkovAttention, ops, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.backends import load
 from mvar_kernels.pyramid import Neighborhood
 
@@ -187,6 +187,47 @@ def test_more_than_65535_heads():
     compare(Neighborhood.of_grids((2, 3), (2, 3), (1, 3)), batch=700, heads=100, dim=16)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_cuda_graphs_replay_what_was_called_before():
+    """Tables are made by the first call, which says so inside a capture; afterwards a graph gives the same bits, forward and backward."""
+    pyramid = Pyramid((2, 3, 9), 3)  # of no other test
+    inputs = draw_inputs(pyramid.neighborhood(), dim=64, dtype=torch.float16, device=DEVICE)
+    leaves = [tensor.requires_grad_() for tensor in inputs[:3]]
+
+    def run():
+        out = pyramid_markov_attn(*leaves, pyramid, backend="triton")
+        return [out.detach(), *torch.autograd.grad(out, leaves, inputs[4])]
+
+    stream = torch.cuda.Stream()
+    first_call = pytest.raises(RuntimeError, match="call once with these shapes before the capture")
+    with torch.cuda.stream(stream), first_call, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        run()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        eager = run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(first, second) for first, second in zip(eager, captured))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_compiled_with_cuda_graphs():
+    module = SpatialMarkovAttention(64, 2, 5).to(DEVICE)
+    compiled = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+    for _ in range(4):
+        x = torch.randn(2, 10, 11, 64, device=DEVICE, requires_grad=True)
+        torch.compiler.cudagraph_mark_step_begin()
+        out = compiled(x)
+        (dx,) = torch.autograd.grad(out.sum(), x)
+        right = module(x)
+        assert_close(out, right, 1e-3, "out")
+        assert_close(dx, torch.autograd.grad(right.sum(), x)[0], 1e-3, "dx")
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_the_tensors_gpu_is_used_when_another_is_current():
     neighborhood = PYRAMID_DIGITS.neighborhood()
@@ -297,7 +338,7 @@ def test_a_pyramid_equals_its_scales_one_by_one():
         own = PYRAMID_DIGITS.scale_slice(index)
         grids = [tensor[:, own].unflatten(1, side) for tensor in inputs[:3]]
         alone = spatial_markov_attn(*grids, window, backend="triton")
-        assert_close(whole[:, own], alone.flatten(1, 2), 2e-6, f"scale {index}")
+        assert_close(whole[:, own], alone.flatten(1, 2), 5e-6, f"scale {index}")
 
 
 @pytest.mark.parametrize("short", [0.0, 1e-13, 1e-9, 1e-6])

@@ -18,7 +18,7 @@ from mvar_kernels.pyramid import Neighborhood
 
 # Triton itself decided, when the kernels were defined, whether it interprets.
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
-_NORM_ROWS = 32
+NORM_ROWS = 32
 # Scales below this, zero and negative ones are folded into q, so that the mask is only ever multiplied by something positive and not tiny.
 _SMALLEST_SCALE = 1e-12
 
@@ -65,10 +65,10 @@ def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -
     """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32; with `signed` negative where factor * scale is."""
     batch, length, heads, dim = tensor.shape
     out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
-    grid = (triton.cdiv(out.numel(), _NORM_ROWS),)
+    grid = (triton.cdiv(out.numel(), NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
     inverse_norms[grid](
-        tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=_NORM_ROWS
+        tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=NORM_ROWS
     )
     return out
 
