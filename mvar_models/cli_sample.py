@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Sampling:
     options: dict[str, Any] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    batch_size: int = 32  # on a GPU a picture's last bits depend on it
 
     def pipeline(self, device: str) -> Pipeline:
         import torch
@@ -76,7 +77,9 @@ def sample(context: click.Context, labels: str | None, n: int, seed: int, npz: P
     if again is not None:
         _only_beside_again(context)
         sampling = _read_record(again)
-        _write_pictures(sampling.pipeline(device), sampling, batch_size, out, columns=8)
+        if context.get_parameter_source("batch_size") is click.core.ParameterSource.COMMANDLINE:
+            sampling = replace(sampling, batch_size=batch_size)
+        _write_pictures(sampling.pipeline(device), sampling, out, columns=8)
         return
     if given["model"] is None:
         raise click.UsageError("--model is missing: what should draw?")
@@ -95,8 +98,8 @@ def sample(context: click.Context, labels: str | None, n: int, seed: int, npz: P
         return
     chosen = [part.strip() for part in labels.split(",")] if labels else _default_labels(config.num_classes)
     each = [number for number in map(pipeline.label_of, chosen) for _ in range(n)]
-    sampling = Sampling(**checkpoint, options=options, labels=each, seeds=list(range(seed, seed + len(each))))
-    _write_pictures(pipeline, sampling, batch_size, out, columns=n)
+    sampling = Sampling(**checkpoint, options=options, labels=each, seeds=list(range(seed, seed + len(each))), batch_size=batch_size)
+    _write_pictures(pipeline, sampling, out, columns=n)
 
 
 def _place(device: str | None) -> tuple[str, int, int]:
@@ -111,7 +114,7 @@ def _default_labels(classes: int) -> list[int]:
     return [classes * i // count for i in range(count)]
 
 
-def _write_pictures(pipeline: Pipeline, sampling: Sampling, batch_size: int, out: Path, columns: int) -> None:
+def _write_pictures(pipeline: Pipeline, sampling: Sampling, out: Path, columns: int) -> None:
     """A PNG each as soon as it is drawn, then the grid, then the record, so that a record means that all are there."""
     import torch
 
@@ -121,7 +124,7 @@ def _write_pictures(pipeline: Pipeline, sampling: Sampling, batch_size: int, out
 
     out.mkdir(parents=True, exist_ok=True)
     (out / _RECORD).unlink(missing_ok=True)
-    names, total = pipeline.model.config.class_names, len(sampling.labels)
+    names, total, batch_size = pipeline.model.config.class_names, len(sampling.labels), sampling.batch_size
     shown, pictures = [], []
     with require("tqdm", "train").tqdm(total=total, unit="picture", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         for start in range(0, total, batch_size):
@@ -149,7 +152,8 @@ def _read_record(path: Path) -> Sampling:
         values = json.loads(path.read_text(encoding="utf-8"))
         pictures = values["pictures"]
         checkpoint = {name: values[name] for name in ("model", "arch", "vqvae", "dtype", "options")}
-        return Sampling(**checkpoint, labels=[picture["label"] for picture in pictures], seeds=[picture["seed"] for picture in pictures])
+        labels, seeds = ([picture[name] for picture in pictures] for name in ("label", "seed"))
+        return Sampling(**checkpoint, labels=labels, seeds=seeds, batch_size=values.get("batch_size", 32))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no samples.json of mvar sample: {type(error).__name__} {error}") from None
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from safetensors import SafetensorError
 
 from mvar_models.training.signals import RunStopped
 
-_EXPECTED = (
-    RunStopped, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError, NotADirectoryError, PermissionError,
-)  # fmt: skip
+_EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
 
 
 def clear_errors(command: Callable[..., None]) -> Callable[..., None]:

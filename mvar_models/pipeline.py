@@ -28,7 +28,7 @@ VQVAE_FOLDER = "vqvae"
 _RELEASED_VQVAE = "vae-ch160v4096z32"
 # Pixels decoded at a time: four pictures of 256 px. The released decoder holds about 0.3 GB for each in float32.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
-_RELEASED_SIDES = (SIDES_256, SIDES_512, SIDES_1024)
+RELEASED_SIDES = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}
 _OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -65,9 +65,7 @@ class Pipeline:
         if not isinstance(vqvae, VQVAE):
             options.pop("num_classes", None)
             vqvae = _load_vqvae(name, vqvae or model.config.vqvae, options)
-        if vqvae.config.sides != model.config.sides and vqvae.config.sides in _RELEASED_SIDES:
-            vqvae.set_sides(model.config.sides)  # a released VQVAE's weights serve every resolution, and its file names none
-        return cls(model, vqvae)
+        return cls(model, fitted(vqvae, model.config.sides))
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder gives the same pictures."""
@@ -227,6 +225,13 @@ def _load_vqvae(checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str
         return VQVAE.from_pretrained(checkpoint, subfolder=VQVAE_FOLDER, **options)
     # A revision pins the model's repository, not the VQVAE's.
     return VQVAE.from_pretrained(vqvae, **{key: value for key, value in options.items() if key != "revision"})
+
+
+def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
+    """The VQVAE for a model of that pyramid: a released one's weights serve every resolution, and its file names none; others stay as they are."""
+    if vqvae.config.sides == tuple(sides) or vqvae.config.sides not in RELEASED_SIDES.values():
+        return vqvae
+    return vqvae.with_sides(sides)
 
 
 def vqvae_of(name: str | os.PathLike[str]) -> str | None:

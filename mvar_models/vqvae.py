@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -175,6 +176,13 @@ class VQVAE(PretrainedModel):
         self.quantizer.convolution_of_scale = self.config.residual_convolution_of_scale
         if old.shape[0] != len(self.config.sides):
             self.quantizer.code_usage = old.new_zeros(len(self.config.sides), old.shape[1])
+
+    def with_sides(self, sides: Sequence[int]) -> VQVAE:
+        """A VQVAE for another pyramid that shares these weights (`set_sides` changes this one)."""
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        other = copy.deepcopy(self, shared)  # type: ignore[arg-type]
+        other.set_sides(sides)
+        return other
 
     def latents(self, images: Tensor) -> Tensor:
         """Images -> continuous latents, before quantization."""

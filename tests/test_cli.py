@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import SafetensorError
 
 from mvar_models.cli import main
 from mvar_models.pipeline import pipeline_for
 from mvar_models.training.recipe import TransformerRun, VQVAERun
+
+from run_cases import make_data
 
 
 def invoke(*arguments):
@@ -53,6 +56,37 @@ def test_samples_json_draws_the_pictures_again(tmp_path):
     record = json.loads((tmp_path / "b" / "samples.json").read_text())
     assert record["options"] == {"guidance_scale": 2.5, "top_k": 40, "top_p": 0.96, "more_smooth": True}
     assert "samples.json" in record["again"] and record["versions"]["torch"]
+
+
+def test_again_takes_the_batch_size_too(tmp_path):
+    """On a GPU the last bits of a picture depend on it."""
+    def recorded(folder, *options):
+        assert invoke("sample", *options, "-o", tmp_path / folder).exit_code == 0
+        return json.loads((tmp_path / folder / "samples.json").read_text())["batch_size"]
+
+    assert recorded("a", "--model", "mvar-digits", "--labels", "7", "--n", 2, "--batch-size", 3) == 3
+    assert recorded("b", "--again", tmp_path / "a" / "samples.json") == 3
+    assert recorded("c", "--again", tmp_path / "a" / "samples.json", "--batch-size", 1) == 1
+
+
+def test_a_vqvae_of_another_size_is_told_before_pictures_are_coded(tmp_path):
+    data = make_data(tmp_path)
+    result = invoke("finetune", "--model", "var-digits", "--data", data / "data", "--vqvae", data / "vae", "--out", tmp_path / "run", "--steps", 1)
+    assert result.exit_code == 1 and "does not fit var-digits: sides differs" in result.output and not (tmp_path / "run" / "tokens").exists()
+    result = invoke("tokenize", "--data", data / "data", "--vqvae", data / "vae", "--out", tmp_path / "tokens", "--resolution", 512)
+    assert result.exit_code == 1 and "is for 16 px; --resolution is for the released VQVAE" in result.output, result.output
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_full_disk_under_a_command_is_one_line(tmp_path, monkeypatch):
+    from mvar_models.training import token_shards
+
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(token_shards, "save_file", full)
+    result = invoke("tokenize", "--data", "digits", "--out", tmp_path / "tokens")
+    assert result.exit_code == 1 and "No space left on device" in result.output and isinstance(result.exception, SystemExit)
 
 
 def test_sample_without_labels_takes_every_class_of_a_model_with_few():

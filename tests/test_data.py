@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar_models.training.data import open_source, split
+from mvar_models.training.data import ImageSource, open_source, split
 from mvar_models.training.digits import Digits
 from mvar_models.training.folders import ClassFolders
 from mvar_models.training.pictures import BrokenPicture, center_crop, load_picture, to_pictures
@@ -40,6 +40,15 @@ def test_split_is_fixed_disjoint_and_balanced(digits):
     assert sorted([*train, *val]) == list(range(1797)) and 0.2 <= len(val) / 1797 <= 1 / 3
     shares = np.bincount(digits.labels[val]) / np.bincount(digits.labels)
     assert shares.min() > 0.23 and shares.max() < 0.27
+
+
+def test_no_more_than_ten_thousand_are_held_out():
+    class Many(ImageSource):
+        fingerprint = name = read = None
+
+    for count, expected in ((2_000, 500), (40_000, 10_000), (400_000, 10_000)):
+        train, val = split(Many(np.arange(count) % 100, [str(label) for label in range(100)], False))
+        assert len(val) == expected and len(train) + len(val) == count and len(set(val % 100)) == 100
 
 
 def test_digits_are_those_of_scikit_learn(digits):

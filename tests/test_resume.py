@@ -14,6 +14,7 @@ from mvar_models import MVAR
 from mvar_models.safe_reading import read_state
 from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.transformer_task import TransformerTask
 
 from run_cases import arguments, invoke, losses, make_data, start, wait_for_step
 
@@ -102,6 +103,49 @@ def test_signals_save_and_leave(folder, tmp_path, monkeypatch, number, code, nam
     monkeypatch.undo()
     assert invoke("train", "--resume", out).exit_code == 0
     assert_same_bits(tmp_path / "straight", out)
+
+
+def test_a_signal_where_validation_and_samples_are_due_saves_first(folder, tmp_path, monkeypatch):
+    """Neither is begun when there is half a minute left; the run makes them up when it goes on."""
+    options = dict(validate_every=4, sample_every=4)
+    assert invoke(*arguments(folder, tmp_path / "straight", **options)).exit_code == 0
+    plain = Loop.step
+
+    def step(self, index, *rest):
+        if index == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, index, *rest)
+
+    monkeypatch.setattr(Loop, "step", step)
+    out = tmp_path / "run"
+    assert invoke(*arguments(folder, out, **options)).exit_code == 143
+    monkeypatch.undo()
+    assert RunFolder(out).last_step() == 8 and "val_loss" not in losses(out)[-1] and not (out / "samples" / "step-000008.png").exists()
+    assert invoke("train", "--resume", out).exit_code == 0
+    assert_same_bits(tmp_path / "straight", out)
+    for name in ("step-000004.png", "step-000008.png", "step-000012.png"):
+        assert (out / "samples" / name).read_bytes() == (tmp_path / "straight" / "samples" / name).read_bytes()
+
+
+def test_a_signal_during_validation_saves_right_after_it(folder, tmp_path, monkeypatch):
+    plain = TransformerTask.validate
+
+    def validate(self):
+        signal.raise_signal(signal.SIGTERM)
+        return plain(self)
+
+    monkeypatch.setattr(TransformerTask, "validate", validate)
+    result = invoke(*arguments(folder, tmp_path / "run", validate_every=4, sample_every=4))
+    assert result.exit_code == 143 and "stopped by SIGTERM after step 4, which is saved" in result.output
+
+
+def test_no_memory_for_samples_does_not_end_the_run(folder, tmp_path, monkeypatch, caplog):
+    def sample(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TransformerTask, "sample", sample)
+    assert invoke(*arguments(folder, tmp_path / "run", sample_every=4)).exit_code == 0
+    assert "no samples of step 4" in caplog.text and not list((tmp_path / "run").glob("samples/*.png"))
 
 
 def test_a_second_signal_ends_at_once(monkeypatch):

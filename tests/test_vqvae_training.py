@@ -280,6 +280,19 @@ def invoke(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def test_what_is_compiled_is_called(tmp_path, monkeypatch):
+    """`module.compile()` changes calls of the module alone, and a VQVAE is never called itself."""
+    compiled, called = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    run = commands.vqvae_run(data="digits", out=str(tmp_path / "run"), steps=1, batch_size=4, compile=True, **TINY)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *rest: called.append(module))
+    try:
+        commands.train_vqvae(run)
+    finally:
+        handle.remove()
+    assert len(compiled) == 2 and all(any(each is module for each in called) for module in compiled)
+
+
 def test_the_command_goes_on_from_a_checkpoint(tmp_path):
     out = tmp_path / "run"
     result = invoke("train-vqvae", "--model", "vae-digits", "--data", "digits", "--out", out, "--steps", 1, "--batch-size", 2, "--lr", 1e-5)

@@ -10,9 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mvar_models.claims import OtherSettings
 from mvar_models.environment import environment
-from mvar_models.pipeline import vqvae_of
+from mvar_models.pipeline import fitted, vqvae_of
 from mvar_models.pretrained import checked_device
 from mvar_models.training import token_cache
 from mvar_models.training.data import DIGITS, ImageSource, check_data_exists, open_source, split
@@ -23,7 +25,7 @@ from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.token_writer import TokenWriter
 from mvar_models.training.tokens import TokenSet, check_classes, default_copies, tokenize
-from mvar_models.training.transformer_task import TransformerTask, build_model
+from mvar_models.training.transformer_task import TransformerTask, build_model, check_fit, checkpoint_of
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
 from mvar_models.vqvae import VQVAE
 
@@ -162,9 +164,12 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
     problem: Exception | None = None
     try:
         writer().write(rank=processes.rank, world_size=processes.world_size)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         problem = error
     processes.all_well(problem)
+    if processes.on_first(lambda: not (folder / token_cache.INDEX).exists()):
+        # Two that ended together may each have missed the other's last file, on a network disk.
+        processes.on_first(lambda: writer().write().complete)
     made = token_cache.TokenFolder(folder)
     if made.left_out:  # by whichever process and start
         logger.warning("%d left out beside %d pictures, all listed in %s", len(made.left_out), len(made), folder / token_cache.INDEX)
@@ -176,10 +181,17 @@ def train_transformer(run: Run, report: Report | None = None, tokens: tuple[Toke
     config = run.config
     assert isinstance(config, TransformerRun)
     vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
+    checkpoint = checkpoint_of(config)
+    if checkpoint is not None:
+        vqvae = fitted(vqvae, checkpoint.config.sides)
+        check_fit(checkpoint, vqvae, config)  # before hours of coding
+    elif token_cache.is_token_folder(Path(config.data)):
+        vqvae = fitted(vqvae, token_cache.read_index(Path(config.data))["sides"])
     source = open_source(config.data, vqvae.config.resolution)
     train, val = tokens or _tokens_of_run(run, vqvae, source)
     resuming = run.folder.last_step() > 0
-    task = TransformerTask(build_model(config, vqvae, source.class_names, resuming), vqvae, train, val, config)
+    task = TransformerTask(build_model(config, vqvae, source.class_names, resuming, checkpoint), vqvae, train, val, config)
+    logger.info("%d pictures to train on, %d held out", len(train), len(val))
     return _fit(task, run, report)
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
 SPLIT_SEED = 0
-HELD_OUT = 0.25
+HELD_OUT, MOST_HELD_OUT = 0.25, 10_000
 _READERS = 8
 _TOLD = 5
 
@@ -196,14 +196,14 @@ def _place_and_part(data: str) -> tuple[str, str]:
 
 
 def split(source: ImageSource, held_out: float = HELD_OUT, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the held-out examples; the same share of every class is held out.
+    """Indices of the training and of the held-out examples; the same share of every class is held out, a quarter, and about 10,000 at most.
 
     With so few examples that none can be spared, the training examples are also the held-out ones, and a warning says so.
     """
     if source.held_out is not None:
         train, val = np.flatnonzero(~source.held_out), np.flatnonzero(source.held_out)
     else:
-        train, val = _draw_split(source, held_out, seed)
+        train, val = _draw_split(source, min(held_out, MOST_HELD_OUT / max(1, len(source))), seed)
     if not len(val):
         logger.warning("%d pictures are too few to hold any out; validation is on the training pictures", len(source))
         val = train

@@ -19,7 +19,8 @@ from mvar_models.training.signals import RunStopped
 
 T = TypeVar("T")
 
-# How long processes wait for the first one to prepare data, or for each other to save; a process that died is noticed at once.
+# How long processes wait for the first one to prepare data, or for each other to save. gloo notices a process that died at once; one that waits
+# in NCCL for it is ended by torchrun, or by NCCL's own watchdog.
 _PATIENCE = timedelta(days=1)
 
 
@@ -51,7 +52,8 @@ class Processes:
             if local_rank >= available:
                 raise ValueError(f"process {local_rank} of this machine has no CUDA device of its own: there are {available}; start fewer processes")
             place = torch.device("cuda", local_rank)
-            torch.cuda.set_device(place)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # what FSDP takes, whatever its tensors are on
         if rank > 0:
             logging.getLogger("mvar_models").setLevel(logging.ERROR)  # what all would say, the first one says
         if world_size == 1 and not group:
@@ -137,10 +139,10 @@ def lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(mark in text for mark in ("gloo", "NCCL", "Connection reset by peer", "Connection closed by peer"))
 
 
-def stopped_by_loss(rank: int, step: int, run: object) -> RunStopped:
-    """What to raise when another process has gone; `step` is the last one that is saved."""
+def stopped_by_loss(rank: int, step: int, run: object, error: Exception) -> RunStopped:
+    """What to raise when another process has gone, by what `error` says; `step` is the last one that is saved."""
     saved = f"the last checkpoint is step {step}, go on with --resume {run}" if step else "there is no checkpoint yet, start again"
-    return RunStopped(f"process {rank} lost another process of the run, so it ends here: {saved}")
+    return RunStopped(f"process {rank} lost another process of the run, so it ends here: {saved} ({' '.join(str(error).split())[:300]})")
 
 
 def local(tensor: Tensor) -> Tensor:

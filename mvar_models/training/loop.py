@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 
 from mvar_models.training.distributed import Processes, lost_process, stopped_by_loss
 from mvar_models.training.ema import WeightAverage
@@ -108,21 +109,29 @@ class Loop:
         except RuntimeError as error:
             if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
                 raise
-            raise stopped_by_loss(self.processes.rank, self.run.last_step(), self.run.path) from error
+            raise stopped_by_loss(self.processes.rank, self.run.last_step(), self.run.path, error) from error
 
     def _fit(self, signals: StopSignals) -> dict[str, Any]:
         config, results = self.config, {}
         self.task.model.train()
         saved = self.start
+        # What a signal left no time for.
+        if saved and _due(saved, config.validate_every) and not self.processes.on_first(lambda: self.run.has_figure(saved, self.task.best_figure)):
+            results = self.validate(saved)
+        if saved and _due(saved, config.sample_every or 0) and not self.processes.on_first(lambda: self.run.has_samples(saved)):
+            self.sample(saved)
         for index in range(self.start, config.steps):
             values, signal = self.step(index, signals)
             done = index + 1
             self._log(values)
             last = done == config.steps
-            if last or _due(done, config.validate_every):
+            leaving = signal and not last  # often with half a minute before a kill: save, the rest can wait
+            if not leaving and (last or _due(done, config.validate_every)):
                 results = self.validate(done)
                 values = {**values, **{name: value for name, value in results.items() if isinstance(value, float)}}
-            if config.sample_every is not None and (last or _due(done, config.sample_every)):
+                signal = self._signal(signals)
+                leaving = signal and not last
+            if not leaving and config.sample_every is not None and (last or _due(done, config.sample_every)):
                 self.sample(done)
             if last or signal or _due(done, config.save_every):
                 self.save_checkpoint(done)
@@ -164,6 +173,11 @@ class Loop:
         values["images_per_second"] = config.batch_size / (time.perf_counter() - begun)
         memory = memory_gb(self.processes.device)
         return (values if memory is None else {**values, "memory_gb": memory}), signal
+
+    def _signal(self, signals: StopSignals) -> int:
+        """The signal that one of the processes got, or 0; all must ask."""
+        counts = self.processes.total(torch.tensor([float(signals.received == number) for number in _SIGNALS])).tolist()
+        return next((number for number, count in zip(_SIGNALS, counts) if count), 0)
 
     def gradients(self, index: int) -> tuple[float, dict[str, float]]:
         """Gradients of the global batch's mean loss, times the loss scale, left in `.grad`; returns this process's share of the loss."""
@@ -237,8 +251,17 @@ class Loop:
 
     def sample(self, step: int) -> None:
         """Draw a grid in the first process."""
+        drawn: list[Image.Image] = []
+
+        def draw() -> None:
+            try:
+                drawn.append(self.task.sample())
+            except torch.OutOfMemoryError:
+                logger.warning("no samples of step %d: drawing them beside the optimizer's state takes more memory than there is", step)
+
         with self._evaluating(), self.parallel.plain_model():
-            self._write("samples", lambda: self.metrics.add_picture(step, self.task.sample()))
+            self.processes.on_first(draw)
+            self._write("samples", lambda: self.metrics.add_picture(step, drawn[0] if drawn else None))
 
     def save_model(self, what: str, folder: Any) -> None:
         """Write a model folder: the averaged weights where there are any."""

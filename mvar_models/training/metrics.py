@@ -50,7 +50,7 @@ class Metrics:
         if picture is None:
             return
         self.run.samples.mkdir(exist_ok=True)
-        with replacing(self.run.samples / f"step-{step:06d}.png") as temporary:
+        with replacing(self.run.samples_of(step)) as temporary:
             picture.save(temporary)
         if self.tensorboard:
             self._open(step).add_image("samples", np.asarray(picture), step, dataformats="HWC")

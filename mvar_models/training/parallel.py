@@ -39,7 +39,7 @@ class Parallel:
         self.sharded = fsdp
         self._wrapped: Any = None
         if compiled:
-            for module in task.sharded_modules() or [task.model]:
+            for module in task.compiled_modules():
                 module.compile()
         if fsdp:
             mesh = init_device_mesh(processes.device.type, (processes.world_size,))

@@ -96,6 +96,16 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
 
+    def has_figure(self, step: int, name: str) -> bool:
+        """Whether metrics.jsonl has that figure of that step."""
+        return any(line["step"] == step and name in line for line in self.metrics())
+
+    def has_samples(self, step: int) -> bool:
+        return self.samples_of(step).exists()
+
+    def samples_of(self, step: int) -> Path:
+        return self.samples / f"step-{step:06d}.png"
+
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be made again; a line cut short by a kill goes too."""
         kept = []
@@ -164,6 +174,8 @@ class RunFolder:
         """RunStopped, in one line, where the block cannot write (a full disk, a quota); what it had begun is removed."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise  # the device's, which no room on the disk would mend
         except (OSError, SafetensorError, RuntimeError) as error:
             self.remove_leftovers()
             last = self.last_step()

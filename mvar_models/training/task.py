@@ -55,8 +55,12 @@ class Task(abc.ABC):
         return 0
 
     def sharded_modules(self) -> Sequence[nn.Module]:
-        """Parts of `compute` that FSDP shards, and `--compile` compiles, one by one: a transformer's blocks."""
+        """Parts of `compute` that FSDP shards one by one: a transformer's blocks."""
         return ()
+
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        """What `--compile` compiles one by one: modules whose forward is called."""
+        return self.sharded_modules() or [self.model]
 
     def unused_parameters(self) -> bool:
         """Whether some steps leave parameters without a gradient, which DDP must look for."""

@@ -22,7 +22,7 @@ from mvar_models.training.data import ImageSource, split
 from mvar_models.training.reconstruction import Reconstruction, reconstruct
 from mvar_models.training.token_cache import FORMAT, INDEX, SETTINGS, read_index, vqvae_settings
 from mvar_models.training.token_shards import Shard, check_shard, map_tensor, write_shard
-from mvar_models.training.tokens import BATCH, check_classes, check_copies, default_copies, encoded
+from mvar_models.training.tokens import check_classes, check_copies, default_copies, encoded, pictures_at_a_time
 from mvar_models.vqvae import VQVAE
 
 logger = logging.getLogger(__name__)
@@ -91,17 +91,19 @@ class TokenWriter:
             found.picture.save(temporary)
         return found
 
-    def write(self, *, batch_size: int = BATCH, rank: int = 0, world_size: int = 1, report: Report | None = None) -> Written:
+    def write(self, *, batch_size: int | None = None, rank: int = 0, world_size: int = 1, report: Report | None = None) -> Written:
         """Make this process's shards, and the index when all are there.
 
         Args:
-            batch_size: pictures encoded at a time. Another one may change a code in very many, where two are equally near.
+            batch_size: pictures encoded at a time; default: `pictures_at_a_time`. Another one may change a code in very
+                many, where two are equally near.
             rank, world_size: which process of how many this is.
             report: called with pictures done and pictures to do by this process.
 
         Raises:
             ValueError: no picture of a class can be read.
         """
+        batch_size = pictures_at_a_time(self.vqvae) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if self.finished:

@@ -19,11 +19,12 @@ _LISTED = 10
 @click.command()
 @click.option("--data", default=None, help="Pictures: 'digits', a folder, a .parquet file, or a Hugging Face dataset as org/name[:split].")
 @click.option("--vqvae", default=None, help="Zoo name, folder, file or Hub id. Default: vae-digits for digits, else vae-ch160v4096z32.")
+@click.option("--resolution", type=int, default=None, help="256, 512 or 1024 px, all of which the released VQVAE serves. Default: the VQVAE's own.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to make or to finish.")
 @click.option("--copies", type=int, default=None, help="Variants of each picture. Default: 2, it and its mirror; 1 for digits.")
 @click.option("--seed", default=0, help="Of variants that are not mirrors.")
 @click.option("--shard-size", default=2048, help="Pictures a file.")
-@click.option("--batch-size", default=64, help="Pictures encoded at a time.")
+@click.option("--batch-size", type=int, default=None, help="Pictures encoded at a time. Default: 64, or fewer of more than 256 px.")
 @click.option("--device", default=None, help="Default: cuda where there is one.")
 @click.option("--verify", is_flag=True, help="Check the checksums of a finished folder; takes --out alone.")
 @clear_errors
@@ -45,8 +46,9 @@ def tokenize(data: str | None, out: Path, verify: bool, **options: Any) -> None:
     _make(data, out, **options)
 
 
-def _make(data: str, out: Path, vqvae: str | None, device: str | None, **options: Any) -> None:
+def _make(data: str, out: Path, vqvae: str | None, resolution: int | None, device: str | None, **options: Any) -> None:
     from mvar_models.extras import require
+    from mvar_models.pipeline import RELEASED_SIDES, fitted
     from mvar_models.training import token_cache, token_writer
     from mvar_models.training.commands import default_vqvae
     from mvar_models.training.data import check_data_exists, open_source
@@ -59,6 +61,10 @@ def _make(data: str, out: Path, vqvae: str | None, device: str | None, **options
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     vqvae = vqvae or default_vqvae(data)
     model = VQVAE.from_pretrained(vqvae, device=device)
+    if resolution is not None and resolution != model.config.resolution:
+        if resolution not in RELEASED_SIDES or model.config.sides not in RELEASED_SIDES.values():
+            raise ValueError(f"{vqvae} is for {model.config.resolution} px; --resolution is for the released VQVAE and 256, 512 or 1024 px")
+        model = fitted(model, RELEASED_SIDES[resolution])
     source = open_source(data, model.config.resolution)
     if isinstance(source, token_cache.TokenFolder):
         raise ValueError(f"{data} holds codes already, not pictures")

@@ -21,7 +21,7 @@ from mvar_models.training.data import ImageSource, digest
 from mvar_models.training.randomness import Purpose, generator
 from mvar_models.vqvae import VQVAE
 
-BATCH = 64
+_BATCH, _PIXELS = 64, 64 * 256 * 256
 MOST_COPIES = 64
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -71,7 +71,7 @@ def tokenize(
     codes = np.empty((copies, len(which), vqvae.config.length), dtype=np.uint16)
     kept = np.zeros(len(which), dtype=bool)
     batches = encoded(vqvae, source, which, copies=copies, seed=seed)
-    for _ in progress(range(0, len(which), BATCH)):
+    for _ in progress(range(0, len(which), pictures_at_a_time(vqvae))):
         positions, part = next(batches)
         codes[:, positions] = part
         kept[positions] = True
@@ -80,12 +80,13 @@ def tokenize(
 
 
 def encoded(
-    vqvae: VQVAE, source: ImageSource, which: np.ndarray, *, copies: int, seed: int, batch_size: int = BATCH
+    vqvae: VQVAE, source: ImageSource, which: np.ndarray, *, copies: int, seed: int, batch_size: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batch by batch: positions in `which` of the m pictures that could be read, and their codes (copies, m, L) uint16.
 
     The next batch is read while one is encoded.
     """
+    batch_size = batch_size or pictures_at_a_time(vqvae)
     check_copies(copies, source.flips)
     if vqvae.config.vocab_size > np.iinfo(np.uint16).max + 1:
         raise ValueError(f"vocab_size {vqvae.config.vocab_size} does not fit the cache's 16 bits a code")
@@ -100,6 +101,11 @@ def encoded(
                 variant = _variant(images, which[start + kept], copy, source.flips, seed)
                 codes[copy] = vqvae.encode(variant.to(vqvae.device, vqvae.dtype)).cpu().numpy()
             yield start + kept, codes
+
+
+def pictures_at_a_time(vqvae: VQVAE) -> int:
+    """To encode: 64 up to 256 px, fewer of larger ones, as memory goes with pixels (0.7 GB for a layer of the released encoder's finest level)."""
+    return max(1, min(_BATCH, _PIXELS // vqvae.config.resolution**2))
 
 
 def default_copies(flips: bool) -> int:

@@ -18,7 +18,7 @@ from mvar_models.grid import grid
 from mvar_models.mvar import MVAR
 from mvar_models.pipeline import VQVAE_FOLDER, MVARPipeline, VARPipeline, kind_of
 from mvar_models.training.randomness import Purpose, batch_members, generator
-from mvar_models.training.recipe import TransformerRun
+from mvar_models.training.recipe import PRECISIONS, TransformerRun
 from mvar_models.training.task import SumOverProcesses, Task
 from mvar_models.training.tokens import TokenSet
 from mvar_models.transformer import ScaleTransformer
@@ -28,30 +28,40 @@ from mvar_models.vqvae import VQVAE
 logger = logging.getLogger(__name__)
 
 _DENSE_STEPS = 8
-_VALIDATION_BATCH = 128
+# Pictures of a validation pass at most, and their tokens times the width: 128 of 256 px at depth 16.
+_VALIDATION_BATCH, _VALIDATION_FEATURES = 128, 128 * 680 * 1024
 _KERNEL_SIZE = 7
 _LARGEST_DENSE_SIDE = 10
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 10, 6
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def build_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...], resuming: bool = False) -> ScaleTransformer:
+def checkpoint_of(config: TransformerRun) -> ScaleTransformer | None:
+    """What the run starts from, an MVAR made from a VAR's parameters where that is asked for; None for nothing."""
+    if config.init is None:
+        return None
+    return VAR.from_pretrained(config.init) if config.arch == "var" else _mvar_from(config)
+
+
+def check_fit(model: ScaleTransformer, vqvae: VQVAE, config: TransformerRun) -> None:
+    """ValueError unless the checkpoint's codes are those of the VQVAE."""
+    for name in ("sides", "vocab_size", "z_channels"):
+        if getattr(model.config, name) != getattr(vqvae.config, name):
+            raise ValueError(f"{config.vqvae} does not fit {config.init}: {name} differs")
+
+
+def build_model(
+    config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...], resuming: bool = False, checkpoint: ScaleTransformer | None = None
+) -> ScaleTransformer:
     """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters; its classes are those of the data.
 
-    resuming: a run that goes on said at its start what it does to the classes.
+    resuming: a run that goes on said at its start what it does to the classes. checkpoint: `checkpoint_of(config)`, if it is at hand.
 
     Raises:
         ValueError: the checkpoint's codes are not those of the VQVAE, or it is an MVAR with other windows than asked for.
     """
-    if config.init is None:
-        model = _new_model(config, vqvae, class_names)
-    elif config.arch == "var":
-        model = VAR.from_pretrained(config.init)
-    else:
-        model = _mvar_from(config)
-    for name in ("sides", "vocab_size", "z_channels"):
-        if getattr(model.config, name) != getattr(vqvae.config, name):
-            raise ValueError(f"{config.vqvae} does not fit {config.init}: {name} differs")
+    model = checkpoint or checkpoint_of(config) or _new_model(config, vqvae, class_names)
+    check_fit(model, vqvae, config)
     if not _same_classes(model.config, class_names):
         if not resuming:
             logger.warning(
@@ -212,14 +222,16 @@ class TransformerTask(Task):
     def validation_losses(self) -> Tensor:
         """(L,) cross-entropy of each token, averaged over the held-out pictures, of which each process takes its share of every batch."""
         total = torch.zeros(self.model.config.length, dtype=torch.float64)
-        stride = _VALIDATION_BATCH * self._world_size
+        each = max(1, min(_VALIDATION_BATCH, _VALIDATION_FEATURES // (self.model.config.length * self.model.config.width)))
+        stride, dtype = each * self._world_size, PRECISIONS[self.config.precision]
         for start in range(0, len(self.val), stride):
             rest = np.arange(start, min(start + stride, len(self.val)))
             members = rest[self._rank :: self._world_size]
             # With FSDP all processes must make the same passes; one that has nothing left to add makes it for nothing.
             labels, indices = (tensor.to(self.config.device) for tensor in self.val.batch(members if len(members) else rest[:1]))
-            losses = self.compute(labels, self.scale_inputs(indices), indices, per_token=True).double().sum(0).cpu()
-            total += losses if len(members) else 0
+            with torch.autocast(indices.device.type, dtype=dtype, enabled=dtype is not None):
+                losses = self.compute(labels, self.scale_inputs(indices), indices, per_token=True)
+            total += losses.double().sum(0).cpu() if len(members) else 0
         return self._total(total) / len(self.val)
 
     def sample(self) -> Image.Image:

@@ -7,7 +7,7 @@ Why codes are restarted: with gradients alone, a small codebook on a small datas
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from mvar_models.training.task import Task
 from mvar_models.training.vqvae_losses import Adversary, Perceptual
 from mvar_models.vqvae import VQVAE
 
-_VALIDATION_BATCH = 64
+# Pictures of a validation pass at most, and their pixels: 16 of 256 px, whose reconstruction takes 5 GB with the released decoder.
+_VALIDATION_BATCH, _VALIDATION_PIXELS = 64, 16 * 256 * 256
 _USAGE_MOMENTUM = 0.99
 _RESTART_EVERY = 20
 # Restarts stop for the last part of a run, so that the codes that remain can settle.
@@ -152,6 +153,9 @@ class VQVAETask(Task):
             figures |= more | self.adversary.learn(images, reconstructed, share)
         return loss, figures
 
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        return [self.model.encoder, self.model.decoder]
+
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Let the discriminator step; count the codes that were drawn; now and then put those that nobody draws on residuals of the batch."""
@@ -221,8 +225,9 @@ class VQVAETask(Task):
         config = self.model.config
         ratios, drawn = torch.zeros(2, dtype=torch.float64), torch.zeros(len(config.sides), config.vocab_size)
         mine = self.val[self.rank :: self.world_size]
-        for start in range(0, len(mine), _VALIDATION_BATCH):
-            images = self.source.images(mine[start : start + _VALIDATION_BATCH]).to(self.config.device)
+        each = max(1, min(_VALIDATION_BATCH, _VALIDATION_PIXELS // config.resolution**2))
+        for start in range(0, len(mine), each):
+            images = self.source.images(mine[start : start + each]).to(self.config.device)
             indices = self.model.encode(images)
             drawn += self._draws(indices).cpu()
             found = psnr(self.model.decode(indices), images)
