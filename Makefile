@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(PY) -m mvar_models demo --out demo_out
 
 test: $(STAMP)
-	$(PYTEST) -n $(WORKERS) --dist loadfile tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 # On a machine with a GPU; runs from the tree, installs nothing.
 test-gpu:

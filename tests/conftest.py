@@ -12,6 +12,14 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
+# The interpreter's cases take minutes and stay on one worker: begun last, the other would wait for them.
+_FIRST = ("test_triton.py", "test_distributed.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
 def pytest_report_header(config):
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads; MVAR_TEST_SEED={os.environ.get('MVAR_TEST_SEED', 'fresh')}"
 
