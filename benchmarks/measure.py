@@ -37,9 +37,16 @@ class Timing:
 
     def over(self, other: Timing) -> float:
         """How many times as long as another competitor of the same rounds: their median, as a machine may change from one to the next."""
+        return statistics.median(own / its for own, its in self._beside(other))
+
+    def beyond(self, other: Timing, factor: float) -> float:
+        """Seconds more than `factor` times those of another competitor of the same rounds: their median."""
+        return statistics.median(own - factor * its for own, its in self._beside(other))
+
+    def _beside(self, other: Timing) -> list[tuple[float, float]]:
         if len(self.rounds) != len(other.rounds) or not self.rounds:
             raise ValueError(f"not timed in the same rounds: {len(self.rounds)} and {len(other.rounds)}")
-        return statistics.median(own / its for own, its in zip(self.rounds, other.rounds))
+        return list(zip(self.rounds, other.rounds))
 
 
 class Clock:

@@ -41,7 +41,7 @@ def run(seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
         lines.append(_line(ratio <= GROWTH, f"128 x 128 over 64 x 64, {direction}: {ratio:.2f} x the time (at most {GROWTH:g})"))
     for direction in ("forward", "both"):
         excess = {
-            side: timing[f"grid {side}", direction, auto.name].median - AUTO_RATIO * timing[f"grid {side}", direction, dense.name].median
+            side: timing[f"grid {side}", direction, auto.name].beyond(timing[f"grid {side}", direction, dense.name], AUTO_RATIO)
             for side in _SMALL_SIDES
         }
         side = max(excess, key=excess.__getitem__)

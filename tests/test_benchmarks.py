@@ -48,6 +48,7 @@ def test_ratios_are_taken_within_rounds():
     """A machine that gets slower in the middle of a run leaves them alone, unlike the ratio of two medians."""
     one, two = (Timing(0, 0, 0, 0, 5, rounds=rounds) for rounds in ((1.0, 1.0, 9.0, 9.0, 9.0), (2.0, 2.0, 18.0, 18.0, 18.0)))
     assert two.over(one) == 2 and one.over(two) == 0.5
+    assert two.beyond(one, 2) == 0 and two.beyond(one, 1) == 9
     with pytest.raises(ValueError, match="not timed in the same rounds: 5 and 0"):
         one.over(Timing(1.0, 1.0, 1.0, 1.0, 5))
     timings = measure({"a": lambda: None, "b": lambda: sum(range(20_000))}, CPU, seconds=0.01, least_calls=4)
