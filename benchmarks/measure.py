@@ -114,7 +114,8 @@ def measure(
     peaks = {name: clock.peak_bytes(run) for name, run in competitors.items()}
     calls = {name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()}
     times: dict[K, list[list[float]]] = {name: [] for name in competitors}
-    rounds = least_calls
+    # Ten calls a share where there are many, so that a moment's disturbance is a few rounds of many.
+    rounds = max(least_calls, min(calls.values(), default=0) // 10)
     for index in range(rounds):
         order = list(competitors) if index % 2 == 0 else list(reversed(competitors))
         for name in order:

@@ -52,7 +52,7 @@ def test_ratios_are_taken_within_rounds():
     with pytest.raises(ValueError, match="not timed in the same rounds: 5 and 0"):
         one.over(Timing(1.0, 1.0, 1.0, 1.0, 5))
     timings = measure({"a": lambda: None, "b": lambda: sum(range(20_000))}, CPU, seconds=0.01, least_calls=4)
-    assert len(timings["a"].rounds) == 4 and timings["b"].over(timings["a"]) > 1
+    assert 4 <= len(timings["a"].rounds) == len(timings["b"].rounds) <= 20 and timings["b"].over(timings["a"]) > 1
 
 
 def test_wrong_gradients_are_refused():
