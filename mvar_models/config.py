@@ -131,6 +131,10 @@ class VQVAEConfig(Config):
         """Side of a picture in pixels."""
         return self.sides[-1] * self.downsampling
 
+    def pictures_within(self, pixels: int, most: int) -> int:
+        """Pictures that have so many pixels together, from 1 to `most`: the networks' memory goes with pixels."""
+        return max(1, min(most, pixels // self.resolution**2))
+
     @property
     def length(self) -> int:
         """Tokens of a picture, all scales."""

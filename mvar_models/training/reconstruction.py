@@ -13,7 +13,8 @@ from mvar_models.training.pictures import to_pictures
 from mvar_models.vqvae import VQVAE
 
 _SHOWN = 8
-_BATCH, _PIXELS = 8, 8 * 256 * 256  # decoding at full resolution is what takes memory
+# Decoded at a time: the released decoder holds about 0.3 GB for a picture of 256 px.
+_BATCH, _PIXELS = 8, 8 * 256 * 256
 # A VQVAE that has seen such pictures is far above both: released ones reach 20 dB and more on photographs.
 _POOR = 18.0
 _OVER_FLAT = 3.0
@@ -35,14 +36,10 @@ class Reconstruction:
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     """Of pictures (n, 3, R, R) in [-1, 1]: encoded, decoded, compared; the first eight are drawn."""
-    back = torch.cat([vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in images.split(pictures_at_a_time(vqvae))])
+    parts = images.split(vqvae.config.pictures_within(_PIXELS, most=_BATCH))
+    back = torch.cat([vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in parts])
     flat = images.mean((2, 3), keepdim=True).expand_as(images)
     return Reconstruction(psnr(back, images).mean().item(), psnr(flat, images).mean().item(), side_by_side(images, back))
-
-
-def pictures_at_a_time(vqvae: VQVAE) -> int:
-    """To encode and decode: the released decoder holds about 0.3 GB for a picture of 256 px."""
-    return max(1, min(_BATCH, _PIXELS // vqvae.config.resolution**2))
 
 
 def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:

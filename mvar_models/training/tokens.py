@@ -105,7 +105,7 @@ def encoded(
 
 def pictures_at_a_time(vqvae: VQVAE) -> int:
     """To encode: 64 up to 256 px, fewer of larger ones, as memory goes with pixels (0.7 GB for a layer of the released encoder's finest level)."""
-    return max(1, min(_BATCH, _PIXELS // vqvae.config.resolution**2))
+    return vqvae.config.pictures_within(_PIXELS, most=_BATCH)
 
 
 def default_copies(flips: bool) -> int:

@@ -225,7 +225,7 @@ class VQVAETask(Task):
         config = self.model.config
         ratios, drawn = torch.zeros(2, dtype=torch.float64), torch.zeros(len(config.sides), config.vocab_size)
         mine = self.val[self.rank :: self.world_size]
-        each = max(1, min(_VALIDATION_BATCH, _VALIDATION_PIXELS // config.resolution**2))
+        each = config.pictures_within(_VALIDATION_PIXELS, most=_VALIDATION_BATCH)
         for start in range(0, len(mine), each):
             images = self.source.images(mine[start : start + each]).to(self.config.device)
             indices = self.model.encode(images)
