@@ -9,7 +9,7 @@ from token to token (TWINS, as in a packed qkv) their offsets are computed once:
 import triton
 import triton.language as tl
 
-from mvar_kernels.backends.triton.primitives import LEAST, LOG2E, dot, factor_parts, load_mask, load_rows, scores, store_rows
+from mvar_kernels.backends.triton.primitives import LOG2E, dot, factor_parts, least_score, load_mask, load_rows, scores, store_rows
 
 
 @triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
@@ -39,15 +39,17 @@ def forward_kernel(
         _, _, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_factor = tl.load(RQ + o_row + b_tokens, mask=m_tokens, other=1.0) * (magnitude * LOG2E)
         p_rk = RK + i_bh.to(tl.int64) * LK
+        least = least_score(magnitude, COSINE)
     else:
         b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
         flip = 0
+        least = least_score(scale, COSINE)
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     if not SPLIT:
         b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
-    # Finite: with short vectors what hides a score overflows to -inf, and a row whose first chunk is all hidden would give exp2(inf - inf).
-    b_max = tl.full([BM], LEAST, dtype=tl.float32)
+    # Above every hidden score and below every visible one: a row whose first chunk is all hidden keeps this maximum and adds exact zeros.
+    b_max = tl.full([BM], least, dtype=tl.float32)
     b_sum = tl.zeros([BM], dtype=tl.float32)
     b_acc = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):

@@ -12,6 +12,8 @@ NORM_EPS = tl.constexpr(1e-12)
 # Cosine attention multiplies dS by an inverse norm before it is rounded to the inputs' type; in float16 that must not overflow.
 HALF_LIMIT = tl.constexpr(8192.0)
 SMALLEST_FACTOR = tl.constexpr(2.0**-40)
+# Half of what `tables.NEGATIVE` hides a score with, and about the least finite float32.
+HALF_HIDDEN = tl.constexpr(-(2.0**99))
 LEAST = tl.constexpr(-3.0e38)
 
 
@@ -78,6 +80,24 @@ def factor_parts(p_factor, i_h, scale):
     factor = tl.load(p_factor + i_h).to(tl.float32) * scale
     sign = tl.where(factor < 0, -1.0, 1.0)
     return factor, sign, tl.maximum(tl.abs(factor), SMALLEST_FACTOR), (factor < 0).to(tl.int32)
+
+
+@triton.jit
+def least_score(magnitude, COSINE: tl.constexpr):
+    """Where a running maximum starts: below every visible score in base 2, far above every hidden one. `magnitude` is the factor or scale.
+
+    A maximum that a hidden score had set would be its rounded product, from which a GPU subtracts the unrounded one (it contracts `a * b - c`):
+    exp2 of the difference, up to 1e22 either way, is 0 or inf, and gave NaN. Nor may it start at -inf, as inf - inf is NaN.
+
+    Cosine attention: visible scores are cosines times the factor, so twice the factor lies below them for any factor. Hidden ones are
+    2^100 / (|q||k|) times the factor, lower while |q||k| < 2^99, and vanish beside visible ones while 2^100 / (|q||k|) times the factor, 2^-40
+    where it is zero, is above about 150: at |q||k| < 2^52 for any factor, which holds all of float16.
+    Dot products: hidden ones are -2^100 times the scale, visible ones above half of that while |qk| < 2^99.
+    """
+    if COSINE:
+        return -2.0 * LOG2E * magnitude
+    else:
+        return tl.maximum(HALF_HIDDEN * (magnitude * LOG2E), LEAST)
 
 
 @triton.jit
