@@ -37,7 +37,7 @@ test: $(STAMP)
 
 # On a machine with a GPU; runs from the tree, installs nothing.
 test-gpu:
-	PYTHONPATH=.:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton_cases.py tests/test_attention.py tests/test_gradients.py -q \
+	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton/triton_cases.py tests/kernels/test_attention.py tests/kernels/test_gradients.py -q \
 	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 
 # Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables here, CSV, JSON, Markdown and
@@ -60,14 +60,14 @@ test-min:
 
 # Builds the wheel, installs it in a clean environment outside the tree, samples digits from there.
 wheel-test: $(STAMP)
-	$(PY) tests/wheel_check.py
+	$(PY) scripts/wheel_check.py
 
 # How the embedded weights were made, step by step; about 20 minutes on two cores.
 weights: $(STAMP)
 	PATH="$(abspath $(VENV))/bin:$$PATH" sh mvar_models/weights/digits/reproduce.sh
 
 lint: $(STAMP)
-	$(PY) -m ruff check mvar_kernels mvar_models tests benchmarks
+	$(PY) -m ruff check .
 
 clean:
 	rm -rf build dist *.egg-info demo_out bench_out runs

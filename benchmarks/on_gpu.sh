@@ -4,7 +4,7 @@
 # everything up to the last step that ended, and the tables beside it.
 out=${OUT:-bench_out}
 python=${GPU_PYTHON:-python3}
-export PYTHONPATH=.:tests PYTHONUNBUFFERED=1 MVAR_COMMIT="${MVAR_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null)}"
+export PYTHONPATH=.:tests/support PYTHONUNBUFFERED=1 MVAR_COMMIT="${MVAR_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null)}"
 work=$(mktemp -d)
 mkdir -p "$out"
 failed=0
@@ -19,12 +19,12 @@ step() { # name, seconds, command: what it prints goes to name.txt, its last lin
     echo "== $name: exit status $status"
     tail -n 4 "$work/$name.txt"
     tar czf "$out/results.tgz" -C "$work" .
-    cp "$work"/*.md "$work/tile_rows.py" "$out" 2>/dev/null
+    cp "$work"/*.md "$work/tile_table.py" "$out" 2>/dev/null
 }
 
 workers=$("$python" -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 # shellcheck disable=SC2086
-step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest tests/triton_cases.py tests/test_attention.py -q -p no:cacheprovider $workers
+step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest tests/triton/triton_cases.py tests/kernels/test_attention.py -q -p no:cacheprovider $workers
 step selfcheck 40 "$python" -m mvar_kernels
 step attention 130 "$python" -m benchmarks --suite attention --quick --out "$work"
 step models 90 "$python" -m benchmarks --suite model --suite sampling --suite memory --quick --out "$work"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.attention import run_case
-from benchmarks.baselines import DenseMask, Ours
-from benchmarks.cases import attention_cases
-from benchmarks.machine import Ceilings
+from benchmarks.core.cases import attention_cases
+from benchmarks.core.machine import Ceilings
+from benchmarks.suites.attention import run_case
+from benchmarks.suites.baselines import DenseMask, Ours
 
 pytest.importorskip("pytest_benchmark", reason='pytest-benchmark is not installed: pip install ".[bench]"')
 
@@ -15,7 +15,11 @@ COMPETITORS = {baseline.name: baseline for baseline in (Ours("auto"), DenseMask(
 
 
 @pytest.mark.parametrize("name", COMPETITORS)
-@pytest.mark.parametrize("case", attention_cases(DEVICE, quick=True), ids=lambda case: f"{case.name} {case.direction} {case.cosine}")
+@pytest.mark.parametrize(
+    "case",
+    attention_cases(DEVICE, quick=True),
+    ids=lambda case: f"{case.name} {case.direction} {case.cosine}",
+)
 def test_attention(benchmark, case, name):
     competitor = COMPETITORS[name]
     ceilings = Ceilings(1.0, {case.dtype: 1.0})

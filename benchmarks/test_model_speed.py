@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.activations import example
-from benchmarks.model_suite import shapes
-from benchmarks.plain import PlainModel
+from benchmarks.estimates.activations import example
+from benchmarks.suites.model import shapes
+from benchmarks.suites.plain_pytorch import PlainModel
 
 pytest.importorskip("pytest_benchmark", reason='pytest-benchmark is not installed: pip install ".[bench]"')
 

@@ -2,7 +2,7 @@
 
 Candidates of every kernel are timed through the public launch on the 256 px pyramid and on one 64 x 64 grid, the others held at their current row:
 from the current one in steps that change one number, to where no step is faster. One that differs from float64 is none. The fastest becomes a row
-of this very architecture, which goes before its family's; what was found stands in tune.csv and tile_rows.py after each kernel.
+of this very architecture, which goes before its family's; what was found stands in tune.csv and tile_table.py after each kernel.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from benchmarks import machine
-from benchmarks.attention import GATE, largest_error, oracle
-from benchmarks.cases import Case, grid, pyramid
-from benchmarks.measure import measure
-from mvar_kernels.backends.triton import tile_rows
-from mvar_kernels.backends.triton.tiles import Config, Row, architecture_of, tile_row
-from mvar_models.checkpoints import write_text
+from benchmarks.core import machine
+from benchmarks.core.cases import Case, grid, pyramid
+from benchmarks.core.measure import measure
+from benchmarks.suites.attention import GATE, largest_error, oracle
+from mvar_kernels.backends.triton import tile_table
+from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row
+from mvar_kernels.backends.triton.tile_config import Config, Row
+from mvar_models.files import write_text
 
 KERNELS = ("forward", "dq", "dkdv")
 _TILES = ((8, 8), (8, 16), (4, 8))
@@ -41,7 +43,11 @@ _WORTH = 0.98
 def neighbours(config: Config) -> list[Config]:
     """Configurations that differ in the tile, the chunk, the warps or the stages alone."""
     changed = [{"height": height, "width": width} for height, width in _TILES]
-    changed += [{"chunk": chunk} for chunk in _CHUNKS] + [{"num_warps": warps} for warps in _WARPS] + [{"num_stages": stages} for stages in _STAGES]
+    changed += (
+        [{"chunk": chunk} for chunk in _CHUNKS]
+        + [{"num_warps": warps} for warps in _WARPS]
+        + [{"num_stages": stages} for stages in _STAGES]
+    )
     return [other for other in (config._replace(**change) for change in changed) if other != config]
 
 
@@ -54,13 +60,13 @@ def cases(row: Row) -> list[Case]:
 @contextmanager
 def trying(row: Row) -> Iterator[None]:
     """Launches within take this row."""
-    before = tile_rows.ROWS
-    tile_rows.ROWS = (row, *(old for old in before if old[:4] != row[:4]))
+    before = tile_table.ROWS
+    tile_table.ROWS = (row, *(old for old in before if old[:4] != row[:4]))
     tile_row.cache_clear()
     try:
         yield
     finally:
-        tile_rows.ROWS = before
+        tile_table.ROWS = before
         tile_row.cache_clear()
 
 
@@ -83,15 +89,21 @@ class Stopwatch:
                 arguments = query, key, value, factor, case.neighborhood, scale
 
                 def backward(out: torch.Tensor, lse: torch.Tensor) -> Any:
-                    return launch.backward(grad, None, *arguments[:3], out, lse, *arguments[3:])  # noqa: B023
+                    return launch.backward(grad, None, *arguments[:3], out, lse, *arguments[3:])  # noqa: B023  (called in this iteration)
 
                 try:
                     out, lse = launch.forward(*arguments)
                     found = [out, *backward(out, lse)[:3]] if kernel != "forward" else [out]
                     if not largest_error(found, right[: len(found)]) <= GATE[case.dtype]:
                         return math.inf
-                    run = (lambda: launch.forward(*arguments)) if kernel == "forward" else (lambda: backward(out, lse))  # noqa: B023
-                    total += math.log(measure({"": run}, self.device, seconds=0.02, least_calls=10)[""].median)
+                    run = (
+                        partial(launch.forward, *arguments)
+                        if kernel == "forward"
+                        else partial(backward, out, lse)
+                    )
+                    total += math.log(
+                        measure({"": run}, self.device, seconds=0.02, least_calls=10)[""].median
+                    )
                 except Exception:  # out of shared memory or registers: no candidate here
                     return math.inf
         return math.exp(total / len(cases(row)))
@@ -103,7 +115,13 @@ class Stopwatch:
         return self._known[case]
 
 
-def best(row: Row, kernel: str, seconds: Callable[[Row, str], float], trials: list[dict[str, Any]], out_of_time: Callable[[], bool]) -> Row:
+def best(
+    row: Row,
+    kernel: str,
+    seconds: Callable[[Row, str], float],
+    trials: list[dict[str, Any]],
+    out_of_time: Callable[[], bool],
+) -> Row:
     """The row with the kernel's fastest configuration among those tried; what is not clearly faster stays."""
     current = fastest = getattr(row, kernel)
     times = {current: seconds(row, kernel)}
@@ -126,8 +144,8 @@ def best(row: Row, kernel: str, seconds: Callable[[Row, str], float], trials: li
 
 
 def render(rows: tuple[Row, ...]) -> str:
-    """The text of tile_rows.py with these rows; what stands above them is kept."""
-    text = Path(tile_rows.__file__).read_text(encoding="utf-8")
+    """The text of tile_table.py with these rows; what stands above them is kept."""
+    text = Path(tile_table.__file__).read_text(encoding="utf-8")
     head = text[: text.index("ROWS = (")]
     lines = [
         f'    _row(\n        "{row.family}", {row.bytes}, {row.max_dim}, {row.cosine}, {tuple(row.forward)}, {tuple(row.dq)}, {tuple(row.dkdv)},\n'
@@ -143,15 +161,17 @@ def render(rows: tuple[Row, ...]) -> str:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
 @click.option("--minutes", default=4.0, help="Try nothing new after this.")
 def main(dims: tuple[str, ...], sizes: tuple[str, ...], out: Path, minutes: float) -> None:
-    """Find the fastest rows for this GPU; write tile_rows.py here and, with every trial, into OUT."""
+    """Find the fastest rows for this GPU; write tile_table.py here and, with every trial, into OUT."""
     if not torch.cuda.is_available():
         raise click.ClickException("no GPU here: there is nothing to measure")
     device = torch.device("cuda")
     architecture, facts, stopwatch = architecture_of(device), machine.describe(device), Stopwatch(device)
     trials: list[dict[str, Any]] = []
-    rows = list(tile_rows.ROWS)
+    rows = list(tile_table.ROWS)
     end = time.monotonic() + 60 * minutes
-    for size, dim, cosine, kernel in itertools.product(map(int, sizes), map(int, dims), (False, True), KERNELS):
+    for size, dim, cosine, kernel in itertools.product(
+        map(int, sizes), map(int, dims), (False, True), KERNELS
+    ):
         if time.monotonic() > end:
             click.echo(f"out of time before {kernel} of {size} bytes, head dimension {dim}, cosine {cosine}")
             break
@@ -159,7 +179,7 @@ def main(dims: tuple[str, ...], sizes: tuple[str, ...], out: Path, minutes: floa
         found = best(start, kernel, stopwatch, trials, lambda: time.monotonic() > end)
         why = f"fastest of those near it on {facts['device']}, triton {facts['triton']}, at {facts['commit']}"
         rows = [row for row in rows if row[:4] != found[:4]] + [found._replace(why=why)]
-        tile_rows.ROWS = tuple(rows)
+        tile_table.ROWS = tuple(rows)
         tile_row.cache_clear()
         click.echo(f"{found[:4]}: {kernel} {tuple(getattr(found, kernel))}")
         text = io.StringIO()
@@ -168,8 +188,8 @@ def main(dims: tuple[str, ...], sizes: tuple[str, ...], out: Path, minutes: floa
         writer.writerows(trials)
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "tune.csv", text.getvalue())
-        write_text(out / "tile_rows.py", render(tuple(rows)))
-    write_text(Path(tile_rows.__file__), render(tuple(rows)))
+        write_text(out / "tile_table.py", render(tuple(rows)))
+    write_text(Path(tile_table.__file__), render(tuple(rows)))
 
 
 if __name__ == "__main__":

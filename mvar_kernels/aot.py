@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvar_kernels.backends.triton.tiles import SHARED_BYTES, Config, Row, rows_for, tile_row
+from mvar_kernels.backends.triton.tile_choice import rows_for, tile_row
+from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
 _ELEMENTS = {2: "bf16", 4: "fp32"}
@@ -53,8 +54,8 @@ def kernels(row: Row) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
 
 def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
     """A kernel by name and the constants that select its usual variant: whole windows, no gradient through lse."""
-    from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
-    from mvar_kernels.backends.triton.kernel_forward import forward_kernel
+    from mvar_kernels.backends.triton.backward import backward_dkdv, backward_dq
+    from mvar_kernels.backends.triton.forward import forward_kernel
 
     return {
         "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "TWINS": True}),
@@ -63,7 +64,9 @@ def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
     }[name]
 
 
-def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
+def _signature(
+    names: list[str], element: str, constants: dict[str, Any]
+) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
     """Types of the arguments and what the launcher would specialize on: 16-byte alignment, and strides divisible by 16."""
     pointers = {
         **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "X"), f"*{element}"),
@@ -85,7 +88,9 @@ def _signature(names: list[str], element: str, constants: dict[str, Any]) -> tup
     return signature, attributes
 
 
-def compile_kernel(function: Any, target: str, element: str, config: Config, constants: dict[str, Any], dim: int) -> Any:
+def compile_kernel(
+    function: Any, target: str, element: str, config: Config, constants: dict[str, Any], dim: int
+) -> Any:
     """Triton's compiled kernel for a target such as "cuda:90"; strides of the head dimension are 1.
 
     Raises:
@@ -98,7 +103,9 @@ def compile_kernel(function: Any, target: str, element: str, config: Config, con
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
         raise ImportError(f"compiling ahead of time needs triton 3.3 or newer, here is {triton.__version__}")
     backend, architecture = target.split(":")
-    gpu = GPUTarget("cuda", int(architecture), 32) if backend == "cuda" else GPUTarget("hip", architecture, 64)
+    gpu = (
+        GPUTarget("cuda", int(architecture), 32) if backend == "cuda" else GPUTarget("hip", architecture, 64)
+    )
     names = list(function.arg_names)
     fixed = {
         "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk, "E": _FEATURES,
@@ -123,7 +130,11 @@ def report(kernel: Any, target: str) -> dict[str, Any]:
             return int(found[1]) if found else 0
 
         body = [line.strip() for line in assembly.splitlines()]
-        figures = {"registers": number("vgpr_count"), "spilled": number("private_segment_fixed_size"), "loops": []}
+        figures = {
+            "registers": number("vgpr_count"),
+            "spilled": number("private_segment_fixed_size"),
+            "loops": [],
+        }
     else:
         dump = _cuobjdump(kernel.asm["cubin"])
         usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("--dump-resource-usage"))
@@ -150,14 +161,19 @@ def _cuobjdump(cubin: bytes) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kernel.cubin"
             file.write_bytes(cubin)
-            return subprocess.run([str(tool), flag, str(file)], capture_output=True, text=True, check=True).stdout
+            return subprocess.run(
+                [str(tool), flag, str(file)], capture_output=True, text=True, check=True
+            ).stdout
 
     return dump
 
 
 def _instructions(sass: str) -> list[tuple[int, str]]:
     """(address, text without predicate) of every instruction."""
-    found = (re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+.*);", line) for line in sass.splitlines())
+    found = (
+        re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+.*);", line)
+        for line in sass.splitlines()
+    )
     return [(int(match[1], 16), match[2]) for match in found if match]
 
 
@@ -176,18 +192,25 @@ def _main_loops(code: list[tuple[int, str]]) -> list[int]:
 def run(targets: list[str], head_dim: int | None = None, variants: bool = False) -> list[dict[str, Any]]:
     """One report a kernel, variant, row and target; of the rows that serve `head_dim` alone, if it is given."""
     names = list(VARIANTS) if variants else ["usual"]
-    return [result for target in targets for row in _rows(target, head_dim) for result in _row_reports(target, row, names)]
+    return [
+        result
+        for target in targets
+        for row in _rows(target, head_dim)
+        for result in _row_reports(target, row, names)
+    ]
 
 
 def _rows(target: str, head_dim: int | None) -> tuple[Row, ...]:
     architecture = architecture_name(target)
     if head_dim is None:
         return rows_for(architecture)
-    return tuple(tile_row(architecture, head_dim, size, cosine) for size in _ELEMENTS for cosine in (False, True))
+    return tuple(
+        tile_row(architecture, head_dim, size, cosine) for size in _ELEMENTS for cosine in (False, True)
+    )
 
 
 def architecture_name(target: str) -> str:
-    """"cuda:90" -> "sm_90", "hip:gfx942" -> "gfx942"."""
+    """ "cuda:90" -> "sm_90", "hip:gfx942" -> "gfx942"."""
     backend, architecture = target.split(":")
     return f"sm_{architecture}" if backend == "cuda" else architecture
 
@@ -205,7 +228,14 @@ def _row_reports(target: str, row: Row, variants: list[str]) -> Iterator[dict[st
             problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
             if figures["shared"] > limit:
                 problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
-            key = {"target": target, "kernel": name, "variant": variant_name, "cosine": row.cosine, "head_dim": row.max_dim, "element": element}
+            key = {
+                "target": target,
+                "kernel": name,
+                "variant": variant_name,
+                "cosine": row.cosine,
+                "head_dim": row.max_dim,
+                "element": element,
+            }
             yield {**key, "config": list(config), **figures, "problems": problems}
 
 
@@ -229,7 +259,20 @@ def _differs(variant_name: str, function: Any, row: Row) -> bool:
 
 
 def _table(results: list[dict[str, Any]]) -> Iterator[str]:
-    columns = ("target", "kernel", "variant", "cosine", "head_dim", "element", "registers", "spilled", "shared", "tensor_core", "async_copy", "loops")
+    columns = (
+        "target",
+        "kernel",
+        "variant",
+        "cosine",
+        "head_dim",
+        "element",
+        "registers",
+        "spilled",
+        "shared",
+        "tensor_core",
+        "async_copy",
+        "loops",
+    )
     widths = (11, 8, 8, 7, 9, 8, 10, 8, 8, 12, 11, 12)
     yield "".join(name.ljust(width) for name, width in zip(columns, widths)) + "tile, chunk, warps, stages"
     for result in results:
@@ -238,10 +281,16 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that are not here.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that are not here."
+    )
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated; default: all")
-    parser.add_argument("--head-dim", type=int, default=None, help="only the table rows that serve this head dimension")
-    parser.add_argument("--variants", action="store_true", help="rarer variants too, about seven times as many kernels")
+    parser.add_argument(
+        "--head-dim", type=int, default=None, help="only the table rows that serve this head dimension"
+    )
+    parser.add_argument(
+        "--variants", action="store_true", help="rarer variants too, about seven times as many kernels"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):

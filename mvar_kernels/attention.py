@@ -58,7 +58,9 @@ def spatial_markov_attn(
     _check_tensors(query, key, value, rank=5, layout="(B, H, W, heads, D)")
     query_grid, key_grid = tuple(query.shape[1:3]), tuple(key.shape[1:3])
     if min(*query_grid, *key_grid) < 1:
-        raise ValueError(f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}")
+        raise ValueError(
+            f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}"
+        )
     neighborhood = Neighborhood.of_grids(query_grid, key_grid, as_pair(kernel_size, "kernel_size"))
     flat = (tensor.flatten(1, 2) for tensor in (query, key, value))
     out, lse = _attend(*flat, neighborhood, scale, logit_scale, backend, return_lse)
@@ -116,7 +118,10 @@ def neighborhood_attn(
     VAR's block-causal attention goes through here; the rest is as for `pyramid_markov_attn`.
     """
     _check_tensors(query, key, value, rank=4, layout="(B, L, heads, D)")
-    for name, tensor, expected in (("query", query, neighborhood.num_queries), ("key", key, neighborhood.num_keys)):
+    for name, tensor, expected in (
+        ("query", query, neighborhood.num_queries),
+        ("key", key, neighborhood.num_keys),
+    ):
         if tensor.shape[1] != expected:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the neighborhood has {expected}")
     out, lse = _attend(query, key, value, neighborhood, scale, logit_scale, backend, return_lse)
@@ -140,7 +145,13 @@ def _attend(
     query, key, value = _autocast(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
-    if backend == "auto" and logit_scale is None and not return_lse and _is_eager_cpu(query) and query.numel():
+    if (
+        backend == "auto"
+        and logit_scale is None
+        and not return_lse
+        and _is_eager_cpu(query)
+        and query.numel()
+    ):
         chosen, _ = announced(query, key, value, None, neighborhood)
         if chosen == "sdpa" and sdpa.is_one_call(neighborhood):
             return sdpa.one_call(query, key, value, neighborhood, float(scale)), None
@@ -149,7 +160,11 @@ def _attend(
 
 def _is_eager_cpu(query: Tensor) -> bool:
     """Neither compiled nor watched (FLOP counters, fake tensors), which are served by the operators."""
-    return query.device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+    return (
+        query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,12 +188,18 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int, layout:
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}")
     # Autocast may bring operands of different types together; it will make them one.
     if len({query.dtype, key.dtype, value.dtype}) > 1 and not torch.is_autocast_enabled(query.device.type):
-        raise TypeError(f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}")
+        raise TypeError(
+            f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}"
+        )
     if key.shape != value.shape:
-        raise ValueError(f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}")
+        raise ValueError(
+            f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}"
+        )
     for axis, what in ((0, "batch size"), (rank - 2, "number of heads"), (rank - 1, "head dimension")):
         if query.shape[axis] != key.shape[axis]:
-            raise ValueError(f"query and key must have one {what}, got {query.shape[axis]} and {key.shape[axis]}")
+            raise ValueError(
+                f"query and key must have one {what}, got {query.shape[axis]} and {key.shape[axis]}"
+            )
     if not 1 <= query.shape[-1] <= MAX_HEAD_DIM:
         raise ValueError(f"the head dimension must be between 1 and {MAX_HEAD_DIM}, got {query.shape[-1]}")
 

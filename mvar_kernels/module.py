@@ -63,4 +63,6 @@ class SpatialMarkovAttention(nn.Module):
         return self.proj(out.flatten(3))
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, cosine={self.log_scale is not None}"
+        return (
+            f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, cosine={self.log_scale is not None}"
+        )

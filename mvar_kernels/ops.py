@@ -37,7 +37,11 @@ def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
 def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Autocast has cast what is given (`attention.py`); products inside, of float32 accumulators too, are not for it to round."""
     device_type = query.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else contextlib.nullcontext()
+    return (
+        torch.autocast(device_type, enabled=False)
+        if torch.is_autocast_enabled(device_type)
+        else contextlib.nullcontext()
+    )
 
 
 @torch.library.custom_op("mvar_kernels::attention", mutates_args=(), schema=_FORWARD)
@@ -57,20 +61,33 @@ def _(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore
 
 
 @torch.library.custom_op("mvar_kernels::attention_backward", mutates_args=(), schema=_BACKWARD)
-def attention_backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
+def attention_backward(
+    grad_out, grad_lse, query, key, value, out, lse, logit_scale, geometry, scale, backend
+):  # type: ignore[no-untyped-def]
     """Gradients of q, k, v and logit_scale (an empty tensor without it)."""
     if query.numel() == 0:
-        return tuple(torch.zeros_like(tensor) for tensor in (query, key, value, _factor_like(logit_scale, query)))
+        return tuple(
+            torch.zeros_like(tensor) for tensor in (query, key, value, _factor_like(logit_scale, query))
+        )
     neighborhood = Neighborhood.decode(geometry)
     chosen = backends.choose(backend, query, key, value, logit_scale, neighborhood)
     with _in_own_types(query):
-        dq, dk, dv, dfactor = chosen.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous(), query.new_empty(0) if dfactor is None else dfactor
+        dq, dk, dv, dfactor = chosen.backward(
+            grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale
+        )
+    return (
+        dq.contiguous(),
+        dk.contiguous(),
+        dv.contiguous(),
+        query.new_empty(0) if dfactor is None else dfactor,
+    )
 
 
 @attention_backward.register_fake
 def _(grad_out, grad_lse, query, key, value, out, lse, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
-    dq, dk, dv = (torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
+    dq, dk, dv = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
+    )
     return dq, dk, dv, torch.empty_like(_factor_like(logit_scale, query))
 
 
@@ -105,14 +122,26 @@ def _pairs(query_shape: Sequence[int], geometry: Sequence[int]) -> int:
 
 
 @register_flop_formula(torch.ops.mvar_kernels.attention)
-def _attention_flops(query_shape, key_shape, value_shape, logit_scale_shape, geometry, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _attention_flops(
+    query_shape, key_shape, value_shape, logit_scale_shape, geometry, *args, **kwargs
+) -> int:  # type: ignore[no-untyped-def]
     """Two products over the attended pairs, 2 operations a multiply-add; tiles compute more, which is not useful work."""
     return 4 * _pairs(query_shape, geometry)
 
 
 @register_flop_formula(torch.ops.mvar_kernels.attention_backward)
 def _backward_flops(  # type: ignore[no-untyped-def]
-    grad_out_shape, grad_lse_shape, query_shape, key_shape, value_shape, out_shape_, lse_shape, logit_scale_shape, geometry, *args, **kwargs
+    grad_out_shape,
+    grad_lse_shape,
+    query_shape,
+    key_shape,
+    value_shape,
+    out_shape_,
+    lse_shape,
+    logit_scale_shape,
+    geometry,
+    *args,
+    **kwargs,
 ) -> int:
     """Five products: the scores again, and one each for dP, dQ, dK and dV."""
     return 10 * _pairs(query_shape, geometry)

@@ -31,7 +31,8 @@ def window_starts(num_queries: int, num_keys: int, kernel: int) -> tuple[int, ..
     """First key of every query's window along one axis; each window has min(kernel, num_keys) keys."""
     k = min(kernel, num_keys)
     return tuple(
-        min(max(((2 * i + 1) * num_keys) // (2 * num_queries) - k // 2, 0), num_keys - k) for i in range(num_queries)
+        min(max(((2 * i + 1) * num_keys) // (2 * num_queries) - k // 2, 0), num_keys - k)
+        for i in range(num_queries)
     )
 
 
@@ -166,15 +167,21 @@ class Pyramid:
         except TypeError as error:
             if isinstance(sides, Iterable):
                 raise
-            raise TypeError(f"sides must be a sequence of ints or (height, width) pairs, got {sides!r}") from error
+            raise TypeError(
+                f"sides must be a sequence of ints or (height, width) pairs, got {sides!r}"
+            ) from error
         if not grids:
             raise ValueError("sides must name at least one scale, got none")
         dense_scales = _as_int(dense_scales, "dense_scales")
         if not 0 <= dense_scales <= len(grids):
-            raise ValueError(f"dense_scales must be between 0 and the number of scales ({len(grids)}), got {dense_scales}")
+            raise ValueError(
+                f"dense_scales must be between 0 and the number of scales ({len(grids)}), got {dense_scales}"
+            )
         per_scale = kernel_size if isinstance(kernel_size, list) else [kernel_size] * len(grids)
         if len(per_scale) != len(grids):
-            raise ValueError(f"kernel_size as a list needs one entry per scale ({len(grids)}), got {len(per_scale)}")
+            raise ValueError(
+                f"kernel_size as a list needs one entry per scale ({len(grids)}), got {len(per_scale)}"
+            )
         windows = tuple(
             grid if scale < dense_scales or kernel is None else _clamp(as_pair(kernel, "kernel_size"), grid)
             for scale, (grid, kernel) in enumerate(zip(grids, per_scale))
@@ -182,7 +189,12 @@ class Pyramid:
         offsets = [0]
         for h, w in grids:
             offsets.append(offsets[-1] + h * w)
-        for name, value in (("sides", grids), ("windows", windows), ("offsets", tuple(offsets[:-1])), ("length", offsets[-1])):
+        for name, value in (
+            ("sides", grids),
+            ("windows", windows),
+            ("offsets", tuple(offsets[:-1])),
+            ("length", offsets[-1]),
+        ):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -22,7 +22,9 @@ def main() -> int:
     """Print the report; 0 if every backend that runs here agrees with float64, else 1."""
     for line in _versions():
         print(line)
-    torch.set_float32_matmul_precision("highest")  # some images turn TF32 on, which is not what is to be checked
+    torch.set_float32_matmul_precision(
+        "highest"
+    )  # some images turn TF32 on, which is not what is to be checked
     right = True
     for device in _devices():
         right &= _check(device)
@@ -68,7 +70,9 @@ def _check(device: str) -> bool:
         try:
             results = _run(backend, [q, k, v, grad, factor], neighborhood)
         except Exception as failure:  # the others are still worth knowing
-            print(f"  {name:10} failed: {type(failure).__name__}: {str(failure).splitlines()[0][:200] if str(failure) else ''}")
+            print(
+                f"  {name:10} failed: {type(failure).__name__}: {str(failure).splitlines()[0][:200] if str(failure) else ''}"
+            )
             right = False
             continue
         error = max(_relative_error(result, true) for result, true in zip(results, truth))

@@ -36,7 +36,9 @@ def residual_assignment(num_scales: int, num_convolutions: int) -> tuple[int, ..
     """
     margin = 1 / 3 / num_convolutions
     ticks = np.linspace(margin, 1 - margin, num_convolutions)
-    return tuple(int(np.argmin(np.abs(ticks - scale / max(num_scales - 1, 1)))) for scale in range(num_scales))
+    return tuple(
+        int(np.argmin(np.abs(ticks - scale / max(num_scales - 1, 1)))) for scale in range(num_scales)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +177,9 @@ class TransformerConfig(Config):
         if self.class_names is not None:
             self._freeze("class_names", tuple(self.class_names))
             if len(self.class_names) != self.num_classes:
-                raise ValueError(f"class_names needs one name per class ({self.num_classes}), got {len(self.class_names)}")
+                raise ValueError(
+                    f"class_names needs one name per class ({self.num_classes}), got {len(self.class_names)}"
+                )
 
     @property
     def head_dim(self) -> int:

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models import checkpoints
+from mvar_models.checkpoints import load as checkpoints
+from mvar_models.checkpoints.read_tensors import read
 from mvar_models.config import CONFIG_NAME, SIDES_256, SIDES_512, SIDES_1024, read_config
-from mvar_models.generation import check_filters, sample
-from mvar_models.mvar import MVAR
-from mvar_models.safe_reading import read
-from mvar_models.transformer import ScaleTransformer
-from mvar_models.var import VAR
-from mvar_models.vqvae import VQVAE
+from mvar_models.networks.mvar import MVAR
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var import VAR
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.sampling.sampler import check_filters, sample
 
 P = TypeVar("P", bound="Pipeline")
 
@@ -39,7 +39,9 @@ class Pipeline:
 
     def __init__(self, model: ScaleTransformer, vqvae: VQVAE) -> None:
         if not isinstance(model, self.model_class):
-            raise TypeError(f"{type(self).__name__} needs a {self.model_class.__name__}, got {type(model).__name__}")
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.model_class.__name__}, got {type(model).__name__}"
+            )
         ours, theirs = model.config, vqvae.config
         for name in ("sides", "vocab_size", "z_channels"):
             if getattr(ours, name) != getattr(theirs, name):
@@ -51,7 +53,11 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls: type[P], name: str | os.PathLike[str], *, vqvae: VQVAE | str | os.PathLike[str] | None = None, **options: Any
+        cls: type[P],
+        name: str | os.PathLike[str],
+        *,
+        vqvae: VQVAE | str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> P:
         """Load a model and its VQVAE.
 
@@ -73,8 +79,8 @@ class Pipeline:
         return self.model.save_pretrained(folder, dtype)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload both networks to the Hub as org/name, with a model card; see `mvar_models.hub.push_to_hub`. Returns the address."""
-        from mvar_models.hub import push_to_hub
+        """Upload both networks to the Hub as org/name, with a model card; see `mvar_models.checkpoints.push.push_to_hub`. Returns the address."""
+        from mvar_models.checkpoints.push import push_to_hub
 
         return push_to_hub(self, repository, **options)
 
@@ -95,9 +101,15 @@ class Pipeline:
         if isinstance(label, str):
             found = [number for number, name in enumerate(names) if label == name]
             found = found or [number for number, name in enumerate(names) if label in name.split(", ")]
-            found = found or [number for number, name in enumerate(names) if label.casefold() in (name.casefold(), *name.casefold().split(", "))]
+            found = found or [
+                number
+                for number, name in enumerate(names)
+                if label.casefold() in (name.casefold(), *name.casefold().split(", "))
+            ]
             if len(found) > 1:
-                raise ValueError(f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number")
+                raise ValueError(
+                    f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number"
+                )
             if found:
                 return found[0]
             if not label.isdigit():
@@ -203,7 +215,11 @@ class Pipeline:
         parts = []
         for piece in f_hat.split(step):
             images = (self.vqvae.decode_latents(piece.to(self.vqvae.dtype)).float() + 1) / 2
-            parts.append(images if output_type == "pt" else (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            parts.append(
+                images
+                if output_type == "pt"
+                else (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+            )
         return torch.cat(parts) if output_type == "pt" else torch.cat(parts).numpy()
 
     def _join(self, parts: list[Any], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
@@ -214,12 +230,16 @@ class Pipeline:
         return array if output_type == "np" else [Image.fromarray(picture) for picture in array]
 
 
-def _load_vqvae(checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str] | None, options: dict[str, Any]) -> VQVAE:
+def _load_vqvae(
+    checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> VQVAE:
     """The VQVAE of that name, or the one that belongs to a checkpoint which names none."""
     path = Path(checkpoint)
     if vqvae is None and path.is_dir() and not (path / VQVAE_FOLDER).is_dir():
         raise ValueError(f"{checkpoint} does not say which VQVAE its codes belong to; pass vqvae=")
-    if vqvae is None and path.is_file():  # a released program's: beside the transformer, else there is one such VQVAE
+    if (
+        vqvae is None and path.is_file()
+    ):  # a released program's: beside the transformer, else there is one such VQVAE
         vqvae = path if path.suffix != ".safetensors" and read(path).has_vqvae else _RELEASED_VQVAE
     if vqvae is None:
         return VQVAE.from_pretrained(checkpoint, subfolder=VQVAE_FOLDER, **options)
@@ -236,7 +256,7 @@ def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
 
 def vqvae_of(name: str | os.PathLike[str]) -> str | None:
     """Name, folder or file of the VQVAE that a checkpoint goes with; None where it does not say. Of a Hub repository it is fetched."""
-    from mvar_models import zoo
+    from mvar_models.checkpoints import zoo
 
     entry, path = zoo.find(str(name)), Path(name)
     if entry is None and not path.exists() and zoo.looks_like_hub_id(str(name)):
@@ -256,7 +276,7 @@ def vqvae_of(name: str | os.PathLike[str]) -> str | None:
 
 
 def _bar(total: int) -> Any:
-    from mvar_models.extras import require
+    from mvar_models.optional import require
 
     return require("tqdm", "train").tqdm(total=total, unit="scale", desc="sampling", dynamic_ncols=True)
 
@@ -267,7 +287,11 @@ def _known(label: str, names: Sequence[str]) -> str:
     close = [single[each] for each in difflib.get_close_matches(label.casefold(), single, n=3, cutoff=0.8)]
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "it has no class names"
+    return (
+        f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        if names
+        else "it has no class names"
+    )
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
@@ -298,24 +322,34 @@ def model_for(name: str | os.PathLike[str], arch: str | None = None, **options: 
 
 
 def kind_of(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> str:
-    """"var" or "mvar": what a checkpoint holds.
+    """ "var" or "mvar": what a checkpoint holds.
 
     Its zoo entry, its configuration or the released program that wrote it tells; a bare released state dict is alike for both and needs `arch`.
 
     Raises:
         ValueError: none of them tells, or it is another kind of model.
     """
-    from mvar_models import zoo
+    from mvar_models.checkpoints import zoo
 
     entry = zoo.find(str(name))
     if entry is not None:
         kind = entry.model_type
     else:
-        hub_options = {key: options[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in options}
+        hub_options = {
+            key: options[key]
+            for key in ("revision", "cache_dir", "local_files_only", "token")
+            if key in options
+        }
         source = checkpoints.locate(name, MVAR.config_class.model_type, **hub_options)
-        kind = read_config(source.config).get("model_type") if source.config else (arch or read(source.weights).kind)
+        kind = (
+            read_config(source.config).get("model_type")
+            if source.config
+            else (arch or read(source.weights).kind)
+        )
     if kind is None:
-        raise ValueError(f"{name} does not say whether it is a VAR or an MVAR: without {CONFIG_NAME} both look alike; pass arch='var' or 'mvar'")
+        raise ValueError(
+            f"{name} does not say whether it is a VAR or an MVAR: without {CONFIG_NAME} both look alike; pass arch='var' or 'mvar'"
+        )
     if kind not in _PIPELINES:
         raise ValueError(f"{name} is a {kind} model; a VAR or an MVAR is needed")
     return str(kind)

@@ -30,7 +30,12 @@ def load(name: str) -> ModuleType:
 
 
 def choose(
-    name: str, query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
 ) -> ModuleType:
     """The backend to run. A named one that cannot raises RuntimeError with its reason; "auto" says once what it took and why."""
     if name != "auto":

@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mvar_kernels.backends.cosine import normalized, normalized_backward
+from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.pyramid import Neighborhood
 
 NAME = "reference"
 
 
-def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
+def can_run(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+) -> str | None:
     return None
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """(B, Lq, H, D), (B, Lk, H, D) twice -> (B, Lq, H, D) and lse (B, H, Lq); everything in at least float32."""
     precise = torch.promote_types(query.dtype, torch.float32)
@@ -29,7 +36,12 @@ def attend(
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         return attend(query, key, value, logit_scale, neighborhood, scale)

@@ -8,19 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.dense import attend, attend_backward
+from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+from mvar_kernels.backends.common.dense import attend, attend_backward
 from mvar_kernels.pyramid import Block, Neighborhood
 
 NAME = "sdpa"
 
 
-def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
+def can_run(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+) -> str | None:
     return None
 
 
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # else what a call under inference mode made could not be saved for backward by a later one
+@torch.inference_mode(
+    False
+)  # else what a call under inference mode made could not be saved for backward by a later one
 def block_bias(block: Block, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """(num_queries, num_keys): 0 where attended, -inf elsewhere; None for a dense block."""
     if block.is_dense:
@@ -36,7 +40,12 @@ def slices(block: Block) -> tuple[slice, slice]:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     query, key = normalized(query, key, logit_scale)
     outs, lses = [], []
@@ -59,7 +68,9 @@ def is_one_call(neighborhood: Neighborhood) -> bool:
 def one_call(query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float) -> Tensor:
     """PyTorch's own operator with its own autograd, of one block: for tiny grids, where our operators' Python would be most of the time."""
     bias = block_bias(neighborhood.blocks[0], query.dtype, query.device)
-    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=scale)
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=scale
+    )
     return out.transpose(1, 2)
 
 

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvar_kernels.backends import recycled
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.dense import attend, attend_backward
+from mvar_kernels.backends.common import buffers as recycled
+from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+from mvar_kernels.backends.common.dense import attend, attend_backward
+from mvar_kernels.backends.common.rectangles import query_tiles
 from mvar_kernels.backends.sdpa import slices
-from mvar_kernels.backends.tiling import query_tiles
 from mvar_kernels.pyramid import Block, Neighborhood
 
 NAME = "tiled"
@@ -44,7 +44,9 @@ _FORWARD_PIECE, _BACKWARD_PIECE = 7 << 16, 1 << 18
 _KEPT_BYTES = 8 << 20
 
 
-def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
+def can_run(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+) -> str | None:
     return None
 
 
@@ -101,17 +103,24 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
     tiles = query_tiles(block, _TILE, _TILE)
     (grid_h, grid_w), (keys_h, keys_w) = block.query_grid, block.key_grid
     height, width = min(_TILE, grid_h), min(_TILE, grid_w)
-    reach_h, reach_w = (max(len(reach) for reach in axis) for axis in zip(*((tile.key_rows, tile.key_cols) for tile in tiles)))
+    reach_h, reach_w = (
+        max(len(reach) for reach in axis) for axis in zip(*((tile.key_rows, tile.key_cols) for tile in tiles))
+    )
     slot_i, slot_j = _places(height, width)
     key_i, key_j = _places(reach_h, reach_w)
     first = torch.tensor([(tile.query_rows.start, tile.query_cols.start) for tile in tiles])
     # Rectangles all have one size, so those at the far border begin earlier than they must.
-    corner = torch.tensor([(min(t.key_rows.start, keys_h - reach_h), min(t.key_cols.start, keys_w - reach_w)) for t in tiles])
+    corner = torch.tensor(
+        [(min(t.key_rows.start, keys_h - reach_h), min(t.key_cols.start, keys_w - reach_w)) for t in tiles]
+    )
     query_i, query_j = first[:, :1] + slot_i, first[:, 1:] + slot_j
     real = (query_i < grid_h) & (query_j < grid_w)
     query_i, query_j = query_i.clamp_max(grid_h - 1), query_j.clamp_max(grid_w - 1)
     keyed_i, keyed_j = corner[:, :1] + key_i, corner[:, 1:] + key_j
-    row_starts, col_starts = torch.tensor(block.axis_starts(0))[query_i], torch.tensor(block.axis_starts(1))[query_j]
+    row_starts, col_starts = (
+        torch.tensor(block.axis_starts(0))[query_i],
+        torch.tensor(block.axis_starts(1))[query_j],
+    )
 
     strips, first_rows = [], []
     for top in range(0, height, _STRIP):
@@ -119,7 +128,9 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
         lowest, highest = row_starts[:, slots].amin(1), row_starts[:, slots].amax(1) + block.window[0]
         rows = int((highest - lowest).max())
         begin = torch.minimum(lowest - corner[:, 0], torch.tensor(reach_h - rows))
-        seen = begin[:, None] * reach_w + torch.arange(rows * reach_w)  # (T, n): slots of the keys in the strip's reach
+        seen = begin[:, None] * reach_w + torch.arange(
+            rows * reach_w
+        )  # (T, n): slots of the keys in the strip's reach
         in_rows = _inside(keyed_i.gather(1, seen), row_starts[:, slots], block.window[0])
         in_cols = _inside(keyed_j.gather(1, seen), col_starts[:, slots], block.window[1])
         bias = torch.zeros(in_rows.shape, dtype=dtype).masked_fill_(~(in_rows & in_cols), float("-inf"))
@@ -127,7 +138,10 @@ def _tables(block: Block, dtype: torch.dtype, device: torch.device) -> _Tables:
         first_rows.append(begin.tolist())
 
     return _Tables(
-        tuple(_Place(t.query_rows.start, t.query_cols.start, len(t.query_rows), len(t.query_cols)) for t in tiles),
+        tuple(
+            _Place(t.query_rows.start, t.query_cols.start, len(t.query_rows), len(t.query_cols))
+            for t in tiles
+        ),
         width,
         (query_i * grid_w + query_j).to(device),
         None if real.all() else real.to(device),
@@ -183,7 +197,9 @@ class _Workspace(threading.local):
     def _held(self, key: tuple[int, torch.dtype, torch.device], size: int) -> Tensor:
         held = self.buffers.get(key)
         if held is None or len(held) < size:
-            with torch.inference_mode(False):  # else a later call outside of inference mode could not write there
+            with torch.inference_mode(
+                False
+            ):  # else a later call outside of inference mode could not write there
                 held = self.buffers[key] = torch.empty(size, dtype=key[1], device=key[2])
         return held[:size]
 
@@ -194,7 +210,9 @@ class _Workspace(threading.local):
             yield
         finally:
             held = sum(buffer.nbytes for buffer in self.buffers.values())
-            if held > _KEPT_BYTES * torch.get_num_threads() or any(device.type != "cpu" for _, _, device in self.buffers):
+            if held > _KEPT_BYTES * torch.get_num_threads() or any(
+                device.type != "cpu" for _, _, device in self.buffers
+            ):
                 self.buffers.clear()
 
 
@@ -207,7 +225,9 @@ def _side_by_side(places: tuple[_Place, ...]) -> tuple[tuple[slice, _Place], ...
     groups, begin = [], 0
     for tile in range(1, len(places) + 1):
         first = places[begin]
-        if tile == len(places) or places[tile] != first._replace(col=first.col + (tile - begin) * first.width):
+        if tile == len(places) or places[tile] != first._replace(
+            col=first.col + (tile - begin) * first.width
+        ):
             groups.append((slice(begin, tile), first))
             begin = tile
     return tuple(groups)
@@ -220,9 +240,13 @@ def _put(target: Tensor, tiles: Tensor, top: int, width: int, places: tuple[_Pla
     """
     per_tile = tiles.reshape(len(target), len(places), -1, width, target.shape[-1])
     for which, first in _side_by_side(places):
-        rows = per_tile[:, which, : max(0, first.height - top), : first.width].transpose(1, 2)  # (B, rows, tiles, columns, F)
+        rows = per_tile[:, which, : max(0, first.height - top), : first.width].transpose(
+            1, 2
+        )  # (B, rows, tiles, columns, F)
         count, height = rows.shape[2], rows.shape[1]
-        span = target.narrow(1, first.row + min(top, first.height), height).narrow(2, first.col, count * first.width)
+        span = target.narrow(1, first.row + min(top, first.height), height).narrow(
+            2, first.col, count * first.width
+        )
         span.unflatten(2, (count, first.width)).copy_(rows)
 
 
@@ -234,12 +258,20 @@ def _pieces(batch: int, tables: _Tables, row: int, piece: int) -> list[tuple[sli
         step = max(1, per_piece // (stop - start))
         for b in range(0, batch, step):
             some = slice(b, min(b + step, batch))
-            pieces += [(some, slice(t, min(t + per_piece, stop)), run.first_rows) for t in range(start, stop, per_piece)]
+            pieces += [
+                (some, slice(t, min(t + per_piece, stop)), run.first_rows)
+                for t in range(start, stop, per_piece)
+            ]
     return pieces
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     query, key = normalized(query, key, logit_scale)
     batch, _, heads, dim = query.shape
@@ -254,22 +286,34 @@ def forward(
     return out.unflatten(2, (heads, dim)), lse.transpose(1, 2).contiguous()
 
 
-def _dense_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor) -> None:
-    block_out, block_lse = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None, scale)
+def _dense_forward(
+    query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor
+) -> None:
+    block_out, block_lse = attend(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None, scale
+    )
     out.unflatten(2, query.shape[2:]).copy_(block_out.transpose(1, 2))
     lse.copy_(block_lse.transpose(1, 2))
 
 
-def _windowed_forward(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor) -> None:
+def _windowed_forward(
+    query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float, out: Tensor, lse: Tensor
+) -> None:
     tables = _tables(block, query.dtype, query.device)
     batch, _, heads, dim = query.shape
     out, lse = (result.unflatten(1, block.query_grid) for result in (out, lse))
     for some, which, first_rows in _pieces(batch, tables, heads * dim, _FORWARD_PIECE):
         queries, keys, places = tables.queries[which], tables.keys[which], tables.places[which]
-        q, k, v = _workspace.gather(0, query[some], queries), _workspace.gather(1, key[some], keys), _workspace.gather(2, value[some], keys)
+        q, k, v = (
+            _workspace.gather(0, query[some], queries),
+            _workspace.gather(1, key[some], keys),
+            _workspace.gather(2, value[some], keys),
+        )
         for strip, first_row in zip(tables.strips, first_rows):
             slots, reach = strip.slots, _reach(strip, first_row, tables)
-            strip_out, strip_lse = attend(q[:, :, slots], k[:, :, reach], v[:, :, reach], _bias(strip, which, len(q)), scale)
+            strip_out, strip_lse = attend(
+                q[:, :, slots], k[:, :, reach], v[:, :, reach], _bias(strip, which, len(q)), scale
+            )
             for target, tiles in ((out[some], strip_out), (lse[some], strip_lse)):
                 _put(target, tiles.transpose(1, 2), strip.top, tables.width, places)
 
@@ -307,7 +351,15 @@ def backward(
             rows, cols = slices(block)
             run = _dense_backward if block.is_dense else _windowed_backward
             block_lse = None if grad_lse is None else grad_lse[:, :, rows]
-            inputs = grad_out[:, rows], block_lse, q[:, rows], k[:, cols], value[:, cols], out[:, rows], lse[:, :, rows]
+            inputs = (
+                grad_out[:, rows],
+                block_lse,
+                q[:, rows],
+                k[:, cols],
+                value[:, cols],
+                out[:, rows],
+                lse[:, :, rows],
+            )
             run(*inputs, block, scale, dq[:, rows], dk[:, cols], dv[:, cols])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
@@ -331,15 +383,25 @@ def _windowed_backward(
 ) -> None:  # fmt: skip
     tables = _tables(block, query.dtype, query.device)
     batch, _, heads, dim = query.shape
-    dq, dk, dv = (result.flatten(2).unflatten(1, grid) for result, grid in ((dq, block.query_grid), (dk, block.key_grid), (dv, block.key_grid)))
+    dq, dk, dv = (
+        result.flatten(2).unflatten(1, grid)
+        for result, grid in ((dq, block.query_grid), (dk, block.key_grid), (dv, block.key_grid))
+    )
     width = tables.reach[1]
     lses = [None if each is None else each.transpose(1, 2).unsqueeze(-1) for each in (lse, grad_lse)]
     for some, which, first_rows in _pieces(batch, tables, heads * dim, _BACKWARD_PIECE):
-        queries, keys, real = tables.queries[which], tables.keys[which], None if tables.real is None else tables.real[which]
-        q, o, do = (_workspace.gather(i, tensor[some], queries) for i, tensor in ((0, query), (3, out), (4, grad_out)))
+        queries, keys, real = (
+            tables.queries[which],
+            tables.keys[which],
+            None if tables.real is None else tables.real[which],
+        )
+        q, o, do = (
+            _workspace.gather(i, tensor[some], queries) for i, tensor in ((0, query), (3, out), (4, grad_out))
+        )
         k, v = _workspace.gather(1, key[some], keys), _workspace.gather(2, value[some], keys)
         tile_lse, tile_grad_lse = (
-            None if each is None else _workspace.gather(5 + i, each[some], queries).squeeze(-1) for i, each in enumerate(lses)
+            None if each is None else _workspace.gather(5 + i, each[some], queries).squeeze(-1)
+            for i, each in enumerate(lses)
         )
         if real is not None:  # slots that repeat a query must not count twice
             once = real.to(do.dtype).repeat(len(q) // len(queries), 1).unsqueeze(1)
@@ -351,10 +413,14 @@ def _windowed_backward(
             of_queries = [tensor[:, :, slots] for tensor in (do, q, o, tile_lse)]
             do_, q_, o_, lse_ = of_queries
             bias = _bias(strip, which, len(q))
-            strip_dq, *of_keys = attend_backward(do_, strip_grad_lse, q_, k[:, :, reach], v[:, :, reach], o_, lse_, bias, scale)
+            strip_dq, *of_keys = attend_backward(
+                do_, strip_grad_lse, q_, k[:, :, reach], v[:, :, reach], o_, lse_, bias, scale
+            )
             _put(dq[some], strip_dq.transpose(1, 2), strip.top, tables.width, tables.places[which])
             for target, tiles in zip((dk[some], dv[some]), of_keys):
-                per_tile = tiles.transpose(1, 2).reshape(len(target), len(queries), strip.height, width, heads * dim)
+                per_tile = tiles.transpose(1, 2).reshape(
+                    len(target), len(queries), strip.height, width, heads * dim
+                )
                 for tile, (row, col) in enumerate(tables.corners[which]):
                     row += first_row
                     target.narrow(1, row, strip.height).narrow(2, col, width).add_(per_tile[:, tile])
@@ -386,4 +452,10 @@ def or_sdpa(neighborhood: Neighborhood) -> tuple[str, str]:
 def _tile_scores(block: Block) -> int:
     tiles = query_tiles(block, _TILE, _TILE)
     height, width = (min(_TILE, side) for side in block.query_grid)
-    return len(tiles) * height * width * max(len(t.key_rows) for t in tiles) * max(len(t.key_cols) for t in tiles)
+    return (
+        len(tiles)
+        * height
+        * width
+        * max(len(t.key_rows) for t in tiles)
+        * max(len(t.key_cols) for t in tiles)
+    )

@@ -1,6 +1,6 @@
 """The main job on embedded data: fine-tune the embedded VAR into MVAR on handwritten digits, compare the two, write a report.
 
-    mvar demo --out demo_out        (or `make demo`)
+mvar demo --out demo_out        (or `make demo`)
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar_models.data.digits import Digits
+from mvar_models.data.source import split
 from mvar_models.demo import plots, report
 from mvar_models.demo.draw import draw_in_process
 from mvar_models.demo.quality import DigitJudge, features
 from mvar_models.environment import environment
-from mvar_models.extras import require
-from mvar_models.mvar import MVAR
-from mvar_models.training.commands import cached_tokens, train_transformer, transformer_run
-from mvar_models.training.data import split
-from mvar_models.training.digits import Digits
-from mvar_models.training.recipe import TransformerRun
-from mvar_models.training.tokens import TokenSet
+from mvar_models.networks.mvar import MVAR
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var import VAR
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.optional import require
+from mvar_models.tokens.encode import TokenSet
+from mvar_models.training.runs import cached_tokens, train_transformer, transformer_run
+from mvar_models.training.settings import TransformerRun
 from mvar_models.training.transformer_task import TransformerTask
-from mvar_models.transformer import ScaleTransformer
-from mvar_models.var import VAR
-from mvar_models.vqvae import VQVAE
 
 KERNEL_SIZE = 3
 DENSE_SCALES = 3
@@ -72,7 +72,9 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
         yield f"{'fine-tuning into MVAR' if arch == 'mvar' else 'control: VAR trained on'} for {steps} steps ..."
         results["validation"][name], curves[name] = _train(runs / name, arch, steps, tokens)
     results["steps"] = steps
-    results["steps_to_gate"] = _steps_to_gate(curves["mvar"]["validations"], results["validation"]["var"]["val_loss"])
+    results["steps_to_gate"] = _steps_to_gate(
+        curves["mvar"]["validations"], results["validation"]["var"]["val_loss"]
+    )
 
     yield f"drawing {samples} digits from each model and judging them ..."
     drawn = _draw(out, runs, samples)
@@ -82,7 +84,9 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
     results["environment"] = environment()
 
     names = source.class_names
-    plots.samples(out / "samples.png", {"VAR": drawn["var"].images, "MVAR": drawn["mvar"].images}, _COLUMNS, names)
+    plots.samples(
+        out / "samples.png", {"VAR": drawn["var"].images, "MVAR": drawn["mvar"].images}, _COLUMNS, names
+    )
     validation = results["validation"]
     plots.training(
         out / "training.png",
@@ -103,7 +107,9 @@ def _validate(model: ScaleTransformer, vqvae: VQVAE, tokens: tuple[TokenSet, Tok
     return TransformerTask(model, vqvae, *tokens, TransformerRun(data="digits", out="")).validate()
 
 
-def _train(folder: Path, arch: str, steps: int, tokens: tuple[TokenSet, TokenSet]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _train(
+    folder: Path, arch: str, steps: int, tokens: tuple[TokenSet, TokenSet]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both kinds of training differ in the architecture alone."""
     run = transformer_run(
         data="digits",
@@ -123,7 +129,10 @@ def _train(folder: Path, arch: str, steps: int, tokens: tuple[TokenSet, TokenSet
 
         def show(values: dict[str, Any]) -> None:
             bar.update(1)
-            bar.set_postfix({name: f"{values[name]:.3f}" for name in ("loss", "val_loss") if name in values}, refresh=False)
+            bar.set_postfix(
+                {name: f"{values[name]:.3f}" for name in ("loss", "val_loss") if name in values},
+                refresh=False,
+            )
 
         result = train_transformer(run, show, tokens)
     lines = run.folder.metrics()
@@ -146,17 +155,27 @@ def _steps_to_gate(validations: list[tuple[int, float]], target: float) -> int |
 def _draw(out: Path, runs: Path, samples: int) -> dict[str, Any]:
     per_class = -(-samples // 10)
     models = {"var": "var-digits", "mvar": str(runs / "mvar" / "model")}
-    return {name: draw_in_process(model, per_class, _DRAW_BATCH, out / f"{name}_samples.npz") for name, model in models.items()}
+    return {
+        name: draw_in_process(model, per_class, _DRAW_BATCH, out / f"{name}_samples.npz")
+        for name, model in models.items()
+    }
 
 
-def _judge(source: Digits, train: np.ndarray, val: np.ndarray, vqvae: VQVAE, drawn: dict[str, Any]) -> dict[str, Any]:
+def _judge(
+    source: Digits, train: np.ndarray, val: np.ndarray, vqvae: VQVAE, drawn: dict[str, Any]
+) -> dict[str, Any]:
     real = {"train": _pictures(source.images(train)), "val": _pictures(source.images(val))}
-    judge = DigitJudge(features(real["train"]), source.labels[train], features(real["val"]), source.labels[val])
+    judge = DigitJudge(
+        features(real["train"]), source.labels[train], features(real["val"]), source.labels[val]
+    )
     reconstructed = torch.cat([vqvae.decode(vqvae.encode(images)) for images in source.images(val).split(64)])
     quality = {name: judge.judge(features(d.images), d.labels).to_dict() for name, d in drawn.items()}
     quality["real"] = judge.judge(features(real["val"]), source.labels[val]).to_dict()
     quality["reconstructed"] = judge.judge(features(_pictures(reconstructed)), source.labels[val]).to_dict()
-    sampling = {name: {"pictures": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes} for name, d in drawn.items()}
+    sampling = {
+        name: {"pictures": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes}
+        for name, d in drawn.items()
+    }
     return {"quality": quality, "classifier_accuracy": judge.accuracy, "sampling": sampling}
 
 

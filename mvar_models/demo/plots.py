@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mvar_kernels import Pyramid
-from mvar_models.extras import require
+from mvar_models.optional import require
 
 
 def _pyplot() -> Any:
@@ -25,7 +25,10 @@ def samples(path: Path, drawn: Mapping[str, np.ndarray], columns: int, names: Se
         per_class = len(images) // len(names)
         side = images.shape[1]
         chosen = images.reshape(len(names), per_class, side, side, 3)[:, :columns]
-        axis.imshow(chosen.transpose(0, 2, 1, 3, 4).reshape(len(names) * side, columns * side, 3), interpolation="nearest")
+        axis.imshow(
+            chosen.transpose(0, 2, 1, 3, 4).reshape(len(names) * side, columns * side, 3),
+            interpolation="nearest",
+        )
         axis.set_title(title)
         axis.set_xticks([])
         axis.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
@@ -34,7 +37,11 @@ def samples(path: Path, drawn: Mapping[str, np.ndarray], columns: int, names: Se
 
 
 def training(
-    path: Path, losses: Mapping[str, Sequence[float]], per_scale: Mapping[str, Sequence[float]], sides: Sequence[int], target: float
+    path: Path,
+    losses: Mapping[str, Sequence[float]],
+    per_scale: Mapping[str, Sequence[float]],
+    sides: Sequence[int],
+    target: float,
 ) -> None:
     """Loss over steps (a faint line, and its running mean), and held-out cross-entropy per scale as bars."""
     plt = _pyplot()
@@ -51,7 +58,9 @@ def training(
     left.legend()
     width = 0.8 / len(per_scale)
     for index, (name, values) in enumerate(per_scale.items()):
-        right.bar(np.arange(len(sides)) + (index - (len(per_scale) - 1) / 2) * width, values, width, label=name)
+        right.bar(
+            np.arange(len(sides)) + (index - (len(per_scale) - 1) / 2) * width, values, width, label=name
+        )
     right.set_xticks(range(len(sides)), [f"{side} x {side}" for side in sides])
     right.set_xlabel("scale")
     right.set_ylabel("held-out cross-entropy, nats a code")

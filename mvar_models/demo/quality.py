@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.extras import require
+from mvar_models.optional import require
 
 _COMPONENTS = 20
 # A drawn picture is a near-copy when it is closer to a training picture than all but this share of the held-out pictures are.
@@ -45,9 +45,13 @@ class DigitJudge:
         train, val: (n, 64) features of the training and held-out digits. train_labels, val_labels: their classes.
     """
 
-    def __init__(self, train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray) -> None:
+    def __init__(
+        self, train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray
+    ) -> None:
         self.train = train
-        self.classifier: Any = require("sklearn.svm", "demo").SVC(gamma=0.001, C=10.0).fit(train, train_labels)
+        self.classifier: Any = (
+            require("sklearn.svm", "demo").SVC(gamma=0.001, C=10.0).fit(train, train_labels)
+        )
         self.accuracy = float((self.classifier.predict(val) == val_labels).mean())
         self.mean = train.mean(axis=0)
         self.components = np.linalg.svd(train - self.mean, full_matrices=False)[2][:_COMPONENTS]

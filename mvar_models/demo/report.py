@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvar_models.checkpoints import write_text
+from mvar_models.files import write_text
 
 # What a good run reaches; the report says of each whether this one did.
 LOSS_GATE = 0.03
@@ -21,7 +21,9 @@ def gates(results: dict[str, Any]) -> dict[str, bool]:
         f"held-out cross-entropy within {LOSS_GATE} of the embedded VAR's": validation["mvar"]["val_loss"]
         <= validation["var"]["val_loss"] + LOSS_GATE,
         f"classifier agreement at least {AGREEMENT_GATE:.0%}": quality["mvar"]["agreement"] >= AGREEMENT_GATE,
-        f"Frechet distance within {FRECHET_MARGIN:.0f} of VAR's and at most {FRECHET_GATE:.0f}": quality["mvar"]["frechet"]
+        f"Frechet distance within {FRECHET_MARGIN:.0f} of VAR's and at most {FRECHET_GATE:.0f}": quality[
+            "mvar"
+        ]["frechet"]
         <= min(quality["var"]["frechet"] + FRECHET_MARGIN, FRECHET_GATE),
     }
 
@@ -77,7 +79,12 @@ def _quality_table(results: dict[str, Any]) -> Iterator[str]:
     )
     yield "| pictures | agreement | Frechet distance | near-copies |"
     yield "|---|---|---|---|"
-    titles = {"var": "VAR", "mvar": "MVAR, fine-tuned", "real": "held-out real digits", "reconstructed": "the same through the VQVAE"}
+    titles = {
+        "var": "VAR",
+        "mvar": "MVAR, fine-tuned",
+        "real": "held-out real digits",
+        "reconstructed": "the same through the VQVAE",
+    }
     for key, title in titles.items():
         quality = results["quality"][key]
         yield f"| {title} | {quality['agreement']:.1%} | {quality['frechet']:.1f} | {quality['near_copies']:.1%} |"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mvar_models.training.distributed import local
+from mvar_models.training.processes import local
 
 
 class WeightAverage:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mvar_models.training.distributed import Processes, lost_process, stopped_by_loss
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.loss_scale import LossScale
-from mvar_models.training.metrics import Metrics, memory_gb
+from mvar_models.training.metrics_log import Metrics, memory_gb
 from mvar_models.training.parallel import Parallel, global_norm, pieces
-from mvar_models.training.recipe import PRECISIONS, RunConfig, learning_rate_factor, parameter_groups
+from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.settings import PRECISIONS, RunConfig, learning_rate_factor, parameter_groups
 from mvar_models.training.signals import RunStopped, StopSignals, stopped_by
 from mvar_models.training.state import TrainingState, prepare_optimizer
 from mvar_models.training.task import Task
@@ -41,7 +41,12 @@ class Loop:
     """
 
     def __init__(
-        self, task: Task, config: RunConfig, run: RunFolder, report: Report | None = None, processes: Processes | None = None
+        self,
+        task: Task,
+        config: RunConfig,
+        run: RunFolder,
+        report: Report | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.task = task
         self.config = config
@@ -55,9 +60,17 @@ class Loop:
                 raise ValueError(f"a {config.kind} has no activation checkpointing")
             enable()
         task.share_validation(self.processes.rank, self.processes.world_size, self.processes.total)
-        self.parallel = Parallel(task, self.processes, fsdp=config.fsdp, compiled=config.compile, unused_parameters=task.unused_parameters())
+        self.parallel = Parallel(
+            task,
+            self.processes,
+            fsdp=config.fsdp,
+            compiled=config.compile,
+            unused_parameters=task.unused_parameters(),
+        )
         groups = parameter_groups(task.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=self.processes.device.type == "cuda")
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, betas=config.betas, fused=self.processes.device.type == "cuda"
+        )
         prepare_optimizer(self.optimizer)
         self.average = WeightAverage(task.model, config.ema) if config.ema is not None else None
         self.state = TrainingState(task.model, self.optimizer, self.average)
@@ -116,9 +129,17 @@ class Loop:
         self.task.model.train()
         saved = self.start
         # What a signal left no time for.
-        if saved and _due(saved, config.validate_every) and not self.processes.on_first(lambda: self.run.has_figure(saved, self.task.best_figure)):
+        if (
+            saved
+            and _due(saved, config.validate_every)
+            and not self.processes.on_first(lambda: self.run.has_figure(saved, self.task.best_figure))
+        ):
             results = self.validate(saved)
-        if saved and _due(saved, config.sample_every or 0) and not self.processes.on_first(lambda: self.run.has_samples(saved)):
+        if (
+            saved
+            and _due(saved, config.sample_every or 0)
+            and not self.processes.on_first(lambda: self.run.has_samples(saved))
+        ):
             self.sample(saved)
         for index in range(self.start, config.steps):
             values, signal = self.step(index, signals)
@@ -128,7 +149,10 @@ class Loop:
             leaving = signal and not last  # often with half a minute before a kill: save, the rest can wait
             if not leaving and (last or _due(done, config.validate_every)):
                 results = self.validate(done)
-                values = {**values, **{name: value for name, value in results.items() if isinstance(value, float)}}
+                values = {
+                    **values,
+                    **{name: value for name, value in results.items() if isinstance(value, float)},
+                }
                 signal = self._signal(signals)
                 leaving = signal and not last
             if not leaving and config.sample_every is not None and (last or _due(done, config.sample_every)):
@@ -154,7 +178,9 @@ class Loop:
         loss, figures = self.gradients(index)
         norm = (global_norm(self.task.model) / self.loss_scale.factor).item()
         received = 0 if signals is None else signals.received
-        summed = self.processes.total(torch.tensor([loss, *(float(received == number) for number in _SIGNALS)], dtype=torch.float64)).tolist()
+        summed = self.processes.total(
+            torch.tensor([loss, *(float(received == number) for number in _SIGNALS)], dtype=torch.float64)
+        ).tolist()
         loss = summed[0]
         signal = next((number for number, count in zip(_SIGNALS, summed[1:]) if count), 0)
         finite = self._check_finite(index + 1, loss, norm)
@@ -176,7 +202,9 @@ class Loop:
 
     def _signal(self, signals: StopSignals) -> int:
         """The signal that one of the processes got, or 0; all must ask."""
-        counts = self.processes.total(torch.tensor([float(signals.received == number) for number in _SIGNALS])).tolist()
+        counts = self.processes.total(
+            torch.tensor([float(signals.received == number) for number in _SIGNALS])
+        ).tolist()
         return next((number for number, count in zip(_SIGNALS, counts) if count), 0)
 
     def gradients(self, index: int) -> tuple[float, dict[str, float]]:
@@ -191,7 +219,9 @@ class Loop:
             weight = (rows.stop - rows.start) / config.batch_size
             with self.parallel.accumulating(last=position == len(mine) - 1):
                 with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
-                    loss, figures = self.task.loss(index) if len(self.parts) == 1 else self.task.loss(index, rows)
+                    loss, figures = (
+                        self.task.loss(index) if len(self.parts) == 1 else self.task.loss(index, rows)
+                    )
                 # Wrappers average gradients over processes, and the parts' weights add up to one over all of them.
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight
@@ -209,17 +239,28 @@ class Loop:
             return True
         if math.isfinite(loss) and self.loss_scale.enabled:
             return False
-        what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient norm of step {step} is {norm}"
+        what = (
+            f"loss of step {step} is {loss}"
+            if not math.isfinite(loss)
+            else f"gradient norm of step {step} is {norm}"
+        )
         last = self.run.last_step()
         kept = f"the checkpoint of step {last} is intact" if last else "there is no checkpoint yet"
-        self.processes.stop(FloatingPointError(f"the {what}; {kept}: lower the learning rate, or use bf16 or fp32, in a new run"))
+        self.processes.stop(
+            FloatingPointError(
+                f"the {what}; {kept}: lower the learning rate, or use bf16 or fp32, in a new run"
+            )
+        )
         return False
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode, no gradients, and the averaged weights where there are any."""
         self.task.model.eval()
-        with torch.no_grad(), self.average.applied() if self.average is not None else contextlib.nullcontext():
+        with (
+            torch.no_grad(),
+            self.average.applied() if self.average is not None else contextlib.nullcontext(),
+        ):
             yield
             self.parallel.reshard()
         self.task.model.train()
@@ -257,7 +298,10 @@ class Loop:
             try:
                 drawn.append(self.task.sample())
             except torch.OutOfMemoryError:
-                logger.warning("no samples of step %d: drawing them beside the optimizer's state takes more memory than there is", step)
+                logger.warning(
+                    "no samples of step %d: drawing them beside the optimizer's state takes more memory than there is",
+                    step,
+                )
 
         with self._evaluating(), self.parallel.plain_model():
             self.processes.on_first(draw)
@@ -288,7 +332,10 @@ class Loop:
             "fingerprint": self.task.fingerprint,
         }
         task = self.task.state_dict()
-        self._write(f"the checkpoint of step {step}", lambda: self.run.finish_checkpoint(temporary, progress, task, self.config.keep))
+        self._write(
+            f"the checkpoint of step {step}",
+            lambda: self.run.finish_checkpoint(temporary, progress, task, self.config.keep),
+        )
 
     def _begin(self, step: int) -> Any:
         with self.run.clear_failure(f"the checkpoint of step {step}"):

@@ -30,7 +30,9 @@ class LossScale:
         self.good_steps = 0
         self.skipped_steps += 1
         if self.factor < _SMALLEST:
-            raise FloatingPointError("fp16 gradients overflow even when the loss is scaled down; lower the learning rate or use bf16")
+            raise FloatingPointError(
+                "fp16 gradients overflow even when the loss is scaled down; lower the learning rate or use bf16"
+            )
 
     def stepped(self) -> None:
         self.good_steps += 1

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from mvar_models.training.distributed import Processes, whole
+from mvar_models.training.processes import Processes, whole
 from mvar_models.training.task import Task
 
 # Renamed in torch 2.13. The only buffers are tables that never change.
@@ -28,10 +28,20 @@ class Parallel:
     Gradients come out averaged over processes, so each one's loss is multiplied by `world_size` where losses of parts should add up.
     """
 
-    def __init__(self, task: Task, processes: Processes, *, fsdp: bool = False, compiled: bool = False, unused_parameters: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        processes: Processes,
+        *,
+        fsdp: bool = False,
+        compiled: bool = False,
+        unused_parameters: bool = False,
+    ) -> None:
         compute: Any = task.compute
         if compute is None and (fsdp or not processes.alone):
-            raise ValueError("this kind of training runs in one process; start it without torchrun and --fsdp")
+            raise ValueError(
+                "this kind of training runs in one process; start it without torchrun and --fsdp"
+            )
         if fsdp and (reason := cannot_shard(processes.device)):
             raise ValueError(reason)
         self.task = task
@@ -60,7 +70,11 @@ class Parallel:
         """Forward and backward of one micro-batch; gradients travel between processes after the last one only."""
         if self.sharded:
             self._wrapped.set_requires_gradient_sync(last)
-        with self._wrapped.no_sync() if self._wrapped is not None and not self.sharded and not last else nullcontext():
+        with (
+            self._wrapped.no_sync()
+            if self._wrapped is not None and not self.sharded and not last
+            else nullcontext()
+        ):
             yield
 
     def reshard(self) -> None:
@@ -108,7 +122,11 @@ def cannot_shard(device: torch.device) -> str | None:
 
 def global_norm(model: nn.Module) -> Tensor:
     """2-norm of all gradients, over all shards: a plain scalar tensor."""
-    return whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None]))
+    return whole(
+        torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        )
+    )
 
 
 def pieces(size: int, count: int) -> list[slice]:
@@ -118,5 +136,7 @@ def pieces(size: int, count: int) -> list[slice]:
         ValueError: fewer rows than pieces.
     """
     if size < count:
-        raise ValueError(f"batch_size {size} cannot be shared by {count} (processes x accumulate); raise it or lower them")
+        raise ValueError(
+            f"batch_size {size} cannot be shared by {count} (processes x accumulate); raise it or lower them"
+        )
     return [slice(index * size // count, (index + 1) * size // count) for index in range(count)]

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mvar_models.checkpoints import write_text
-from mvar_models.extras import require
-from mvar_models.training.recipe import RunConfig, TransformerRun, VQVAERun
+from mvar_models.files import write_text
+from mvar_models.optional import require
+from mvar_models.training.settings import RunConfig, TransformerRun, VQVAERun
 from mvar_models.training.signals import RunStopped
 
 _KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TransformerRun, VQVAERun)}
@@ -66,9 +66,13 @@ class RunFolder:
         run = cls(config.out)
         begun = run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*"))
         if begun:  # a folder with settings alone is what a run leaves that stopped before its first step
-            raise FileExistsError(f"{run.path} already holds a run; go on with --resume {run.path}, or choose another --out")
+            raise FileExistsError(
+                f"{run.path} already holds a run; go on with --resume {run.path}, or choose another --out"
+            )
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_text(run.path / "config.yaml", require("yaml", "train").safe_dump(config.to_dict(), sort_keys=False))
+        write_text(
+            run.path / "config.yaml", require("yaml", "train").safe_dump(config.to_dict(), sort_keys=False)
+        )
         return run
 
     def read_config(self) -> RunConfig:
@@ -84,7 +88,11 @@ class RunFolder:
 
     def add_start(self, environment: dict[str, Any]) -> None:
         """Record where and with what the run is started or goes on."""
-        starts = json.loads(self.environment_file.read_text(encoding="utf-8")) if self.environment_file.is_file() else []
+        starts = (
+            json.loads(self.environment_file.read_text(encoding="utf-8"))
+            if self.environment_file.is_file()
+            else []
+        )
         write_text(self.environment_file, json.dumps([*starts, environment], indent=2) + "\n")
 
     def log(self, values: dict[str, Any]) -> None:
@@ -109,7 +117,9 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be made again; a line cut short by a kill goes too."""
         kept = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []:
+        for line in (
+            self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
+        ):
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
@@ -125,7 +135,9 @@ class RunFolder:
         temporary.mkdir()
         return temporary
 
-    def finish_checkpoint(self, temporary: Path, progress: dict[str, Any], task: dict[str, Any], keep: int) -> Path:
+    def finish_checkpoint(
+        self, temporary: Path, progress: dict[str, Any], task: dict[str, Any], keep: int
+    ) -> Path:
         """Add the small figures, give the folder its name, and remove all but the last `keep`."""
         if task:
             with (temporary / _TASK).open("wb") as file:
@@ -151,8 +163,14 @@ class RunFolder:
         try:
             progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder} is not a checkpoint that this version wrote ({error}); remove it to go on from an earlier one") from None
-        task = torch.load(folder / _TASK, map_location="cpu", weights_only=True) if (folder / _TASK).is_file() else {}
+            raise ValueError(
+                f"{folder} is not a checkpoint that this version wrote ({error}); remove it to go on from an earlier one"
+            ) from None
+        task = (
+            torch.load(folder / _TASK, map_location="cpu", weights_only=True)
+            if (folder / _TASK).is_file()
+            else {}
+        )
         return Checkpoint(folder, progress, task)
 
     def remove_leftovers(self) -> None:
@@ -179,8 +197,14 @@ class RunFolder:
         except (OSError, SafetensorError, RuntimeError) as error:
             self.remove_leftovers()
             last = self.last_step()
-            kept = f"the checkpoint of step {last} is intact; make room and go on with --resume {self.path}" if last else "there is no checkpoint yet"
-            raise RunStopped(f"{what} could not be written to {self.path}: {' '.join(str(error).split())}; {kept}") from error
+            kept = (
+                f"the checkpoint of step {last} is intact; make room and go on with --resume {self.path}"
+                if last
+                else "there is no checkpoint yet"
+            )
+            raise RunStopped(
+                f"{what} could not be written to {self.path}: {' '.join(str(error).split())}; {kept}"
+            ) from error
 
     def _complete(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*"), key=_step_of)

@@ -58,4 +58,6 @@ class StopSignals:
 def stopped_by(number: int, step: int, run: object) -> RunStopped:
     """What to raise when a signal has ended a run after `step`; the exit code is 128 + the signal's number, as shells have it."""
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    return RunStopped(f"stopped by {name} after step {step}, which is saved; go on with --resume {run}", 128 + number)
+    return RunStopped(
+        f"stopped by {name} after step {step}, which is saved; go on with --resume {run}", 128 + number
+    )

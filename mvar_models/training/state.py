@@ -15,8 +15,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from mvar_models.checkpoints import save_safetensors
-from mvar_models.safe_reading import read_state
+from mvar_models.checkpoints.load import save_safetensors
+from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.training.ema import WeightAverage
 
 WEIGHTS = "model.safetensors"
@@ -48,7 +48,11 @@ class TrainingState:
 
     def _moments(self) -> dict[str, Tensor]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        return {f"{moment}.{names[parameter]}": state[moment] for parameter, state in self.optimizer.state.items() for moment in _MOMENTS}
+        return {
+            f"{moment}.{names[parameter]}": state[moment]
+            for parameter, state in self.optimizer.state.items()
+            for moment in _MOMENTS
+        }
 
     def _files(self) -> dict[str, dict[str, Tensor]]:
         files = {WEIGHTS: dict(self.model.state_dict()), _OPTIMIZER: self._moments()}
@@ -66,7 +70,9 @@ class TrainingState:
         for file, tensors in self._files().items():
             read = read_state(folder / file)
             if set(read) != set(tensors):
-                raise ValueError(f"{folder / file} is not a checkpoint of this run: {', '.join(sorted(set(read) ^ set(tensors))[:3])} differ")
+                raise ValueError(
+                    f"{folder / file} is not a checkpoint of this run: {', '.join(sorted(set(read) ^ set(tensors))[:3])} differ"
+                )
             for name, tensor in tensors.items():
                 tensor.copy_(read[name])
 
@@ -85,7 +91,11 @@ class TrainingState:
             raise ValueError(f"{folder} cannot be read: {_causes(error)}") from error
 
     def _flat(self) -> dict[str, Any]:
-        return {f"{file.removesuffix('.safetensors')}.{name}": tensor for file, tensors in self._files().items() for name, tensor in tensors.items()}
+        return {
+            f"{file.removesuffix('.safetensors')}.{name}": tensor
+            for file, tensors in self._files().items()
+            for name, tensor in tensors.items()
+        }
 
 
 def _causes(error: dcp.CheckpointException) -> str:
@@ -127,5 +137,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise ValueError(f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run holds; it is not read")
+            raise ValueError(
+                f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run holds; it is not read"
+            )
         return super().find_class(module, name)

@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.config import MVARConfig, TransformerConfig, VARConfig
-from mvar_models.grid import grid
-from mvar_models.mvar import MVAR
+from mvar_models.images import grid
+from mvar_models.networks.mvar import MVAR
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var import VAR
+from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import VQVAE_FOLDER, MVARPipeline, VARPipeline, kind_of
-from mvar_models.training.randomness import Purpose, batch_members, generator
-from mvar_models.training.recipe import PRECISIONS, TransformerRun
+from mvar_models.randomness import Purpose, batch_members, generator
+from mvar_models.tokens.encode import TokenSet
+from mvar_models.training.settings import PRECISIONS, TransformerRun
 from mvar_models.training.task import SumOverProcesses, Task
-from mvar_models.training.tokens import TokenSet
-from mvar_models.transformer import ScaleTransformer
-from mvar_models.var import VAR
-from mvar_models.vqvae import VQVAE
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ def check_fit(model: ScaleTransformer, vqvae: VQVAE, config: TransformerRun) -> 
 
 
 def build_model(
-    config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...], resuming: bool = False, checkpoint: ScaleTransformer | None = None
+    config: TransformerRun,
+    vqvae: VQVAE,
+    class_names: tuple[str, ...],
+    resuming: bool = False,
+    checkpoint: ScaleTransformer | None = None,
 ) -> ScaleTransformer:
     """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters; its classes are those of the data.
 
@@ -78,7 +82,11 @@ def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
     """Whether a checkpoint's class embeddings are for these classes. ImageNet's folders are often named by WordNet id, in its own order."""
     if config.num_classes != len(names):
         return False
-    return config.class_names is None or config.class_names == names or all(_WORDNET_ID.fullmatch(name) for name in names)
+    return (
+        config.class_names is None
+        or config.class_names == names
+        or all(_WORDNET_ID.fullmatch(name) for name in names)
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -106,10 +114,16 @@ def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...
 
 def _windows(config: TransformerRun, sides: Sequence[int]) -> dict[str, int]:
     """MVAR's windows as asked for, else as in the released models, whose scales attend to the whole grid up to side 10."""
-    dense = sum(side <= _LARGEST_DENSE_SIDE for side in sides) if config.dense_scales is None else config.dense_scales
+    dense = (
+        sum(side <= _LARGEST_DENSE_SIDE for side in sides)
+        if config.dense_scales is None
+        else config.dense_scales
+    )
     kernel_size = _KERNEL_SIZE if config.kernel_size is None else config.kernel_size
     if all(side <= kernel_size for side in sides[dense:]):
-        logger.warning("no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some")
+        logger.warning(
+            "no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some"
+        )
     return {"kernel_size": kernel_size, "dense_scales": dense}
 
 
@@ -123,7 +137,9 @@ def _mvar_from(config: TransformerRun) -> MVAR:
     for name in ("kernel_size", "dense_scales"):
         asked, has = getattr(config, name), getattr(model.config, name)
         if asked is not None and asked != has:
-            raise ValueError(f"{config.init} is an MVAR with {name} {has}, not {asked}; leave {name} out to go on with it")
+            raise ValueError(
+                f"{config.init} is an MVAR with {name} {has}, not {asked}; leave {name} out to go on with it"
+            )
     return model
 
 
@@ -134,7 +150,15 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, labels: Tensor, scale_inputs: Tensor, indices: Tensor, *, per_token: bool = False, **options: Any) -> Tensor:
+    def forward(
+        self,
+        labels: Tensor,
+        scale_inputs: Tensor,
+        indices: Tensor,
+        *,
+        per_token: bool = False,
+        **options: Any,
+    ) -> Tensor:
         """The mean loss of the batch, or with `per_token` (n, L) losses."""
         compute = self.model.token_losses if per_token else self.model.loss
         return compute(labels, scale_inputs, indices, **options)
@@ -146,7 +170,9 @@ class TransformerTask(Task):
     model: ScaleTransformer
     compute: nn.Module
 
-    def __init__(self, model: ScaleTransformer, vqvae: VQVAE, train: TokenSet, val: TokenSet, config: TransformerRun) -> None:
+    def __init__(
+        self, model: ScaleTransformer, vqvae: VQVAE, train: TokenSet, val: TokenSet, config: TransformerRun
+    ) -> None:
         self.model = model
         self.compute = LossModule(model)
         self.vqvae = vqvae.to(config.device)
@@ -164,12 +190,21 @@ class TransformerTask(Task):
         members = batch_members(config.seed, step, size, len(self.train))[rows]
         copies = generator(config.seed, Purpose.COPY, step).integers(0, self.train.copies, size)[rows]
         labels, indices = (tensor.to(config.device) for tensor in self.train.batch(members, copies))
-        dropped = torch.from_numpy(generator(config.seed, Purpose.LABEL_DROP, step).random(size) < config.label_drop)[rows]
+        dropped = torch.from_numpy(
+            generator(config.seed, Purpose.LABEL_DROP, step).random(size) < config.label_drop
+        )[rows]
         labels = labels.masked_fill(dropped.to(labels.device), self.model.config.num_classes)
         scales = self.scales_of_step(step)
         path_keep = self._path_keep(step, rows)
         inputs = self.scale_inputs(indices)
-        loss = self.compute(labels, inputs, indices, scales=scales, label_smoothing=config.label_smoothing, path_keep=path_keep)
+        loss = self.compute(
+            labels,
+            inputs,
+            indices,
+            scales=scales,
+            label_smoothing=config.label_smoothing,
+            path_keep=path_keep,
+        )
         return loss, {} if scales is None else {"first_scale": scales.start, "last_scale": scales.stop - 1}
 
     @property
@@ -196,7 +231,11 @@ class TransformerTask(Task):
             return None
         dense, count = self.model.config.dense_scales, len(self.model.config.sides)
         phase = step % (_DENSE_STEPS + count - dense)
-        return range(dense) if phase < _DENSE_STEPS else range(dense + phase - _DENSE_STEPS, dense + phase - _DENSE_STEPS + 1)
+        return (
+            range(dense)
+            if phase < _DENSE_STEPS
+            else range(dense + phase - _DENSE_STEPS, dense + phase - _DENSE_STEPS + 1)
+        )
 
     @torch.no_grad()
     def scale_inputs(self, indices: Tensor) -> Tensor:
@@ -208,7 +247,12 @@ class TransformerTask(Task):
         if not self.drop_rates.any():
             return None
         rates = self.drop_rates[:, None, None]
-        kept = generator(self.config.seed, Purpose.DROP_PATH, step).random((len(self.drop_rates), 2, self.config.batch_size)) >= rates
+        kept = (
+            generator(self.config.seed, Purpose.DROP_PATH, step).random(
+                (len(self.drop_rates), 2, self.config.batch_size)
+            )
+            >= rates
+        )
         return torch.from_numpy(kept[:, :, rows] / (1 - rates)).float().to(self.config.device)
 
     def validate(self) -> dict[str, Any]:
@@ -222,13 +266,22 @@ class TransformerTask(Task):
     def validation_losses(self) -> Tensor:
         """(L,) cross-entropy of each token, averaged over the held-out pictures, of which each process takes its share of every batch."""
         total = torch.zeros(self.model.config.length, dtype=torch.float64)
-        each = max(1, min(_VALIDATION_BATCH, _VALIDATION_FEATURES // (self.model.config.length * self.model.config.width)))
+        each = max(
+            1,
+            min(
+                _VALIDATION_BATCH,
+                _VALIDATION_FEATURES // (self.model.config.length * self.model.config.width),
+            ),
+        )
         stride, dtype = each * self._world_size, PRECISIONS[self.config.precision]
         for start in range(0, len(self.val), stride):
             rest = np.arange(start, min(start + stride, len(self.val)))
             members = rest[self._rank :: self._world_size]
             # With FSDP all processes must make the same passes; one that has nothing left to add makes it for nothing.
-            labels, indices = (tensor.to(self.config.device) for tensor in self.val.batch(members if len(members) else rest[:1]))
+            labels, indices = (
+                tensor.to(self.config.device)
+                for tensor in self.val.batch(members if len(members) else rest[:1])
+            )
             with torch.autocast(indices.device.type, dtype=dtype, enabled=dtype is not None):
                 losses = self.compute(labels, self.scale_inputs(indices), indices, per_token=True)
             total += losses.double().sum(0).cpu() if len(members) else 0
@@ -237,8 +290,14 @@ class TransformerTask(Task):
     def sample(self) -> Image.Image:
         """A grid with a row for each of the first classes; every time from the same seeds."""
         pipeline = (VARPipeline if isinstance(self.model, VAR) else MVARPipeline)(self.model, self.vqvae)
-        labels = [label for label in range(min(self.model.config.num_classes, _SAMPLE_ROWS)) for _ in range(_SAMPLE_COLUMNS)]
-        return grid(pipeline(labels, seed=self.config.seed, batch_size=_SAMPLE_COLUMNS), columns=_SAMPLE_COLUMNS)
+        labels = [
+            label
+            for label in range(min(self.model.config.num_classes, _SAMPLE_ROWS))
+            for _ in range(_SAMPLE_COLUMNS)
+        ]
+        return grid(
+            pipeline(labels, seed=self.config.seed, batch_size=_SAMPLE_COLUMNS), columns=_SAMPLE_COLUMNS
+        )
 
     def save(self, folder: Path) -> None:
         """The model with its VQVAE beside it, so that a pipeline loads the folder alone."""

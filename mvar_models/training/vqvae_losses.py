@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvar_models.extras import require
+from mvar_models.optional import require
 
 _BETAS = (0.5, 0.9)
 _LARGEST_WEIGHT = 1e4
@@ -32,7 +32,9 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, width, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, halvings + 1):
             stride = 2 if i < halvings else 1
-            layers += [nn.Conv2d(widths[i - 1], widths[i], kernel_size=4, stride=stride, padding=1, bias=False)]
+            layers += [
+                nn.Conv2d(widths[i - 1], widths[i], kernel_size=4, stride=stride, padding=1, bias=False)
+            ]
             layers += [nn.GroupNorm(min(32, widths[i]), widths[i]), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, kernel_size=4, padding=1))
         self.layers = nn.Sequential(*layers)
@@ -49,7 +51,8 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 def balance(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
     """Factor that makes the adversarial loss pull at `weight`, the decoder's last, as hard as the other losses do: at most 1e4."""
     of_reconstruction, of_adversarial = (
-        mean_over_processes(torch.autograd.grad(loss * _LIFT, weight, retain_graph=True)[0].float()).norm() for loss in (reconstruction, adversarial)
+        mean_over_processes(torch.autograd.grad(loss * _LIFT, weight, retain_graph=True)[0].float()).norm()
+        for loss in (reconstruction, adversarial)
     )
     return (of_reconstruction / (of_adversarial + 1e-4 * _LIFT)).clamp(0, _LARGEST_WEIGHT).detach()
 
@@ -63,28 +66,40 @@ class Adversary:
         lr: peak learning rate.
     """
 
-    def __init__(self, resolution: int, weight: float, lr: float, device: torch.device | str, seed: int) -> None:
+    def __init__(
+        self, resolution: int, weight: float, lr: float, device: torch.device | str, seed: int
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.discriminator = PatchDiscriminator(resolution).to(device)
         self.weight = weight
         self.lr = lr
-        self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0
+        )
 
-    def loss(self, reconstructed: Tensor, others: Tensor, last_weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, reconstructed: Tensor, others: Tensor, last_weight: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """What the decoder is to lower, given the sum of its other losses and its last weight."""
         self.discriminator.requires_grad_(False)
         adversarial = -self._judge(reconstructed).mean()
         factor = balance(others, adversarial, last_weight)
         self.discriminator.requires_grad_(True)
-        return self.weight * factor * adversarial, {"adversarial": adversarial.item(), "adversarial_balance": factor.item()}
+        return self.weight * factor * adversarial, {
+            "adversarial": adversarial.item(),
+            "adversarial_balance": factor.item(),
+        }
 
     def learn(self, images: Tensor, reconstructed: Tensor, share: float) -> dict[str, float]:
         """Add to the discriminator's gradients those of a part of the batch, which is `share` of what this process has of it."""
         real, fake = self._judge(images).float(), self._judge(reconstructed.detach()).float()
         loss = hinge_loss(real, fake)
         (loss * share).backward()
-        return {"discriminator": loss.item(), "judged_right": 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean()).item()}
+        return {
+            "discriminator": loss.item(),
+            "judged_right": 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean()).item(),
+        }
 
     def step(self, factor: float) -> None:
         """One step of the discriminator with the gradients that `learn` left, at `factor` of its peak rate."""
@@ -125,7 +140,9 @@ class Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = require("lpips", "perceptual").LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        self.network = (
+            require("lpips", "perceptual").LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        )
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):

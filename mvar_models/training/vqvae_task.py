@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.config import SIDES_256, SIDES_512, SIDES_1024, VQVAEConfig
-from mvar_models.training.augment import affine, random_moves
-from mvar_models.training.data import ImageSource
-from mvar_models.training.randomness import Purpose, batch_members, generator
-from mvar_models.training.recipe import VQVAERun, learning_rate_factor
-from mvar_models.training.reconstruction import psnr, side_by_side
+from mvar_models.data.augment import affine, random_moves
+from mvar_models.data.source import ImageSource
+from mvar_models.evaluation.reconstruction import psnr, side_by_side
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.randomness import Purpose, batch_members, generator
+from mvar_models.training.settings import VQVAERun, learning_rate_factor
 from mvar_models.training.task import Task
 from mvar_models.training.vqvae_losses import Adversary, Perceptual
-from mvar_models.vqvae import VQVAE
 
 # Pictures of a validation pass at most, and their pixels: 16 of 256 px, whose reconstruction takes 5 GB with the released decoder.
 _VALIDATION_BATCH, _VALIDATION_PIXELS = 64, 16 * 256 * 256
@@ -36,7 +36,15 @@ _RESTART_EVERY = 20
 _RESTART_UNTIL = 0.7
 _SHOWN = 8
 # Settings that a run shares with the model's configuration.
-SHAPE = ("vocab_size", "z_channels", "channels", "channel_multipliers", "blocks_per_level", "sides", "num_residual_convolutions")
+SHAPE = (
+    "vocab_size",
+    "z_channels",
+    "channels",
+    "channel_multipliers",
+    "blocks_per_level",
+    "sides",
+    "num_residual_convolutions",
+)
 
 
 def build_vqvae(config: VQVAERun) -> VQVAE:
@@ -56,7 +64,9 @@ def released_vqvae_shape(resolution: int) -> dict[str, Any]:
     """Settings of a `VQVAERun` that give the released VQVAE (109 M parameters) with the scales of 256, 512 or 1024 px."""
     sides = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}.get(resolution)
     if sides is None:
-        raise ValueError(f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers")
+        raise ValueError(
+            f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers"
+        )
     shape = dataclasses.asdict(VQVAEConfig(sides=sides))
     return {name: shape[name] for name in SHAPE}
 
@@ -70,7 +80,9 @@ class Autoencode(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         features = self.model.latents(images)
-        with torch.autocast(images.device.type, enabled=False):  # which code is nearest is not for half precision to say
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # which code is nearest is not for half precision to say
             f_hat, codebook, commitment, indices = self.model.quantizer(features.float())
         return self.model.decoder(self.model.post_quant_conv(f_hat)), codebook, commitment, features, indices
 
@@ -81,7 +93,9 @@ class VQVAETask(Task):
 
     model: VQVAE
 
-    def __init__(self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun) -> None:
+    def __init__(
+        self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun
+    ) -> None:
         self.model = model
         self.compute: nn.Module = Autoencode(model)
         self.source = source
@@ -91,8 +105,12 @@ class VQVAETask(Task):
         self.perceptual = Perceptual().to(config.device) if config.perceptual else None
         self.adversary: Adversary | None = None
         if config.adversarial:
-            self.adversary = Adversary(model.config.resolution, config.adversarial, config.lr, config.device, config.seed)
-        self.adversarial_start = config.steps // 2 if config.adversarial_start is None else config.adversarial_start
+            self.adversary = Adversary(
+                model.config.resolution, config.adversarial, config.lr, config.device, config.seed
+            )
+        self.adversarial_start = (
+            config.steps // 2 if config.adversarial_start is None else config.adversarial_start
+        )
         self.rank, self.world_size = 0, 1
         self.total: Callable[[Tensor], Tensor] = lambda values: values
         self._parts: list[tuple[int, Tensor, Tensor]] = []  # of a step: first row, latents, indices
@@ -147,7 +165,9 @@ class VQVAETask(Task):
             figures["perceptual"] = perceptual.item()
         loss = visible + codebook + self.config.commitment * commitment
         if self.adversary is not None and step >= self.adversarial_start:
-            adversarial, more = self.adversary.loss(reconstructed, visible, self.model.decoder.conv_out.weight)
+            adversarial, more = self.adversary.loss(
+                reconstructed, visible, self.model.decoder.conv_out.weight
+            )
             loss = loss + adversarial
             share = len(images) * self.world_size / self.config.batch_size
             figures |= more | self.adversary.learn(images, reconstructed, share)
@@ -164,7 +184,9 @@ class VQVAETask(Task):
         quantizer, parts = self.model.quantizer, self._parts
         self._parts = []
         drawn = self._total(torch.stack([self._draws(indices) for _, _, indices in parts]).sum(0))
-        quantizer.code_usage.mul_(_USAGE_MOMENTUM).add_(drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM)
+        quantizer.code_usage.mul_(_USAGE_MOMENTUM).add_(
+            drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM
+        )
         early = step < _RESTART_UNTIL * self.config.steps
         if early and step and step % _RESTART_EVERY == 0:
             self._restart_dead_codes([(start, features) for start, features, _ in parts], step)
@@ -185,15 +207,21 @@ class VQVAETask(Task):
     def _restart_dead_codes(self, parts: list[tuple[int, Tensor]], step: int) -> None:
         quantizer, shape, config = self.model.quantizer, self.model.config, self.config
         # Every place of every scale counts alike, as in the loss.
-        places = torch.tensor([side * side for side in shape.sides], dtype=torch.float32, device=quantizer.code_usage.device)
+        places = torch.tensor(
+            [side * side for side in shape.sides], dtype=torch.float32, device=quantizer.code_usage.device
+        )
         seen = 1 - _USAGE_MOMENTUM ** (step + 1)
         share = (quantizer.code_usage * places[:, None]).sum(0) / (places.sum() * seen)
         dead = (share < config.restart_below / shape.vocab_size).nonzero().flatten()
         if not len(dead):
             return
         candidates = config.batch_size * shape.length
-        chosen = generator(config.seed, Purpose.RESTART, step).choice(candidates, len(dead), replace=len(dead) > candidates)
-        quantizer.codebook.weight[dead] = self._residuals_at(parts, chosen).to(quantizer.codebook.weight.dtype)
+        chosen = generator(config.seed, Purpose.RESTART, step).choice(
+            candidates, len(dead), replace=len(dead) > candidates
+        )
+        quantizer.codebook.weight[dead] = self._residuals_at(parts, chosen).to(
+            quantizer.codebook.weight.dtype
+        )
         # As if drawn at the uniform share, or they would be restarted again before anyone could draw them.
         quantizer.code_usage[:, dead] = seen / shape.vocab_size
 
@@ -205,7 +233,9 @@ class VQVAETask(Task):
             mine = np.flatnonzero((chosen >= start * length) & (chosen < (start + len(features)) * length))
             if len(mine):
                 places = torch.from_numpy(chosen[mine] - start * length).to(found.device)
-                found[torch.from_numpy(mine).to(found.device)] = self._residuals(features).flatten(0, 1)[places]
+                found[torch.from_numpy(mine).to(found.device)] = self._residuals(features).flatten(0, 1)[
+                    places
+                ]
         return self._total(found)
 
     def _residuals(self, features: Tensor) -> Tensor:
@@ -247,7 +277,9 @@ class VQVAETask(Task):
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Held-out pictures above their reconstructions."""
-        images = self.source.images(self.val[np.unique(np.linspace(0, len(self.val) - 1, _SHOWN).astype(np.int64))])
+        images = self.source.images(
+            self.val[np.unique(np.linspace(0, len(self.val) - 1, _SHOWN).astype(np.int64))]
+        )
         moved = images.to(self.config.device)
         return side_by_side(images, self.model.decode(self.model.encode(moved)))
 

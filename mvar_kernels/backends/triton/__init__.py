@@ -18,7 +18,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LEAST_CAPABILITY = (8, 0)
 
 
-def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood) -> str | None:
+def can_run(
+    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
+) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
     if query.dtype not in _DTYPES:
@@ -27,9 +29,13 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | Non
         return f"there are no kernels for {query.device.type} tensors"
     if query.device.type == "cpu" and not _interpreted():
         return "CPU tensors need TRITON_INTERPRET=1 in the environment before the first import"
-    if query.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(query.device) < _LEAST_CAPABILITY:
+    if (
+        query.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(query.device) < _LEAST_CAPABILITY
+    ):
         return f"the mask is a bfloat16 product, which {torch.cuda.get_device_name(query.device)} lacks (8.0 and newer have it)"
-    from mvar_kernels.backends.triton.tables import unsupported
+    from mvar_kernels.backends.triton.schedule import unsupported
 
     return unsupported(neighborhood)
 
@@ -41,7 +47,12 @@ def _interpreted() -> bool:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     from mvar_kernels.backends.triton import launch
 

@@ -9,11 +9,12 @@ import torch
 import triton
 from torch import Tensor
 
-from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
-from mvar_kernels.backends.triton.kernel_forward import forward_kernel
+from mvar_kernels.backends.triton.backward import backward_dkdv, backward_dq
+from mvar_kernels.backends.triton.forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
-from mvar_kernels.backends.triton.tables import Tables, tables
-from mvar_kernels.backends.triton.tiles import Config, Row, architecture_of, tile_row
+from mvar_kernels.backends.triton.schedule import Tables, tables
+from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row
+from mvar_kernels.backends.triton.tile_config import Config, Row
 from mvar_kernels.pyramid import Neighborhood
 
 # Triton itself decided, when the kernels were defined, whether it interprets.
@@ -34,13 +35,17 @@ def _tables(neighborhood: Neighborhood, by: str, config: Config, query: Tensor) 
 
 
 def _row(query: Tensor, logit_scale: Tensor | None) -> Row:
-    return tile_row(architecture_of(query.device), query.shape[-1], query.element_size(), logit_scale is not None)
+    return tile_row(
+        architecture_of(query.device), query.shape[-1], query.element_size(), logit_scale is not None
+    )
 
 
 def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
     dim = query.shape[-1]
     wide = any(
-        tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) + dim * abs(tensor.stride(3)) >= 2**31 for tensor in tensors
+        tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) + dim * abs(tensor.stride(3))
+        >= 2**31
+        for tensor in tensors
     )
     return {
         "D": dim,
@@ -58,7 +63,13 @@ def _tf32_allowed() -> bool:
 
 
 def _options(config: Config, t: Tables) -> dict[str, Any]:
-    return {"BM": config.size, "BN": config.chunk, "E": t.num_features, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    return {
+        "BM": config.size,
+        "BN": config.chunk,
+        "E": t.num_features,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
 
 
 def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -> Tensor:
@@ -68,12 +79,25 @@ def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -
     grid = (triton.cdiv(out.numel(), NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
     inverse_norms[grid](
-        tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(), SIGNED=signed, D=dim, BD=padded, BM=NORM_ROWS
+        tensor,
+        out,
+        factor,
+        scale,
+        out.numel(),
+        heads,
+        length,
+        *tensor.stride(),
+        SIGNED=signed,
+        D=dim,
+        BD=padded,
+        BM=NORM_ROWS,
     )
     return out
 
 
-def _inverses(query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _inverses(
+    query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """1/|q|, 1/|k| with the sign of factor times `scale`, and the factors; without cosine attention q stands in for what will not be read."""
     if logit_scale is None:
         return query, query, query
@@ -91,7 +115,12 @@ def _foldable(scale: float, logit_scale: Tensor | None) -> bool:
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    logit_scale: Tensor | None,
+    neighborhood: Neighborhood,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     if _foldable(scale, logit_scale):
         return forward(query * scale, key, value, None, neighborhood, 1.0)
@@ -125,12 +154,16 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     if _foldable(scale, logit_scale):
-        dq, dk, dv, _ = backward(grad_out, grad_lse, query * scale, key, value, out, lse, None, neighborhood, 1.0)
+        dq, dk, dv, _ = backward(
+            grad_out, grad_lse, query * scale, key, value, out, lse, None, neighborhood, 1.0
+        )
         return dq * scale, dk, dv, None
     batch, length, heads, _ = query.shape
     row = _row(query, logit_scale)
     cosine = logit_scale is not None
-    dq, dk, dv = (torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
+    dq, dk, dv = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
+    )
     delta = torch.empty_like(lse)
     per_query = torch.empty_like(lse) if cosine else lse
     has_dlse = grad_lse is not None
@@ -154,5 +187,7 @@ def backward(
             **constants, **_options(row.dkdv, by_key),
         )  # fmt: skip
         # Summed by torch in a fixed order, so the gradient of logit_scale is deterministic too.
-        grad_factor = (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype) if logit_scale is not None else None
+        grad_factor = (
+            (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype) if logit_scale is not None else None
+        )
     return dq, dk, dv, grad_factor

@@ -18,7 +18,17 @@ LEAST = tl.constexpr(-3.0e38)
 
 
 @triton.jit
-def load_rows(p_base, b_tokens, stride_l, stride_d, m_rows, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(
+    p_base,
+    b_tokens,
+    stride_l,
+    stride_d,
+    m_rows,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """[n, BD] rows of the tokens; columns past D, and with MASKED the rows where m_rows is false, are zeros."""
     o_d = tl.arange(0, BD)
     # Offsets inside one batch element fit 32 bits unless the tensor is enormous.
@@ -38,7 +48,9 @@ def load_rows(p_base, b_tokens, stride_l, stride_d, m_rows, D: tl.constexpr, BD:
 
 
 @triton.jit
-def store_rows(p_base, b_tokens, stride_l, b_values, m_rows, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr):
+def store_rows(
+    p_base, b_tokens, stride_l, b_values, m_rows, D: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr
+):
     """Write [n, BD] rows whose last dimension is contiguous, in the pointer's type."""
     o_d = tl.arange(0, BD)
     b_rows = b_tokens.to(tl.int64) if WIDE else b_tokens
@@ -64,9 +76,20 @@ def dot(b_left, b_right, b_acc, PRECISION: tl.constexpr, CAST: tl.constexpr):
 
 
 @triton.jit
-def scores(b_fixed, b_looped, b_fixed_mask, b_looped_mask, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr):
+def scores(
+    b_fixed,
+    b_looped,
+    b_fixed_mask,
+    b_looped_mask,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CAST: tl.constexpr,
+):
     """[ROWS, COLS] products, hugely negative where the mask hides them."""
-    b_hidden = dot(b_fixed_mask, tl.trans(b_looped_mask), tl.zeros([ROWS, COLS], dtype=tl.float32), PRECISION, CAST)
+    b_hidden = dot(
+        b_fixed_mask, tl.trans(b_looped_mask), tl.zeros([ROWS, COLS], dtype=tl.float32), PRECISION, CAST
+    )
     return dot(b_fixed, tl.trans(b_looped), b_hidden, PRECISION, CAST)
 
 
@@ -129,7 +152,11 @@ def inverse_norms(
     m_row = o_row < rows
     i_bh, i_l = o_row // L, o_row % L
     o_d = tl.arange(0, BD).to(tl.int64)
-    p_rows = X + ((i_bh // H) * stride_b + (i_bh % H) * stride_h + i_l * stride_l)[:, None] + o_d[None, :] * stride_d
+    p_rows = (
+        X
+        + ((i_bh // H) * stride_b + (i_bh % H) * stride_h + i_l * stride_l)[:, None]
+        + o_d[None, :] * stride_d
+    )
     b_x = tl.load(p_rows, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)
     b_inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 1)), NORM_EPS)
     if SIGNED:

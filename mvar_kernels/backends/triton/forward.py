@@ -1,0 +1,87 @@
+"""Forward: every program keeps one tile of queries and walks its chunks of keys (online softmax, base 2).
+
+Cosine attention: 1/|q|, 1/|k| (B, H, L) multiply rows and columns of the scores; normalising the same keys again in every tile would cost more.
+Main loop on sm_90 (D 64, bfloat16, 64 x 64 scores, triton 3.7.1): 324 instructions, 378 with cosine attention. Where key and value have one stride
+from token to token (TWINS, as in a packed qkv) their offsets are computed once: 336 without. A negative factor flips the sign of the mask and of
+1/|k|; multiplying q by the sign instead made q an operand that every product reloads through registers, 408.
+"""
+
+import triton
+import triton.language as tl
+
+from mvar_kernels.backends.triton.primitives import (
+    LOG2E,
+    dot,
+    factor_parts,
+    least_score,
+    load_mask,
+    load_rows,
+    scores,
+    store_rows,
+)
+
+
+@triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
+def forward_kernel(
+    Q, K, V, O, LSE, RQ, RK, FACTOR,
+    FIXED, START, LOOPED, FIXED_MASK, LOOPED_MASK, FIXED_MASKS, LOOPED_MASKS,
+    T, H, LQ, LK, scale,
+    stride_qb, stride_ql, stride_qh, stride_qd,
+    stride_kb, stride_kl, stride_kh, stride_kd,
+    stride_vb, stride_vl, stride_vh, stride_vd,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
+    SPLIT: tl.constexpr, COSINE: tl.constexpr, TWINS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+):  # fmt: skip
+    i_tile = tl.program_id(0) % T
+    i_bh = tl.program_id(0) // T
+    i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
+    p_q, p_k, p_v = (
+        Q + i_b * stride_qb + i_h * stride_qh,
+        K + i_b * stride_kb + i_h * stride_kh,
+        V + i_b * stride_vb + i_h * stride_vh,
+    )
+    p_o = O + i_b * LQ * H * D + i_h * D
+    o_row = i_bh.to(tl.int64) * LQ
+
+    b_tokens = tl.load(FIXED + i_tile * BM + o_m)
+    m_tokens = b_tokens < LQ
+    # [BM, BD]
+    b_q = load_rows(p_q, b_tokens, stride_ql, stride_qd, m_tokens, D, BD, WIDE, True)
+    if COSINE:
+        _, _, magnitude, flip = factor_parts(FACTOR, i_h, scale)
+        b_factor = tl.load(RQ + o_row + b_tokens, mask=m_tokens, other=1.0) * (magnitude * LOG2E)
+        p_rk = RK + i_bh.to(tl.int64) * LK
+        least = least_score(magnitude, COSINE)
+    else:
+        b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
+        flip = 0
+        least = least_score(scale, COSINE)
+
+    i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
+    if not SPLIT:
+        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
+    # Above every hidden score and below every visible one: a row whose first chunk is all hidden keeps this maximum and adds exact zeros.
+    b_max = tl.full([BM], least, dtype=tl.float32)
+    b_sum = tl.zeros([BM], dtype=tl.float32)
+    b_acc = tl.zeros([BM, BD], dtype=tl.float32)
+    for i_chunk in range(i_first, i_last):
+        b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
+        # [BN, BD]
+        b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
+        if SPLIT:
+            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
+        b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
+        # [BM, BN]
+        b_s = scores(b_q, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
+        if COSINE:
+            b_s = b_s * tl.load(p_rk + b_keys)[None, :]
+        b_new_max = tl.maximum(b_max, tl.max(b_s, 1) * b_factor)
+        b_p = tl.exp2(b_s * b_factor[:, None] - b_new_max[:, None])
+        b_decay = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_decay + tl.sum(b_p, 1)
+        b_v = load_rows(p_v, b_keys, stride_kl if TWINS else stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
+        b_acc = dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], PRECISION, CAST)
+        b_max = b_new_max
+    store_rows(p_o, b_tokens, H * D, b_acc / b_sum[:, None], m_tokens, D, BD, WIDE)
+    tl.store(LSE + o_row + b_tokens, (b_max + tl.log2(b_sum)) / LOG2E, mask=m_tokens)

@@ -1,0 +1,219 @@
+"""Names and layouts of the released VAR and MVAR state dicts, to ours and back without loss.
+
+One function says what an entry of ours is called there; everything else is read off it, so both directions agree by construction.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mvar_models.config import (
+    SIDES_256,
+    SIDES_512,
+    SIDES_1024,
+    Config,
+    MVARConfig,
+    TransformerConfig,
+    VARConfig,
+    VQVAEConfig,
+)
+
+# Buffers of the released transformers that carry nothing learned; `attn_bias_for_masking` may even hold the wrong values in fine-tuned
+# files, so none is read and all are made anew on export.
+_REBUILT = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
+
+_VQVAE_RULES = (
+    (r"^quantizer\.codebook\.", "quantize.embedding."),
+    (r"^quantizer\.residual_convolutions\.(\d+)\.", r"quantize.quant_resi.qresi_ls.\1."),
+    (r"^quantizer\.code_usage$", "quantize.ema_vocab_hit_SV"),
+    (r"^(encoder|decoder)\.middle\.0\.", r"\1.mid.block_1."),
+    (r"^(encoder|decoder)\.middle\.1\.", r"\1.mid.attn_1."),
+    (r"^(encoder|decoder)\.middle\.2\.", r"\1.mid.block_2."),
+    (r"^encoder\.levels\.(\d+)\.", r"encoder.down.\1."),
+    (r"^encoder\.down\.(\d+)\.resize\.", r"encoder.down.\1.downsample.conv."),
+    (r"^decoder\.up\.(\d+)\.resize\.", r"decoder.up.\1.upsample.conv."),
+    (r"\.blocks\.(\d+)\.", r".block.\1."),
+    (r"\.attentions\.(\d+)\.", r".attn.\1."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+    (r"(attn[._]\d+)\.proj\.", r"\1.proj_out."),
+)
+_TRANSFORMER_RULES = (
+    (r"^token_embedding\.", "word_embed."),
+    (r"^class_embedding\.", "class_emb."),
+    (r"^start_position$", "pos_start"),
+    (r"^positions$", "pos_1LC"),
+    (r"^scale_embedding\.", "lvl_embed."),
+    (r"^shared_modulation\.", "shared_ada_lin.1."),
+    (r"^head_modulation\.", "head_nm.ada_lin.1."),
+    (r"\.modulation\.", ".ada_lin.1."),
+    (r"\.modulation_offset$", ".ada_gss"),
+    (r"\.attention\.log_scale$", ".attn.scale_mul_1H11"),
+    (r"\.attention\.qkv\.", ".attn.mat_qkv."),
+    (r"\.attention\.", ".attn."),
+    (r"\.mlp\.", ".ffn."),
+)
+
+
+def official_name(name: str, config: Config) -> str:
+    """What the released programs call our entry `name`."""
+    if isinstance(config, VQVAEConfig):
+        # The released decoder numbers its levels finest first but runs them the other way round.
+        deepest = len(config.channel_multipliers) - 1
+        name = re.sub(r"^decoder\.levels\.(\d+)\.", lambda m: f"decoder.up.{deepest - int(m[1])}.", name)
+        rules = _VQVAE_RULES
+    else:
+        rules = _TRANSFORMER_RULES
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def from_official(state: Mapping[str, Tensor], model: nn.Module, config: Config) -> dict[str, Tensor]:
+    """A released state dict under our names and shapes; entries that match nothing keep their names, for the strict check to report."""
+    ours = {official_name(name, config): (name, value.shape) for name, value in model.state_dict().items()}
+    renamed = {}
+    for name, value in state.items():
+        if _REBUILT.fullmatch(name):
+            continue
+        target, shape = ours.get(name, (name, value.shape))
+        renamed[target] = value.reshape(shape) if value.numel() == shape.numel() else value
+    return renamed
+
+
+def to_official(model: nn.Module, config: Config) -> dict[str, Tensor]:
+    """Our weights under the released names and shapes, with the buffers that the released programs load strictly."""
+    state = {}
+    for name, value in model.state_dict().items():
+        official = official_name(name, config)
+        state[official] = value.reshape(_official_shape(official, value))
+    if isinstance(config, TransformerConfig):
+        state.update(_rebuilt_buffers(config, next(iter(state.values())).device))
+    return state
+
+
+def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
+    if name in ("pos_start", "pos_1LC"):
+        return 1, *value.shape
+    if name.endswith("ada_gss"):
+        return 1, 1, *value.shape
+    if name.endswith("scale_mul_1H11"):
+        return 1, value.shape[0], 1, 1
+    return tuple(value.shape)
+
+
+def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
+    scale = torch.cat(
+        [torch.full((side * side,), s, dtype=torch.int64) for s, side in enumerate(config.sides)]
+    )
+    allowed = (
+        scale[:, None] >= scale[None, :]
+        if isinstance(config, VARConfig)
+        else scale[:, None] == scale[None, :]
+    )
+    bias = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+    buffers = {"lvl_1L": scale[None], "attn_bias_for_masking": bias[None, None]}
+    for index in range(config.depth):
+        buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(config.width)
+    return {name: value.to(device) for name, value in buffers.items()}
+
+
+def is_official(state: Mapping[str, Tensor]) -> bool:
+    return "pos_1LC" in state or "quantize.embedding.weight" in state
+
+
+def infer_config(state: Mapping[str, Tensor], config_class: type[Config]) -> Config:
+    """The configuration that a released state dict belongs to, read off its shapes.
+
+    Raises:
+        ValueError: the tensors are those of another kind of model.
+    """
+    if issubclass(config_class, VQVAEConfig):
+        if "quantize.embedding.weight" not in state:
+            raise ValueError("this is a transformer (VAR or MVAR), not a VQVAE")
+        return _infer_vqvae(state)
+    if "pos_1LC" not in state:
+        raise ValueError("this is a VQVAE, not a transformer")
+    return _infer_transformer(state, config_class)
+
+
+def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
+    vocab_size, z_channels = state["quantize.embedding.weight"].shape
+    channels = state["encoder.conv_in.weight"].shape[0]
+    levels = 1 + max(int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m)
+    return VQVAEConfig(
+        vocab_size=vocab_size,
+        z_channels=z_channels,
+        channels=channels,
+        channel_multipliers=[
+            state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // channels for i in range(levels)
+        ],
+        blocks_per_level=1
+        + max(
+            int(m[1]) for m in (re.match(r"encoder\.down\.0\.block\.(\d+)\.", name) for name in state) if m
+        ),
+        sides=_sides_of_count(state["quantize.ema_vocab_hit_SV"].shape[0]),
+        num_residual_convolutions=sum(
+            bool(re.match(r"quantize\.quant_resi\.qresi_ls\.\d+\.bias", name)) for name in state
+        ),
+    )
+
+
+def _infer_transformer(state: Mapping[str, Tensor], config_class: type[Config]) -> Config:
+    classes, width = state["class_emb.weight"].shape
+    sides = _sides_of_tokens(state)
+    depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
+    cosine = "blocks.0.attn.scale_mul_1H11" in state
+    return config_class(
+        depth=depth,
+        width=width,
+        num_heads=state["blocks.0.attn.scale_mul_1H11"].shape[1] if cosine else max(width // 64, 1),
+        mlp_ratio=state["blocks.0.ffn.fc1.weight"].shape[0] / width,
+        num_classes=classes - 1,
+        vocab_size=state["head.weight"].shape[0],
+        z_channels=state["word_embed.weight"].shape[1],
+        sides=sides,
+        shared_adaln="shared_ada_lin.1.weight" in state,
+        cosine_attention=cosine,
+        **(
+            {"dense_scales": _DENSE_SCALES.get(sides, sum(side <= 9 for side in sides))}
+            if issubclass(config_class, MVARConfig)
+            else {}
+        ),
+    )
+
+
+# 256 px: released; 512 px: the paper's appendix by a secondary source; elsewhere the scales up to 9 a side, by analogy. No weights exist for
+# any but the first.
+_DENSE_SCALES = {SIDES_256: 8, SIDES_512: 6}
+
+
+def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Of the buffer that gives the scale of each token, where it is there; else of the number of tokens."""
+    length = state["pos_1LC"].shape[1]
+    levels = state.get("lvl_1L")
+    if levels is not None and not levels.is_meta and levels.numel() == length:
+        counts = torch.bincount(levels.flatten().long()).tolist()
+        sides = tuple(math.isqrt(count) for count in counts)
+        if all(side * side == count for side, count in zip(sides, counts)):
+            return sides
+    for sides in (SIDES_256, SIDES_512, SIDES_1024):
+        if sum(side * side for side in sides) == length:
+            return sides
+    raise ValueError(
+        f"{length} tokens belong to none of the released resolutions (256, 512, 1024 px), and lvl_1L, which would tell, is missing"
+    )
+
+
+def _sides_of_count(count: int) -> tuple[int, ...]:
+    for sides in (
+        SIDES_256,
+        SIDES_1024,
+    ):  # 256 and 512 px have ten scales both; the released VQVAE file is used at either
+        if len(sides) == count:
+            return sides
+    raise ValueError(f"{count} scales belong to none of the released VQVAEs")

@@ -1,0 +1,166 @@
+"""Reading tensors out of files from strangers: nothing read here can run code, and what a wrong file is, is said in one line.
+
+safetensors, or `torch.load(weights_only=True)` with numpy's numbers and argparse's Namespace allowed, which hold values only and which training
+programs like to keep beside their weights. Files are mapped, not copied, into memory wherever their format allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Where the released training programs and wrappers keep a transformer inside a larger dictionary; the VQVAE may lie beside it.
+_TRANSFORMER_ENTRIES = ("mvar_wo_ddp", "var_wo_ddp", "trainer", "state_dict", "model")
+_VQVAE_ENTRY = "vae_local"
+# How torch.save began a file before PyTorch 1.6: a pickled ten-byte number.
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """state: tensors without wrappers and prefixes. kind: "var" or "mvar" where a released program's file says so itself; a bare state dict,
+    alike for both, has None. has_vqvae: whether a VQVAE lies beside the transformer."""
+
+    state: dict[str, Tensor]
+    kind: str | None
+    has_vqvae: bool
+
+
+def read(path: Path, model_type: str = "") -> Contents:
+    """What a checkpoint file holds.
+
+    model_type: "vqvae" takes the VQVAE where a training program's file holds both networks.
+
+    Raises:
+        ValueError: in one line what the file is instead, and what to do.
+    """
+    values, kind, has_vqvae = _read(path), None, False
+    entries = (
+        (_VQVAE_ENTRY, *_TRANSFORMER_ENTRIES)
+        if model_type == "vqvae"
+        else (*_TRANSFORMER_ENTRIES, _VQVAE_ENTRY)
+    )
+    while isinstance(values, dict) and not _is_state(values):
+        kind = kind or next((kind for kind in ("mvar", "var") if f"{kind}_wo_ddp" in values), None)
+        has_vqvae = has_vqvae or _VQVAE_ENTRY in values
+        inner = next((values[key] for key in entries if isinstance(values.get(key), dict)), None)
+        if inner is None and "param_groups" in values:
+            raise ValueError(
+                f"{path} holds an optimizer's state without a model; take the checkpoint that was written beside it"
+            )
+        if inner is None:
+            raise ValueError(
+                f"{path} holds no model: its entries are {', '.join(map(str, list(values)[:8])) or 'none'}"
+            )
+        values = inner
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
+    return Contents({_strip_prefixes(name): value for name, value in values.items()}, kind, has_vqvae)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; see `read`."""
+    return read(path).state
+
+
+def _is_state(values: dict[Any, Any]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values.values())
+
+
+def _strip_prefixes(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(512)
+    _refuse_impostors(path, head)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of length, then JSON
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a complete safetensors file ({error}); download or copy it again"
+            ) from None
+    archive = zipfile.is_zipfile(path)
+    if head.startswith(b"PK") and not archive:
+        raise ValueError(
+            f"{path} is cut short: it begins as a PyTorch checkpoint, but its end is missing; download or copy it again"
+        )
+    if head.startswith(b"\x80") and not head.startswith(_LEGACY_MAGIC):
+        raise ValueError(
+            f"{path} was refused: a plain pickle, which cannot be read without running code from it; get the weights as .safetensors"
+        )
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=archive
+            )  # files of before PyTorch 1.6 cannot be mapped
+    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors alike
+        raise ValueError(_why_unreadable(path, str(error).strip() or type(error).__name__)) from None
+
+
+def _refuse_impostors(path: Path, head: bytes) -> None:
+    """What failed downloads leave behind."""
+    if not head:
+        raise ValueError(f"{path} is empty; download or copy it again")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(
+            f"{path} is a web page, probably an error message saved in a checkpoint's place; download it again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; run `git lfs pull` or download it from the Hub"
+        )
+    if _is_text(head):
+        raise ValueError(
+            f"{path} is a text file, not a checkpoint; name the .safetensors or .pth file that holds the weights"
+        )
+
+
+def _is_text(head: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
+
+
+def _why_unreadable(path: Path, error: str) -> str:
+    refused = re.search(r"GLOBAL (\S+)", error)
+    if refused:
+        return f"{path} was refused: it calls {refused[1]}, and files are read without running code from them; get the weights as .safetensors"
+    # torch's own text goes on about reading such files with weights_only=False, which is the last thing to do.
+    told = re.search(r"WeightsUnpickler error:\s*(.+)", error)
+    reason = told[1] if told else error.splitlines()[0]
+    return (
+        f"{path} cannot be read as a PyTorch checkpoint ({reason.strip()[:200]}); download or copy it again"
+    )
+
+
+def _harmless() -> list[Any]:
+    """Classes that hold values and do nothing. NumPy's constructor of a number has moved between its versions, and files name either place."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {
+        type(np.dtype(name))
+        for name in ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+    }
+    return [
+        argparse.Namespace,
+        np.dtype,
+        *kinds,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]
+
+
+_HARMLESS = _harmless()

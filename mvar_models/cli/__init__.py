@@ -1,0 +1,1 @@
+"""The `mvar` command, one file a subcommand."""

@@ -1,0 +1,192 @@
+"""Datasets of the Hugging Face `datasets` library (extra `data`): from the Hub, from local parquet, or from `save_to_disk`.
+
+Version 4 of the library, the oldest accepted, cannot run code that a dataset brings along; older ones could.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mvar_models.data.decode import BrokenPicture, load_picture
+from mvar_models.data.source import ImageSource, content_fingerprint
+from mvar_models.optional import require
+
+_IMAGE_NAMES = ("image", "img", "picture", "png", "jpg", "webp", "pixel_values")
+_LABEL_NAMES = ("label", "labels", "class", "category", "cls", "target")
+_DEFAULT_SPLIT = "train"
+_SCAN = 4096
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path holds parquet (itself, or a folder or its folders) or what `save_to_disk` wrote."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return path.is_dir() and (_is_saved(path) or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")))
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+class HubDataset(ImageSource):
+    """One split of a dataset; pictures are decoded here, so that odd and broken ones are treated as those of folders.
+
+    Args:
+        place: a dataset id of the Hub as org/name, or what `is_local` accepts.
+        part: "split" or "config:split"; empty is the split "train", or the only one.
+
+    Raises:
+        FileNotFoundError: the Hub does not give the dataset.
+        ValueError: no such split, or no column of pictures or labels that can be told.
+    """
+
+    def __init__(self, place: str, resolution: int, part: str = "") -> None:
+        self.place = place
+        self.resolution = resolution
+        rows = _load(place, part)
+        self._image = _image_column(rows, place)
+        label = _label_column(rows, place)
+        labels, names = _labels(rows, label, place)
+        super().__init__(labels, names, flips=True)
+        image_type = require("datasets", "data").Image(decode=False)
+        self._rows = rows.select_columns([self._image]).cast_column(self._image, image_type)
+        self._lock = threading.Lock()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        names, sizes = [], []
+        for table in self._rows.with_format("arrow").iter(_SCAN):
+            column = table[self._image].combine_chunks()
+            names += [str(path or "") for path in column.field("path").to_pylist()]
+            sizes += [
+                size or 0
+                for size in require("pyarrow.compute", "data")
+                .binary_length(column.field("bytes"))
+                .to_pylist()
+            ]
+        return content_fingerprint(self.class_names, self.labels, names, np.array(sizes))
+
+    def name(self, index: int) -> str:
+        return f"{self.place} row {index}"
+
+    def read(self, index: int) -> Tensor:
+        with self._lock:
+            entry = self._rows[index][self._image]
+        if entry is None or (entry["bytes"] is None and not entry["path"]):
+            raise BrokenPicture("holds no picture")
+        if entry["bytes"] is not None:
+            return load_picture(entry["bytes"], self.resolution)
+        if "://" in entry["path"]:
+            raise BrokenPicture(f"is a link ({entry['path']}), not a picture; download the pictures first")
+        return load_picture(entry["path"], self.resolution)
+
+
+def _load(place: str, part: str) -> Any:
+    datasets = require("datasets", "data")
+    if int(datasets.__version__.split(".")[0]) < 4:
+        raise ImportError(
+            f"datasets {datasets.__version__} can run code from a dataset; install 4 or newer: pip install 'datasets>=4'"
+        )
+    config, _, split = part.rpartition(":")
+    path = Path(place)
+    options: dict[str, Any] = {"name": config or None}
+    try:
+        if _is_saved(path):
+            loaded = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            loaded = datasets.load_dataset("parquet", data_files=str(path))
+        else:
+            loaded = datasets.load_dataset(str(path) if path.is_dir() else place, **options)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{place}: no such folder here, and the Hub does not give a dataset of that name: {_line(error)}"
+        ) from None
+    except (
+        Exception
+    ) as error:  # the library raises its own kinds for damaged files, missing configurations and more
+        raise ValueError(f"{place} cannot be opened as a dataset: {_line(error)}") from None
+    if not isinstance(loaded, dict):
+        return loaded
+    if not split:
+        split = _DEFAULT_SPLIT if _DEFAULT_SPLIT in loaded or len(loaded) > 1 else next(iter(loaded))
+    if split not in loaded:
+        raise ValueError(
+            f"{place} has no split {split!r}; it has {', '.join(loaded)} (choose with {place}:{next(iter(loaded))})"
+        )
+    return loaded[split]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _image_column(rows: Any, place: str) -> str:
+    """The column typed as pictures, or one that holds their files' bytes under a usual name."""
+    return _column(rows, place, "pictures", require("datasets", "data").Image, _IMAGE_NAMES, _holds_bytes)
+
+
+def _label_column(rows: Any, place: str) -> str:
+    """The column typed as classes, or one of numbers or words under a usual name."""
+    return _column(
+        rows, place, "labels", require("datasets", "data").ClassLabel, _LABEL_NAMES, _names_classes
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if isinstance(kind, dict):
+        return "bytes" in kind
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
+def _names_classes(kind: Any) -> bool:
+    return getattr(kind, "dtype", "").startswith(("int", "uint", "string", "large_string"))
+
+
+def _column(
+    rows: Any, place: str, what: str, typed: type, usual: tuple[str, ...], fits: Callable[[Any], bool]
+) -> str:
+    """The one column of the type `typed`, else the one of a usual name that `fits`; of several the one of a usual name."""
+    found = [name for name, kind in rows.features.items() if isinstance(kind, typed)]
+    found = found or [name for name, kind in rows.features.items() if name.lower() in usual and fits(kind)]
+    chosen = found if len(found) < 2 else [name for name in found if name.lower() in usual]
+    if len(chosen) != 1:
+        problem = f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"
+        columns = ", ".join(
+            f"{name} ({getattr(kind, 'dtype', None) or type(kind).__name__})"
+            for name, kind in rows.features.items()
+        )
+        raise ValueError(f"{place} has {problem} among {columns}; rename the right one to {usual[0]!r}")
+    return chosen[0]
+
+
+def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
+    """Class of every row, and the classes' names: those that the dataset gives, else its values, sorted."""
+    values = np.array(rows.with_format(None)[column])
+    if not len(values):
+        raise ValueError(f"{place} has no rows")
+    if values.dtype == object and any(value is None for value in values):
+        raise ValueError(f"{place}: some rows of column {column!r} have no label")
+    kind = rows.features[column]
+    if hasattr(kind, "names"):
+        if values.min() < 0:
+            raise ValueError(
+                f"{place}: some rows of column {column!r} have the label -1, which means none; choose a labelled split"
+            )
+        _refuse_empty(values, list(kind.names), place)
+        return values.astype(np.int64), list(kind.names)
+    names, labels = np.unique(values, return_inverse=True)
+    return labels.astype(np.int64), [str(name) for name in names]
+
+
+def _refuse_empty(labels: np.ndarray, names: list[str], place: str) -> None:
+    empty = [name for label, name in enumerate(names) if not (labels == label).any()]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise ValueError(f"{place}: class {empty[0]!r}{more} has no pictures in this split")

@@ -1,0 +1,121 @@
+"""The file that the field's FID programs read: every class equally often, uint8, (N, R, R, 3) under `arr_0` of one .npz.
+
+Picture i has label i // per_class and seed `seed` + i, and pictures are drawn in batches that depend on i alone. So any number of processes
+gives the same file: process r of n draws every n-th part, parts appear complete or not at all, and whoever finds all of them joins them. A
+stopped run goes on where it was, and a finished one has nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvar_models.files import claim, replacing
+from mvar_models.pipeline import Pipeline
+
+_SETTINGS = "settings.json"
+
+
+def write_npz(
+    pipeline: Pipeline,
+    file: str | os.PathLike[str],
+    *,
+    per_class: int = 50,
+    seed: int = 0,
+    batch_size: int = 32,
+    rank: int = 0,
+    world_size: int = 1,
+    checkpoint: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> bool:
+    """Draw this process's parts of the file, and join them when all are there.
+
+    Args:
+        per_class: pictures of each class, in the order of the labels.
+        batch_size: pictures drawn at a time, which is also a part; another value is another run.
+        rank, world_size: which process of how many this is.
+        checkpoint: what the pipeline was loaded from; a folder of parts made with another one is refused.
+        report: called with pictures done by this process and its share.
+        options: as for the pipeline's call.
+
+    Returns:
+        Whether the file is complete now; False where other processes are not done yet.
+
+    Raises:
+        FileExistsError: the file exists already, made with other settings.
+        ValueError: the folder of parts belongs to other settings.
+    """
+    file = Path(file)
+    if per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    total = pipeline.model.config.num_classes * per_class
+    settings = {
+        **(checkpoint or {}),
+        "per_class": per_class,
+        "seed": seed,
+        "batch_size": batch_size,
+        "pictures": total,
+        **options,
+    }
+    if file.exists():
+        if _settings_of(file) == settings:
+            return True
+        raise FileExistsError(
+            f"{file} exists already and was made with other settings; remove it or choose another name"
+        )
+    parts = file.with_name(file.name + ".parts")
+    claim(parts / _SETTINGS, settings, "pictures")
+    starts = range(0, total, batch_size)
+    mine = starts[rank::world_size]
+    for done, start in enumerate(mine):
+        target = _part(parts, start)
+        if not target.exists():
+            which = range(start, min(start + batch_size, total))
+            labels, seeds = [i // per_class for i in which], [seed + i for i in which]
+            pictures = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options)
+            with replacing(target) as temporary:
+                np.save(temporary, pictures)
+        if report is not None:
+            report(done + 1, len(mine))
+    if not all(_part(parts, start).exists() for start in starts):
+        return file.exists()
+    return _join(
+        file, parts, [_part(parts, start) for start in starts], settings, pipeline.vqvae.config.resolution
+    )
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"{start:08d}.npy"
+
+
+def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any], side: int) -> bool:
+    """Two processes that both find all parts write the same file; the one that is late finds the parts removed."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (settings["pictures"], side, side, 3)}
+    try:
+        with replacing(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            archive.comment = json.dumps(settings).encode()
+            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, header)
+                for piece in pieces:
+                    entry.write(np.load(piece, allow_pickle=False).tobytes())
+    except FileNotFoundError:
+        return file.exists()
+    shutil.rmtree(parts, ignore_errors=True)
+    return True
+
+
+def _settings_of(file: Path) -> dict[str, Any] | None:
+    """What a finished file was made with; it stands in the comment of its archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.comment)
+    except (zipfile.BadZipFile, ValueError):
+        return None

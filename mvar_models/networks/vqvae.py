@@ -1,0 +1,217 @@
+"""The picture tokenizer: convolutional encoder and decoder around the multi-scale quantizer (VAR, arXiv 2404.02905)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_models.checkpoints.pretrained import PretrainedModel
+from mvar_models.config import VQVAEConfig
+from mvar_models.networks.quantizer import MultiScaleQuantizer
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(features)))
+        return self.shortcut(features) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class AttentionBlock(nn.Module):
+    """One head over all places of the grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.proj = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, channels, height, width = features.shape
+        qkv = self.qkv(self.norm(features)).view(batch, 3, channels, height * width).transpose(2, 3)
+        query, key, value = qkv.unsqueeze(2).unbind(1)  # (B, 1, N, C) each
+        out = F.scaled_dot_product_attention(query, key, value, scale=1 / math.sqrt(channels))
+        return features + self.proj(out.squeeze(1).transpose(1, 2).reshape(features.shape))
+
+
+class Downsample(nn.Conv2d):
+    """Stride 2 without padding of its own; one zero row below and one zero column right take its place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.pad(features, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Conv2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.interpolate(features, scale_factor=2, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention at the deepest level, then a change of resolution."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, attention: bool, resize: nn.Module
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
+        self.attentions = nn.ModuleList(
+            AttentionBlock(out_channels) for _ in range(blocks if attention else 0)
+        )
+        self.resize = resize
+
+    def forward(self, features: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            features = block(features)
+            if self.attentions:
+                features = self.attentions[i](features)
+        return self.resize(features)
+
+
+class Middle(nn.Sequential):
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+        )
+
+
+class Encoder(nn.Module):
+    """(B, 3, R, R) -> (B, z, R / f, R / f). `levels` are ordered as they run: finest first."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        deepest = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, config.channels, kernel_size=3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(
+                config.channels if i == 0 else widths[i - 1],
+                width,
+                config.blocks_per_level,
+                attention=i == deepest,
+                resize=nn.Identity() if i == deepest else Downsample(width),
+            )
+            for i, width in enumerate(widths)
+        )
+        self.middle = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, kernel_size=3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv_in(images)
+        for level in self.levels:
+            features = level(features)
+        return self.conv_out(F.silu(self.norm_out(self.middle(features))))
+
+
+class Decoder(nn.Module):
+    """(B, z, h, h) -> (B, 3, f h, f h). `levels` are ordered as they run: deepest first."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in reversed(config.channel_multipliers)]
+        finest = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.z_channels, widths[0], kernel_size=3, padding=1)
+        self.middle = Middle(widths[0])
+        self.levels = nn.ModuleList(
+            Level(
+                widths[max(i - 1, 0)],
+                width,
+                config.blocks_per_level + 1,
+                attention=i == 0,
+                resize=nn.Identity() if i == finest else Upsample(width),
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, kernel_size=3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        features = self.middle(self.conv_in(latents))
+        for level in self.levels:
+            features = level(features)
+        return self.conv_out(F.silu(self.norm_out(features)))
+
+
+class VQVAE(PretrainedModel):
+    """Pictures in [-1, 1] <-> code indices of a scale pyramid.
+
+    Shapes: images (B, 3, R, R) with R = config.resolution, indices (B, L) int64, latents (B, z, h, h) with h = config.sides[-1].
+    """
+
+    config_class = VQVAEConfig
+
+    def __init__(self, config: VQVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or VQVAEConfig()
+        z = self.config.z_channels
+        self.encoder = Encoder(self.config)
+        self.quant_conv = nn.Conv2d(z, z, kernel_size=3, padding=1)
+        self.quantizer = MultiScaleQuantizer(self.config)
+        self.post_quant_conv = nn.Conv2d(z, z, kernel_size=3, padding=1)
+        self.decoder = Decoder(self.config)
+
+    def set_sides(self, sides: Sequence[int]) -> None:
+        """Take another pyramid with the same weights: the released VQVAE serves 256, 512 and 1024 px. Usage counts of codes start anew where
+        the number of scales changes."""
+        self.config = self.config.replace(sides=tuple(sides), residual_convolution_of_scale=None)
+        old = self.quantizer.code_usage
+        self.quantizer.sides = self.config.sides
+        self.quantizer.convolution_of_scale = self.config.residual_convolution_of_scale
+        if old.shape[0] != len(self.config.sides):
+            self.quantizer.code_usage = old.new_zeros(len(self.config.sides), old.shape[1])
+
+    def with_sides(self, sides: Sequence[int]) -> VQVAE:
+        """A VQVAE for another pyramid that shares these weights (`set_sides` changes this one)."""
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        other = copy.deepcopy(self, shared)  # type: ignore[arg-type]
+        other.set_sides(sides)
+        return other
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images -> continuous latents, before quantization."""
+        side = self.config.resolution
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise ValueError(f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}")
+        return self.quant_conv(self.encoder(images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> indices of every scale."""
+        indices, _ = self.quantizer.quantize(self.latents(images))
+        return indices
+
+    def decode_latents(self, f_hat: Tensor) -> Tensor:
+        """Latents -> images, clamped to [-1, 1]."""
+        return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices of every scale -> images."""
+        if indices.dim() != 2 or indices.shape[1] != self.config.length:
+            raise ValueError(f"indices must be (B, {self.config.length}), got {tuple(indices.shape)}")
+        return self.decode_latents(self.quantizer.embed(indices))

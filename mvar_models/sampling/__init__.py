@@ -1,0 +1,1 @@
+"""Drawing codes scale by scale."""

@@ -1,0 +1,1 @@
+"""Images as codes, in memory and on disk."""

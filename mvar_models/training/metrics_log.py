@@ -1,0 +1,76 @@
+"""Figures and pictures of a run as they come: metrics.jsonl, samples/, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mvar_models.files import replacing
+from mvar_models.optional import require
+from mvar_models.training.run_folder import RunFolder
+
+
+class Metrics:
+    """What the first process writes. TensorBoard opens with the first figure, and forgets what a resumed run makes again."""
+
+    def __init__(self, run: RunFolder, *, tensorboard: bool) -> None:
+        if tensorboard:
+            require("tensorboard", "tensorboard")
+        self.run = run
+        self.tensorboard = tensorboard
+        self._writer: Any = None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def add(self, values: dict[str, Any]) -> None:
+        """One line; lists, such as a loss per scale, become several curves."""
+        self.run.log(values)
+        if not self.tensorboard:
+            return
+        writer, step = self._open(values["step"]), values["step"]
+        for name, value in values.items():
+            if isinstance(value, list):
+                for index, entry in enumerate(value):
+                    writer.add_scalar(f"{name}/{index}", entry, step)
+            elif name != "step" and value is not None:
+                writer.add_scalar(name, value, step)
+
+    def add_picture(self, step: int, picture: Image.Image | None) -> None:
+        if picture is None:
+            return
+        self.run.samples.mkdir(exist_ok=True)
+        with replacing(self.run.samples_of(step)) as temporary:
+            picture.save(temporary)
+        if self.tensorboard:
+            self._open(step).add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+    def _open(self, step: int) -> Any:
+        if self._writer is None:
+            writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
+            self._writer = writer(str(self.run.path / "tensorboard"), purge_step=step)
+        return self._writer
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """Peak memory in 10^9 bytes: the device's that PyTorch allocated, or this process's on a CPU; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

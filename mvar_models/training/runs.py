@@ -1,0 +1,271 @@
+"""From settings to a trained model in a run folder: what the command line and the demo call."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mvar_models.data.source import DIGITS, ImageSource, check_data_exists, open_source, split
+from mvar_models.devices import checked_device
+from mvar_models.environment import environment
+from mvar_models.files import OtherSettings
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import fitted, vqvae_of
+from mvar_models.tokens import folder as token_cache
+from mvar_models.tokens.encode import TokenSet, check_classes, default_copies, tokenize
+from mvar_models.tokens.writer import TokenWriter
+from mvar_models.training.loop import Loop, Report
+from mvar_models.training.parallel import pieces
+from mvar_models.training.processes import Processes
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.settings import RunConfig, TransformerRun, VQVAERun
+from mvar_models.training.transformer_task import TransformerTask, build_model, check_fit, checkpoint_of
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
+
+logger = logging.getLogger(__name__)
+
+_DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
+
+
+@dataclass(frozen=True)
+class Run:
+    config: RunConfig
+    folder: RunFolder
+    processes: Processes
+
+
+def transformer_run(
+    *, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any
+) -> Run:
+    """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256.
+
+    Under torchrun every process calls it, and the first one makes the folder.
+    """
+    if resume is not None:
+        return _resumed(resume, TransformerRun, device)
+    check_data_exists(given["data"])
+    checked_device(device)
+    init = given.get("init")
+    own = None if init is None else vqvae_of(init)
+    given.setdefault("vqvae", default_vqvae(given["data"], own))
+    given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
+    if epochs is not None:
+        resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
+        given["steps"] = _steps(
+            epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size)
+        )
+    run = _created(TransformerRun(device=device, **given))
+    if own is not None and Path(own).resolve() != Path(run.config.vqvae).resolve():
+        logger.warning(
+            "%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew",
+            init,
+            own,
+            run.config.vqvae,
+        )
+    return run
+
+
+def vqvae_run(
+    *,
+    resume: str | None = None,
+    epochs: float | None = None,
+    device: str = "cpu",
+    resolution: int | None = None,
+    **given: Any,
+) -> Run:
+    """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
+    if resume is not None:
+        return _resumed(resume, VQVAERun, device)
+    check_data_exists(given["data"])
+    checked_device(device)
+    if resolution is not None:
+        given = {**released_vqvae_shape(resolution), **given}
+    given.setdefault("lr", 1e-3)
+    given.setdefault("weight_decay", 0.0)
+    if epochs is not None:
+        given["steps"] = _steps(
+            epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size)
+        )
+    return _created(VQVAERun(device=device, **given))
+
+
+def describe_vqvae(config: VQVAERun) -> str:
+    """One line: what is going to be trained."""
+    if config.init is not None:
+        return f"going on with {config.init}"
+    shape = new_vqvae_config(config)
+    return f"a new VQVAE for pictures of {shape.resolution} px: {len(shape.sides)} scales, {shape.length} codes of {shape.vocab_size}"
+
+
+def _created(config: RunConfig) -> Run:
+    processes = Processes.start(config.device, group=config.fsdp)
+    pieces(config.batch_size, processes.world_size * config.accumulate)  # refused before there is a folder
+    folder = processes.on_first(lambda: RunFolder.create(config))
+    return Run(replace(config, device=str(processes.device)), folder, processes)
+
+
+def _resumed(path: str, kind: type[RunConfig], device: str) -> Run:
+    folder = RunFolder(path)
+    config = folder.read_config()
+    checked_device(device)
+    if not isinstance(config, kind):
+        raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
+    processes = Processes.start(device, group=config.fsdp)
+    return Run(replace(config, device=str(processes.device)), folder, processes)
+
+
+def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
+    train, _ = split(source)
+    return max(1, math.ceil(epochs * len(train) / batch_size))
+
+
+def default_vqvae(data: str, own: str | None = None) -> str:
+    """For a folder of codes the VQVAE that made them, else `own`, that of the checkpoint, else the zoo's for pictures of that kind."""
+    if token_cache.is_token_folder(Path(data)):
+        return token_cache.read_index(Path(data))["vqvae"]
+    if own is not None:
+        return own
+    return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
+
+
+def cached_tokens(
+    vqvae: VQVAE, source: ImageSource, copies: int | None = None, seed: int = 0
+) -> tuple[TokenSet, TokenSet]:
+    """Codes of the training pictures, with variants, and of the held-out ones as they are; from disk where `mvar tokenize` made them.
+
+    copies: variants of a picture; None is the picture and its mirror where classes allow one, else the picture. A folder of codes is used with
+    all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
+    """
+    if isinstance(source, token_cache.TokenFolder):
+        if copies is not None and copies > source.copies:
+            raise ValueError(
+                f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies"
+            )
+        return source.token_sets(vqvae)
+    which_train, which_val = split(source)
+    train = tokenize(
+        vqvae,
+        source,
+        which_train,
+        copies=default_copies(source.flips) if copies is None else copies,
+        seed=seed,
+    )
+    check_classes(source, train.labels)
+    val = tokenize(vqvae, source, which_val)
+    source.tell_problems()
+    return train, val if len(val) else train
+
+
+def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSet, TokenSet]:
+    """Codes of pictures go into the run folder, made by all processes together, so that going on with the run finds them; the digits take
+    seconds and stay in memory."""
+    config, processes = run.config, run.processes
+    assert isinstance(config, TransformerRun)
+    if config.data == DIGITS or isinstance(source, token_cache.TokenFolder):
+        return processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
+    folder = run.folder.path / "tokens"
+
+    def writer() -> TokenWriter:
+        return TokenWriter(
+            vqvae, source, folder, names=(config.data, config.vqvae), copies=config.copies, seed=config.seed
+        )
+
+    def begin() -> None:
+        try:
+            first = writer()
+        except OtherSettings as error:
+            raise ValueError(
+                f"what {run.folder.path} trains on has changed since it began ({', '.join(error.changed)}); put it back to go on, "
+                f"or start a new run from {run.folder.path / 'best'}"
+            ) from None
+        if not first.finished and not (found := first.check_reconstruction()).fits:
+            logger.warning(
+                "%s gives these pictures back with only %.1f dB PSNR; look at %s",
+                config.vqvae,
+                found.psnr,
+                folder / "reconstruction.png",
+            )
+
+    processes.on_first(begin)
+    problem: Exception | None = None
+    try:
+        writer().write(rank=processes.rank, world_size=processes.world_size)
+    except (OSError, ValueError, SafetensorError) as error:
+        problem = error
+    processes.all_well(problem)
+    if processes.on_first(lambda: not (folder / token_cache.INDEX).exists()):
+        # Two that ended together may each have missed the other's last file, on a network disk.
+        processes.on_first(lambda: writer().write().complete)
+    made = token_cache.TokenFolder(folder)
+    if made.left_out:  # by whichever process and start
+        logger.warning(
+            "%d left out beside %d pictures, all listed in %s",
+            len(made.left_out),
+            len(made),
+            folder / token_cache.INDEX,
+        )
+    return made.token_sets(vqvae)
+
+
+def train_transformer(
+    run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None
+) -> dict[str, Any]:
+    """Train to the end of the run; returns the last validation. `tokens` saves making the codes again."""
+    config = run.config
+    assert isinstance(config, TransformerRun)
+    vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
+    checkpoint = checkpoint_of(config)
+    if checkpoint is not None:
+        vqvae = fitted(vqvae, checkpoint.config.sides)
+        check_fit(checkpoint, vqvae, config)  # before hours of coding
+    elif token_cache.is_token_folder(Path(config.data)):
+        vqvae = fitted(vqvae, token_cache.read_index(Path(config.data))["sides"])
+    source = open_source(config.data, vqvae.config.resolution)
+    train, val = tokens or _tokens_of_run(run, vqvae, source)
+    resuming = run.folder.last_step() > 0
+    task = TransformerTask(
+        build_model(config, vqvae, source.class_names, resuming, checkpoint), vqvae, train, val, config
+    )
+    logger.info("%d pictures to train on, %d held out", len(train), len(val))
+    return _fit(task, run, report)
+
+
+def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
+    """Train to the end of the run; returns the last validation."""
+    config = run.config
+    assert isinstance(config, VQVAERun)
+    model = build_vqvae(config)
+    source = open_source(config.data, model.config.resolution)
+    if isinstance(source, token_cache.TokenFolder):
+        raise ValueError(
+            f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})"
+        )
+    train, val = split(source)
+    return _fit(VQVAETask(model, source, train, val, config), run, report)
+
+
+def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:
+    loop = Loop(task, run.config, run.folder, report, run.processes)
+    loop.resume()
+    run.processes.on_first(lambda: run.folder.add_start(_start(run, loop.start)))
+    results = loop.fit()
+    run.processes.close()
+    return results
+
+
+def _start(run: Run, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "processes": run.processes.world_size,
+        "device": run.config.device,
+        **environment(),
+    }

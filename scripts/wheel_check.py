@@ -1,0 +1,65 @@
+"""Build the wheel, install it in a clean environment outside the tree, and sample digits there. `make wheel-test` runs this.
+
+The clean environment sees the packages of this one through a .pth file, so that torch is not downloaded again; the project itself is not
+among them.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_SAMPLE = """
+import sys, mvar_kernels, mvar_models
+from pathlib import Path
+assert Path(sys.argv[1]) in Path(mvar_models.__file__).parents, mvar_models.__file__
+pictures = mvar_models.MVARPipeline.from_pretrained("mvar-digits")(["three", 7], seed=0)
+print(mvar_kernels.__version__, [picture.size for picture in pictures])
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            str(temporary),
+            str(ROOT),
+        ]
+        subprocess.run(command, check=True)
+        (wheel,) = temporary.glob("*.whl")
+        names = zipfile.ZipFile(wheel).namelist()
+        weights = [name for name in names if name.endswith(".safetensors")]
+        assert len(weights) == 3 and wheel.stat().st_size < 6_000_000, (weights, wheel.stat().st_size)
+        assert not any(name.startswith(("tests/", "benchmarks/", "scripts/")) for name in names)
+        environment = temporary / "env"
+        venv.create(environment, with_pip=True)
+        python = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+        (site,) = environment.glob("lib/python*/site-packages")
+        (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        done = subprocess.run(
+            [str(python), "-c", _SAMPLE, str(site)], cwd=temporary, check=True, capture_output=True, text=True
+        )
+        script = python.parent / "mvar"
+        subprocess.run(
+            [str(script), "sample", "--model", "mvar-digits", "--n", "1", "-o", str(temporary / "out")],
+            cwd=temporary,
+            check=True,
+        )
+        assert len(list((temporary / "out").glob("*.png"))) == 11
+        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, {done.stdout.strip()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""To the Hub and back: what is pushed loads again, and the usage on its card runs as it stands."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mvar_models import MVARPipeline
+from mvar_models.checkpoints.push import model_card
+
+from hub_server import TOKEN, environment, hub
+from tiny_models import tiny_mvar, tiny_vqvae
+
+_PUSH = """
+import sys
+from mvar_models import MVAR, MVARPipeline
+cls = {"MVAR": MVAR, "MVARPipeline": MVARPipeline}[sys.argv[1]]
+try:
+    print(cls.from_pretrained(sys.argv[2]).push_to_hub(sys.argv[3], token=sys.argv[4], license="mit", base_model="FoundationVision/var"))
+except PermissionError as error:
+    sys.exit(f"PermissionError: {error}")
+"""
+
+
+def run(code, *arguments, server, cache, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(server, cache),
+        cwd=cwd,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path / "saved")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("cls", ["MVAR", "MVARPipeline"])
+def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
+    with hub(saved / "hub") as server:
+        done = run(
+            _PUSH,
+            cls,
+            str(saved / "saved"),
+            "someone/ants",
+            TOKEN,
+            server=server,
+            cache=saved / "cache",
+            cwd=saved / "empty",
+        )
+        assert done.returncode == 0 and "/someone/ants/commit/" in done.stdout, done.stderr
+        pushed = saved / "hub" / "someone" / "ants"
+        assert (pushed / "model.safetensors").read_bytes() == (
+            saved / "saved" / "model.safetensors"
+        ).read_bytes()
+        assert (pushed / "vqvae" / "config.json").is_file() == (cls == "MVARPipeline")
+        card = (pushed / "README.md").read_text()
+        expected = {
+            "library_name: mvar",
+            "license: mit",
+            "base_model: FoundationVision/var",
+            "- mvar",
+            "| kernel_size | 3 |",
+            "| top_k | 1200 |",
+        }
+        assert expected <= set(card.splitlines()), card
+        (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        done = run(usage, server=server, cache=saved / "cache", cwd=saved / "empty")
+        assert done.returncode == 0, done.stderr
+        assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
+        if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
+            script = "from mvar_models.pipeline import vqvae_of; from mvar_models import VQVAE; VQVAE.from_pretrained(vqvae_of('someone/ants'))"
+            done = run(script, server=server, cache=saved / "cache", cwd=saved / "empty")
+            assert done.returncode == 0, done.stderr
+
+
+def test_a_refused_push_is_one_line(saved):
+    with hub(saved / "hub") as server:
+        done = run(
+            _PUSH,
+            "MVAR",
+            str(saved / "saved"),
+            "someone/ants",
+            "hf_wrong",
+            server=server,
+            cache=saved / "cache",
+            cwd=saved / "empty",
+        )
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith("PermissionError: the Hub refused someone/ants") and "token=" in said
+
+
+def test_cards_of_every_kind():
+    for model in (tiny_mvar(), tiny_vqvae()):
+        card = model_card(model, "someone/ants")
+        assert (
+            card.startswith("---\nlibrary_name: mvar\nlicense: other\n")
+            and f'{type(model).__name__}.from_pretrained("someone/ants")' in card
+        )

@@ -1,0 +1,105 @@
+"""The file for FID programs: every class equally often, the same bytes for any number of processes, going on where a stop was."""
+
+import numpy as np
+import pytest
+
+from mvar_models import MVARPipeline
+from mvar_models.evaluation.npz import write_npz
+
+from tiny_models import tiny_mvar, tiny_vqvae
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return MVARPipeline(tiny_mvar(), tiny_vqvae())
+
+
+def read(path):
+    with np.load(path) as values:
+        assert values.files == ["arr_0"]
+        return values["arr_0"]
+
+
+def test_every_class_equally_often_and_a_seed_per_picture(pipeline, tmp_path):
+    assert write_npz(pipeline, tmp_path / "a.npz", per_class=3, seed=7, batch_size=4)
+    expected = pipeline([0, 0, 0, 1, 1, 1, 2, 2, 2], seed=7, output_type="np", batch_size=4)
+    assert np.array_equal(read(tmp_path / "a.npz"), expected) and expected.dtype == np.uint8
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"], "the parts are gone"
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_any_number_of_processes_writes_the_same_file(pipeline, tmp_path, batch_invariant):
+    write_npz(pipeline, tmp_path / "one.npz", per_class=5, batch_size=2, batch_invariant=batch_invariant)
+    for world_size in (2, 3, 9):
+        path = tmp_path / f"{world_size}.npz"
+        done = [
+            write_npz(
+                pipeline,
+                path,
+                per_class=5,
+                batch_size=2,
+                rank=rank,
+                world_size=world_size,
+                batch_invariant=batch_invariant,
+            )
+            for rank in reversed(range(world_size))
+        ]
+        assert done == [False] * (world_size - 1) + [True]
+        assert path.read_bytes() == (tmp_path / "one.npz").read_bytes()
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_has_nothing_to_do(pipeline, tmp_path):
+    drawn = []
+
+    def stopping(done, total):
+        drawn.append(done)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_npz(pipeline, tmp_path / "a.npz", per_class=4, batch_size=3, report=stopping)
+    assert not (tmp_path / "a.npz").exists() and len(list((tmp_path / "a.npz.parts").glob("*.npy"))) == 2
+    calls = []
+    pictures_of = pipeline.__class__.__call__
+    pipeline_that_counts = type(
+        "Counting",
+        (MVARPipeline,),
+        {"__call__": lambda self, *a, **k: calls.append(a) or pictures_of(self, *a, **k)},
+    )
+    again = pipeline_that_counts(pipeline.model, pipeline.vqvae)
+    assert write_npz(again, tmp_path / "a.npz", per_class=4, batch_size=3)
+    assert len(calls) == 2, "two of four parts were there"
+    write_npz(pipeline, tmp_path / "whole.npz", per_class=4, batch_size=3)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert write_npz(again, tmp_path / "a.npz", per_class=4, batch_size=3) and len(calls) == 2
+
+
+def test_other_settings_are_refused(pipeline, tmp_path):
+    write_npz(pipeline, tmp_path / "a.npz", per_class=1)
+    with pytest.raises(FileExistsError, match="exists already and was made with other settings"):
+        write_npz(pipeline, tmp_path / "a.npz", per_class=2)
+    assert not write_npz(
+        pipeline,
+        tmp_path / "b.npz",
+        per_class=2,
+        batch_size=1,
+        world_size=2,
+        checkpoint={"model": "mvar-d16"},
+    )
+    with pytest.raises(
+        ValueError, match=r"b.npz.parts holds pictures made with other settings \(model, seed differ\)"
+    ):
+        write_npz(
+            pipeline,
+            tmp_path / "b.npz",
+            per_class=2,
+            batch_size=1,
+            seed=1,
+            world_size=2,
+            checkpoint={"model": "mvar-d20"},
+        )
+    (tmp_path / "c.npz").write_bytes(b"not an archive")
+    with pytest.raises(FileExistsError, match="remove it or choose another name"):
+        write_npz(pipeline, tmp_path / "c.npz", per_class=1)
+    with pytest.raises(ValueError, match="per_class must be at least 1"):
+        write_npz(pipeline, tmp_path / "d.npz", per_class=0)

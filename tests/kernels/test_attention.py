@@ -1,0 +1,391 @@
+"""The public attention functions: exact windows, views, isolation of scales, and one clear message for wrong input."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.attention import neighborhood_attn
+from mvar_kernels.backends import automatic, load, tiled
+from mvar_kernels.backends.common import buffers as recycled
+from mvar_kernels.backends.tiled import or_sdpa
+from mvar_kernels.pyramid import Neighborhood
+
+from kernel_cases import (
+    PYRAMID_256,
+    PYRAMID_DIGITS,
+    assert_close,
+    assert_windows,
+    draw_inputs,
+    in_float64,
+    random_grid_neighborhood,
+    random_head,
+    random_neighborhood,
+)
+
+CPU_BACKENDS = ("reference", "sdpa", "tiled")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_windows_exactly(backend, seed):
+    """With q = 0 and one-hot values the output *is* the window; one wrong key for one query shows. One-hot dO gives dv, likewise."""
+    rng = random.Random(seed)
+    for index in range(200):
+        neighborhood = random_grid_neighborhood(rng, largest=11)
+        block, mask = neighborhood.blocks[0], neighborhood.mask()
+        n_q, n_k = mask.shape
+        key = torch.randn(1, *block.key_grid, 1, n_k)
+        value = torch.eye(n_k).view(1, *block.key_grid, 1, n_k).requires_grad_()
+        query = torch.zeros(1, *block.query_grid, 1, n_k)
+        # The public head dimension ends at 256; the general entry takes what the oracle needs.
+        out = load_windows(query, key, value, neighborhood, backend)
+        target = torch.zeros(n_q, n_k)
+        target[torch.arange(n_q), torch.arange(n_q) % n_k] = 1
+        (dv,) = torch.autograd.grad(out, value, target)
+        assert_windows(out, dv.view(n_k, n_k), mask, target, f"{index} {neighborhood}")
+
+
+def test_memory_kept_between_calls_does_no_harm(monkeypatch):
+    """Inference mode first, then gradients, other types and sizes, two threads at once: all as the reference, and what is large is let go."""
+
+    def error(side, dtype):
+        query, key, value = (
+            torch.randn(2, side, side, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)
+        )
+        grad = torch.randn(2, side, side, 2, 8, dtype=dtype)
+        found, right = (
+            [out, *torch.autograd.grad(out, (query, key, value), grad)]
+            for out in (
+                spatial_markov_attn(query, key, value, 5, backend=backend)
+                for backend in ("tiled", "reference")
+            )
+        )
+        return max((a - b).abs().max().item() for a, b in zip(found, right))
+
+    with torch.inference_mode():
+        spatial_markov_attn(*(torch.randn(2, 12, 12, 2, 8) for _ in range(3)), 5, backend="tiled")
+    with ThreadPoolExecutor(2) as pool:
+        asked = [(side, dtype) for side in (9, 20, 13) for dtype in (torch.float32, torch.float64)] * 4
+        assert all(found < 1e-5 for found in pool.map(lambda each: error(*each), asked))
+    assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
+    monkeypatch.setattr(tiled, "_KEPT_BYTES", 0)
+    assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
+
+
+@pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+def test_inference_mode_first_then_gradients(backend):
+    """Validate, then train: what is kept from the first call must serve the second."""
+    pyramid = Pyramid((3, 11), 3)  # shapes and windows of no other test, so that nothing is kept yet
+    for side, window in ((11, (5, 3)), (26, (3, 9))):
+        query, key, value = (torch.randn(1, side, side, 2, 4, requires_grad=True) for _ in range(3))
+        with torch.inference_mode():
+            first = spatial_markov_attn(query, key, value, window, backend=backend)
+        out = spatial_markov_attn(query, key, value, window, backend=backend)
+        assert torch.equal(first, out)
+        out.sum().backward()
+    query, key, value = (torch.randn(1, pyramid.length, 2, 4, requires_grad=True) for _ in range(3))
+    with torch.inference_mode():
+        pyramid_markov_attn(query, key, value, pyramid, backend=backend)
+    pyramid_markov_attn(query, key, value, pyramid, backend=backend).sum().backward()
+
+
+def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
+    """Views, graphs, NumPy arrays and other threads hold a result; what is let go is taken again, up to a limit, and whatever it was is no matter."""
+    monkeypatch.setattr(recycled, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(recycled, "_unused", recycled._Unused())
+    inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
+    right = attention_and_gradients(inputs, "reference")
+    first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
+    place, seen = first.data_ptr(), first.detach().numpy()[:, 3:]
+    before = seen.copy()
+    del first
+    found = attention_and_gradients(inputs, "tiled")
+    assert place not in {tensor.data_ptr() for tensor in found} and (seen == before).all()
+    places = {tensor.data_ptr() for tensor in found}
+    del seen, found
+    assert {piece.data_ptr() for piece in recycled._unused.pieces.values()} == places | {place}
+
+    for piece in recycled._unused.pieces.values():
+        piece.view(torch.float32).fill_(float("nan"))
+    with torch.inference_mode():
+        again = spatial_markov_attn(*inputs, 5, backend="tiled")
+    assert again.data_ptr() in places | {place}
+    torch.testing.assert_close(again, right[0])
+    del again
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: attention_and_gradients(inputs, "tiled"), range(40)):
+            torch.testing.assert_close(found, right)
+    del found
+    size = inputs[0].nbytes
+    assert recycled._unused.pieces and {len(piece) for piece in recycled._unused.pieces.values()} == {size}
+    monkeypatch.setattr(recycled, "_KEPT_BYTES", 2 * size)
+    attention_and_gradients(inputs, "tiled")
+    assert len(recycled._unused.pieces) == 2
+
+
+def attention_and_gradients(inputs, backend):
+    out = spatial_markov_attn(*inputs, 5, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+
+
+def load_windows(query, key, value, neighborhood, backend):
+    from mvar_kernels import ops
+
+    flat = [tensor.flatten(1, 2) for tensor in (query, key, value)]
+    out, _ = ops.attention(*flat, None, neighborhood.encode(), 1.0, backend)
+    return out.reshape(neighborhood.num_queries, neighborhood.num_keys)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("cosine", [False, True])
+def test_pyramids_against_float64(backend, cosine):
+    for pyramid in (PYRAMID_256, PYRAMID_DIGITS):
+        neighborhood = pyramid.neighborhood()
+        inputs = draw_inputs(neighborhood, batch=2, heads=3, dim=16, cosine=cosine, packed=True)
+        query, key, value, logit_scale, grad_out, grad_lse = inputs
+        leaves = [
+            None if t is None else t.detach().requires_grad_() for t in (query, key, value, logit_scale)
+        ]
+        out, lse = pyramid_markov_attn(
+            *leaves[:3], pyramid, scale=0.3, logit_scale=leaves[3], return_lse=True, backend=backend
+        )
+        torch.autograd.backward([out, lse], [grad_out, grad_lse.transpose(1, 2)])
+        expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.3)
+        assert_close(out, expected_out, 1e-5, "out")
+        assert_close(lse.transpose(1, 2), expected_lse, 1e-5, "lse")
+        for leaf, gradient in zip(leaves, expected):
+            if leaf is not None:
+                assert_close(leaf.grad, gradient, 2e-5 * max(1.0, gradient.abs().max().item()), "gradient")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_random_neighborhoods_against_float64(backend, seed):
+    """Grids, pyramids and VAR's mask; odd shapes; with and without a gradient of lse."""
+    rng = random.Random(seed)
+    for index in range(12):
+        neighborhood = random_neighborhood(rng)
+        inputs = draw_inputs(neighborhood, heads=rng.randint(1, 3), seed=index, **random_head(rng))
+        query, key, value, logit_scale, grad_out, grad_lse = inputs
+        module, use_lse = load(backend), rng.random() < 0.5
+        out, lse = module.forward(query, key, value, logit_scale, neighborhood, 0.4)
+        grads = module.backward(
+            grad_out,
+            grad_lse if use_lse else None,
+            query,
+            key,
+            value,
+            out,
+            lse,
+            logit_scale,
+            neighborhood,
+            0.4,
+        )
+        expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.4, use_lse)
+        for name, actual, right in (
+            ("out", out, expected_out),
+            ("lse", lse, expected_lse),
+            *zip(("dq", "dk", "dv", "df"), grads, expected),
+        ):
+            if right is not None:
+                assert_close(
+                    actual, right, 3e-5 * max(1.0, right.abs().max().item()), f"{name} {index} {neighborhood}"
+                )
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_pyramid_equals_calls_per_scale(backend):
+    pyramid = Pyramid((1, 2, (3, 7), 10, 12), 5, 2)
+    query, key, value, logit_scale, *_ = draw_inputs(pyramid.neighborhood(), cosine=True)
+    whole = pyramid_markov_attn(query, key, value, pyramid, logit_scale=logit_scale, backend=backend)
+    for scale, (side, window) in enumerate(zip(pyramid.sides, pyramid.windows)):
+        where = pyramid.scale_slice(scale)
+        grids = [tensor[:, where].unflatten(1, side) for tensor in (query, key, value)]
+        alone = spatial_markov_attn(*grids, window, logit_scale=logit_scale, backend=backend)
+        assert_close(whole[:, where], alone.flatten(1, 2), 2e-6, f"scale {scale}")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_changing_one_scale_leaves_the_others_bit_identical(backend):
+    query, key, value, *_ = draw_inputs(PYRAMID_DIGITS.neighborhood())
+    before = pyramid_markov_attn(query, key, value, PYRAMID_DIGITS, backend=backend)
+    for scale in range(PYRAMID_DIGITS.num_scales):
+        changed = [tensor.clone() for tensor in (query, key, value)]
+        for tensor in changed:
+            tensor[:, PYRAMID_DIGITS.scale_slice(scale)] *= -9
+        same = (pyramid_markov_attn(*changed, PYRAMID_DIGITS, backend=backend) == before).all(dim=(0, 2, 3))
+        inside = torch.zeros(PYRAMID_DIGITS.length, dtype=torch.bool)
+        inside[PYRAMID_DIGITS.scale_slice(scale)] = True
+        assert same[~inside].all() and not same[inside].any()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_deterministic(backend):
+    neighborhood = PYRAMID_256.neighborhood()
+    results = []
+    for _ in range(2):
+        query, key, value, logit_scale, grad_out, _ = draw_inputs(neighborhood, cosine=True)
+        leaves = [tensor.requires_grad_() for tensor in (query, key, value, logit_scale)]
+        out = neighborhood_attn(*leaves[:3], neighborhood, logit_scale=leaves[3], backend=backend)
+        out.backward(grad_out)
+        results.append([out.detach(), *[leaf.grad for leaf in leaves]])
+    assert all(torch.equal(first, second) for first, second in zip(*results))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_unseen_keys_get_exact_zeros(backend):
+    query, key, value = (
+        torch.randn(1, 2, 2, 1, 4),
+        *(torch.randn(1, 9, 9, 1, 4, requires_grad=True) for _ in range(2)),
+    )
+    spatial_markov_attn(query, key, value, 2, backend=backend).sum().backward()
+    unseen = ~Neighborhood.of_grids((2, 2), (9, 9), (2, 2)).mask().any(0).view(9, 9)
+    assert unseen.any() and not key.grad[0, unseen].any() and not value.grad[0, unseen].any()
+    assert value.grad[0, ~unseen].all()
+
+
+def test_packed_qkv_is_not_copied():
+    qkv = torch.randn(2, 6, 5, 3, 4, 8)
+    query, key, value = qkv.unbind(3)
+    assert query.flatten(1, 2).data_ptr() == query.data_ptr()
+    out = spatial_markov_attn(query, key, value, 3)
+    assert_close(out, spatial_markov_attn(*(t.contiguous() for t in (query, key, value)), 3), 1e-6, "packed")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types(backend, dtype):
+    pyramid = PYRAMID_DIGITS
+    inputs = draw_inputs(pyramid.neighborhood(), dtype=dtype, dim=16, cosine=True)
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs[:4]]
+    out, lse = pyramid_markov_attn(
+        *leaves[:3], pyramid, logit_scale=leaves[3], return_lse=True, backend=backend
+    )
+    assert out.dtype == dtype and lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    out.backward(inputs[4])
+    expected_out, _, expected = in_float64(inputs, pyramid.neighborhood(), 1.0, use_lse=False)
+    tolerance = {torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float64: 1e-9}[dtype]
+    assert_close(out, expected_out, tolerance * 2, "out")
+    for leaf, gradient in zip(leaves, expected):
+        assert leaf.grad.dtype == leaf.dtype
+        bound = 2e-5 if leaf.dtype == torch.float32 and dtype == torch.float64 else tolerance * 3
+        assert_close(leaf.grad, gradient, bound * max(1.0, gradient.abs().max().item()), "gradient")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nan_around_the_inputs_and_in_fresh_memory_never_leaks(backend, monkeypatch):
+    """Inputs are islands in NaN memory, and whatever torch.empty gives is NaN until it is written."""
+    real = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = real(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    neighborhoods = (
+        PYRAMID_DIGITS.neighborhood(),
+        Neighborhood.of_grids((12, 9), (12, 9), (3, 5)),
+        Neighborhood.of_grids((2, 3), (9, 12), (2, 2)),
+    )
+    for neighborhood in neighborhoods:
+        inputs = draw_inputs(neighborhood, heads=2, dim=5)
+        expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.3)
+        islands = []
+        for tensor in (*inputs[:3], inputs[4]):
+            b, length, h, d = tensor.shape
+            sea = torch.full((b + 2, length + 40, h + 2, d + 11), float("nan"))
+            islands.append(sea[1:-1, 20:-20, 1:-1, 4 : 4 + d].copy_(tensor))
+        module = load(backend)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", poisoned)
+            out, lse = module.forward(*islands[:3], None, neighborhood, 0.3)
+            grads = module.backward(islands[3], inputs[5], *islands[:3], out, lse, None, neighborhood, 0.3)
+        for name, actual, right in (
+            ("out", out, expected_out),
+            ("lse", lse, expected_lse),
+            *zip(("dq", "dk", "dv"), grads, expected),
+        ):
+            assert_close(actual, right, 2e-5 * max(1.0, right.abs().max().item()), f"{name} {neighborhood}")
+
+
+def test_empty_batches():
+    leaves = [torch.randn(0, 4, 4, 2, 8, requires_grad=True) for _ in range(3)]
+    out, lse = spatial_markov_attn(*leaves, 3, return_lse=True)
+    assert out.shape == (0, 4, 4, 2, 8) and lse.shape == (0, 4, 4, 2)
+    out.sum().backward()
+    assert leaves[0].grad.shape == leaves[0].shape
+
+
+def test_auto_on_a_cpu_follows_the_work():
+    """Small and dense grids go to sdpa, large windowed ones to tiled."""
+    small, large = (Neighborhood.of_grids((n, n), (n, n), (7, 7)) for n in (8, 64))
+    assert or_sdpa(small)[0] == "sdpa" and or_sdpa(large)[0] == "tiled"
+    query = torch.zeros(1, 64, 1, 8)
+    assert automatic(query, query, query, None, small)[0] == "sdpa"
+    assert or_sdpa(PYRAMID_256.causal_neighborhood())[0] == "sdpa"
+
+
+def grids(*shapes, dtype=torch.float32):
+    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+
+GRID = (1, 4, 4, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "tensors, options, error, message",
+    [
+        (
+            grids((1, 16, 2, 8), GRID, GRID),
+            {},
+            ValueError,
+            r"query must have 5 dimensions \(B, H, W, heads, D\), got shape \(1, 16, 2, 8\)",
+        ),
+        (grids(GRID, (1, 4, 4, 3, 8), (1, 4, 4, 3, 8)), {}, ValueError, "one number of heads, got 2 and 3"),
+        (grids(GRID, (2, 4, 4, 2, 8), (2, 4, 4, 2, 8)), {}, ValueError, "one batch size, got 1 and 2"),
+        (grids(GRID, (1, 4, 4, 2, 9), (1, 4, 4, 2, 9)), {}, ValueError, "one head dimension, got 8 and 9"),
+        (grids(GRID, GRID, (1, 5, 4, 2, 8)), {}, ValueError, "key and value must have one shape"),
+        (
+            grids(*[(1, 4, 4, 2, 300)] * 3),
+            {},
+            ValueError,
+            "head dimension must be between 1 and 256, got 300",
+        ),
+        (grids(*[(1, 0, 4, 2, 8)] * 3), {}, ValueError, "at least one row and column"),
+        (
+            grids(GRID, GRID, GRID, dtype=torch.int32),
+            {},
+            TypeError,
+            "query must be float16, bfloat16, float32 or float64, got torch.int32",
+        ),
+        ([*grids(GRID, GRID), *grids(GRID, dtype=torch.float16)], {}, TypeError, "must be of one type"),
+        ([1, *grids(GRID, GRID)], {}, TypeError, "query must be a tensor, got int"),
+        (grids(GRID, GRID, GRID), {"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
+        (grids(GRID, GRID, GRID), {"kernel_size": (1, 2, 3)}, ValueError, "kernel_size must be an int or a"),
+        (grids(GRID, GRID, GRID), {"kernel_size": 2.5}, TypeError, "kernel_size must be an int"),
+        (
+            grids(GRID, GRID, GRID),
+            {"logit_scale": torch.ones(3)},
+            ValueError,
+            r"logit_scale must be \(heads,\) = \(2,\), got \(3,\)",
+        ),
+        (grids(GRID, GRID, GRID), {"logit_scale": 2.0}, TypeError, "logit_scale must be a tensor, got float"),
+        (
+            grids(GRID, GRID, GRID),
+            {"backend": "natten"},
+            ValueError,
+            "backend must be 'auto' or one of 'triton', .*got 'natten'",
+        ),
+    ],
+)
+def test_wrong_input(tensors, options, error, message):
+    with pytest.raises(error, match=message):
+        spatial_markov_attn(*tensors, **options)
+
+
+def test_wrong_length_for_the_pyramid():
+    tensor = torch.zeros(1, 31, 2, 8)
+    with pytest.raises(ValueError, match="query has 31 tokens, the pyramid has 14"):
+        pyramid_markov_attn(tensor, tensor, tensor, Pyramid((1, 2, 3)))
+    with pytest.raises(TypeError, match="pyramid must be a Pyramid, got list"):
+        pyramid_markov_attn(tensor, tensor, tensor, [1, 2])

@@ -1,0 +1,123 @@
+"""Who attends to whom, against a loop written from the definition."""
+
+import pickle
+import random
+
+import pytest
+import torch
+
+from mvar_kernels import Pyramid
+from mvar_kernels.pyramid import Neighborhood, window_starts
+
+from kernel_cases import PYRAMID_256, random_grid_neighborhood, random_neighborhood, random_pyramid
+
+
+def attended(i, n_q, n_k, kernel):
+    """Keys of query i along one axis, by the words of the definition."""
+    center = ((2 * i + 1) * n_k) // (2 * n_q)
+    k = min(kernel, n_k)
+    start = center - k // 2
+    if start < 0:
+        start = 0
+    if start > n_k - k:
+        start = n_k - k
+    return set(range(start, start + k))
+
+
+def test_masks_against_a_double_loop(seed):
+    rng = random.Random(seed)
+    for _ in range(40):
+        neighborhood = random_grid_neighborhood(rng, largest=9)
+        block = neighborhood.blocks[0]
+        mask = neighborhood.mask()
+        for query in range(neighborhood.num_queries):
+            row, col = divmod(query, block.query_grid[1])
+            rows = attended(row, block.query_grid[0], block.key_grid[0], block.window[0])
+            cols = attended(col, block.query_grid[1], block.key_grid[1], block.window[1])
+            expected = {r * block.key_grid[1] + c for r in rows for c in cols}
+            assert set(mask[query].nonzero().flatten().tolist()) == expected, (neighborhood, query)
+
+
+def test_equal_grids_are_natten_s_rule():
+    """start = clamp(i - k // 2, 0, n - k): shifted at the border, never cut."""
+    assert window_starts(5, 5, 3) == (0, 0, 1, 2, 2)
+    assert window_starts(6, 6, 4) == (0, 0, 0, 1, 2, 2)
+    assert window_starts(3, 3, 7) == (0, 0, 0)
+
+
+def test_cross_scale_windows_look_at_the_corresponding_place():
+    assert window_starts(4, 2, 1) == (0, 0, 1, 1)
+    assert window_starts(2, 4, 1) == (1, 3)
+    assert window_starts(1, 5, 3) == (1,)
+
+
+def test_pyramid_mask_is_block_diagonal(seed):
+    rng = random.Random(seed)
+    for _ in range(20):
+        pyramid = random_pyramid(rng, largest=6)
+        expected = torch.zeros(pyramid.length, pyramid.length, dtype=torch.bool)
+        for scale, (side, window) in enumerate(zip(pyramid.sides, pyramid.windows)):
+            where = pyramid.scale_slice(scale)
+            expected[where, where] = Neighborhood.of_grids(side, side, window).mask()
+        assert torch.equal(pyramid.mask(), expected)
+        assert pyramid.attended_pairs() == int(expected.sum())
+
+
+def test_causal_mask_is_var_s(seed):
+    pyramid = random_pyramid(random.Random(seed))
+    scale = torch.cat([torch.full((h * w,), s) for s, (h, w) in enumerate(pyramid.sides)])
+    assert torch.equal(pyramid.causal_mask(), scale[:, None] >= scale[None, :])
+
+
+def test_the_256_px_pyramid():
+    assert PYRAMID_256.length == 680 and PYRAMID_256.num_scales == 10
+    assert PYRAMID_256.offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424)
+    assert PYRAMID_256.windows[7:] == ((10, 10), (7, 7), (7, 7)), (
+        "the eighth scale is dense although a 7 x 7 window would fit"
+    )
+    assert round(PYRAMID_256.attended_pairs() / 680**2, 3) == 0.080
+
+
+def test_kernel_size_per_scale():
+    pyramid = Pyramid([(3, 4), 5, 6], kernel_size=[None, 3, (2, 9)], dense_scales=0)
+    assert pyramid.windows == ((3, 4), (3, 3), (2, 6))
+    assert Pyramid([4, 4], kernel_size=(2, 3)).windows == ((2, 3), (2, 3))
+    assert Pyramid([4, 4], kernel_size=3, dense_scales=1).windows == ((4, 4), (3, 3))
+
+
+def test_value_semantics():
+    first, second = Pyramid([1, 2, 8], 3, 1), Pyramid(((1, 1), (2, 2), (8, 8)), [None, 3, 3])
+    assert first == second and hash(first) == hash(second) and first != Pyramid([1, 2, 8], 5)
+    assert pickle.loads(pickle.dumps(first)) == first
+    for change in (lambda: setattr(first, "length", 3), lambda: delattr(first, "sides")):
+        with pytest.raises(AttributeError, match="immutable"):
+            change()
+    assert "length=69" in repr(first)
+
+
+def test_neighborhoods_survive_the_operators_schema(seed):
+    rng = random.Random(seed)
+    for _ in range(30):
+        neighborhood = random_neighborhood(rng)
+        flat = neighborhood.encode()
+        assert all(type(value) is int for value in flat) and Neighborhood.decode(flat) == neighborhood
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (([],), ValueError, "at least one scale"),
+        (([0],), ValueError, "sides must be at least 1, got 0"),
+        (([1.5],), TypeError, "sides must be an int or a pair"),
+        ((5,), TypeError, "sides must be a sequence"),
+        (([2, (1, 2, 3)],), ValueError, "sides must be an int or a .* pair"),
+        (([2, 3], 0), ValueError, "kernel_size must be at least 1"),
+        (([2, 3], [3]), ValueError, r"one entry per scale \(2\), got 1"),
+        (([2, 3], 3, 3), ValueError, r"dense_scales must be between 0 and the number of scales \(2\), got 3"),
+        (([2, 3], 3, -1), ValueError, "dense_scales"),
+        (([2, 3], True), TypeError, "kernel_size must be an int"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Pyramid(*arguments)

@@ -1,0 +1,149 @@
+"""The tile tables say exactly who attends to whom, for any neighborhood and in both directions."""
+
+import random
+
+import pytest
+import torch
+
+from mvar_kernels import Pyramid
+from mvar_kernels.backends.common.rectangles import key_tiles, query_tiles
+from mvar_kernels.backends.triton.schedule import tables
+from mvar_kernels.pyramid import Neighborhood
+
+from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, random_neighborhood
+
+
+def expanded(neighborhood, by, height=8, width=8, chunk=64):
+    """The mask that the tables describe, and how often each fixed token appears."""
+    t = tables(neighborhood, by, height, width, chunk, torch.float32, torch.device("cpu"))
+    fixed_length = neighborhood.num_queries if by == "query" else neighborhood.num_keys
+    looped_length = neighborhood.num_keys if by == "query" else neighborhood.num_queries
+    mask = torch.zeros(fixed_length + 1, looped_length, dtype=torch.int64)
+    owned = torch.zeros(fixed_length + 1, dtype=torch.int64)
+    for tile in range(t.num_tiles):
+        fixed = t.fixed[tile].long()
+        owned[fixed] += 1
+        chunks = range(int(t.start[tile]), int(t.start[tile + 1]))
+        if not t.split:
+            assert len({int(t.fixed_mask[c]) for c in chunks}) <= 1, "the kernel reads one fixed mask a tile"
+        for c in chunks:
+            score = t.fixed_masks[t.fixed_mask[c]] @ t.looped_masks[t.looped_mask[c]].T
+            assert ((score == 0) | (score <= -(2.0**100))).all()
+            mask.index_put_(
+                (fixed[:, None].expand(-1, chunk), t.looped[c].long()[None].expand(len(fixed), -1)),
+                (score == 0).long(),
+                accumulate=True,
+            )
+    assert (owned[:-1] == 1).all(), "every fixed token belongs to one tile"
+    return mask[:-1], t
+
+
+def check(neighborhood, **shape):
+    expected = neighborhood.mask().long()
+    for by in ("query", "key"):
+        mask, _ = expanded(neighborhood, by, **shape)
+        assert torch.equal(mask if by == "query" else mask.T, expected), (by, neighborhood)
+
+
+def test_random_neighborhoods(seed):
+    rng = random.Random(seed)
+    for _ in range(60):
+        check(random_neighborhood(rng))
+
+
+@pytest.mark.parametrize(
+    "pyramid",
+    [
+        PYRAMID_256,
+        PYRAMID_DIGITS,
+        Pyramid((1,)),
+        Pyramid((24, 40), 13),
+        Pyramid(((3, 30), (17, 5)), [(2, 9), None]),
+    ],
+)
+def test_pyramids(pyramid):
+    check(pyramid.neighborhood())
+    check(pyramid.causal_neighborhood())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [dict(height=4, width=8, chunk=32), dict(height=4, width=4, chunk=16), dict(height=8, width=8, chunk=32)],
+)
+def test_other_tile_shapes(shape, seed):
+    rng = random.Random(seed)
+    for _ in range(15):
+        check(random_neighborhood(rng), **shape)
+
+
+@pytest.mark.parametrize("grid, window", [((40, 40), (31, 31)), ((70, 70), (63, 64)), ((33, 20), (9, 15))])
+def test_windows_too_large_for_the_features_are_split(grid, window):
+    neighborhood = Neighborhood.of_grids(grid, grid, window)
+    check(neighborhood)
+    assert expanded(neighborhood, "query")[1].split
+
+
+def test_counts_of_the_256_px_pyramid():
+    """Small scales share tiles; a change that loses this would show here."""
+    _, t = expanded(PYRAMID_256.neighborhood(), "query")
+    assert (t.num_tiles, t.num_chunks, t.split) == (13, 22, False)
+
+
+def test_equal_masks_are_stored_once():
+    small, large = (
+        tables(
+            Neighborhood.of_grids((n, n), (n, n), (7, 7)),
+            "query",
+            8,
+            8,
+            64,
+            torch.float32,
+            torch.device("cpu"),
+        )
+        for n in (64, 128)
+    )
+    assert large.num_tiles == 4 * small.num_tiles
+    assert (
+        large.fixed_masks.numel() == small.fixed_masks.numel()
+        and large.looped_masks.numel() == small.looped_masks.numel()
+    )
+
+
+def test_padding_repeats_a_token_of_the_tile():
+    """Loads of padded slots must stay inside the tile's own tokens: nothing foreign is read, not even to be masked."""
+    neighborhood = PYRAMID_256.neighborhood()
+    for by in ("query", "key"):
+        _, t = expanded(neighborhood, by)
+        full = neighborhood.mask() if by == "query" else neighborhood.mask().T
+        for tile in range(t.num_tiles):
+            fixed = t.fixed[tile][t.fixed[tile] < 680].long()
+            looped = t.looped[int(t.start[tile]) : int(t.start[tile + 1])].flatten().long().unique()
+            assert full[fixed][:, looped].any(0).all()
+
+
+def hull(seen):
+    """From the first to the last; windows of neighbouring queries may leave keys between them that neither sees."""
+    places = seen.nonzero().flatten().tolist()
+    return range(places[0], places[-1] + 1)
+
+
+def test_tiles_cover_what_windows_see(seed):
+    rng = random.Random(seed)
+    for _ in range(20):
+        block = random_neighborhood(rng).blocks[0]
+        mask = block.mask().view(*block.query_grid, *block.key_grid)
+        for tile in query_tiles(block, 8, 8) + key_tiles(block, 8, 8):
+            q = mask[
+                tile.query_rows.start : tile.query_rows.stop, tile.query_cols.start : tile.query_cols.stop
+            ]
+            rows, cols = q.any(3).any(1).any(0), q.any(2).any(1).any(0)
+            inside = q[
+                :, :, tile.key_rows.start : tile.key_rows.stop, tile.key_cols.start : tile.key_cols.stop
+            ]
+            if tile in query_tiles(block, 8, 8):
+                assert inside.sum() == q.sum() and hull(rows) == tile.key_rows and hull(cols) == tile.key_cols
+            else:
+                seen = mask[
+                    :, :, tile.key_rows.start : tile.key_rows.stop, tile.key_cols.start : tile.key_cols.stop
+                ]
+                assert inside.sum() == seen.sum()

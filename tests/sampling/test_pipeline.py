@@ -1,0 +1,189 @@
+"""Labels in, pictures out; wrong input gets one clear line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mvar_models import MVARPipeline, VARPipeline, list_models
+from mvar_models.pipeline import pipeline_for
+
+from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
+
+
+@pytest.fixture
+def pipeline():
+    return MVARPipeline(tiny_mvar(), tiny_vqvae())
+
+
+def test_output_types_agree(pipeline):
+    pil = pipeline([0, 2], seed=3)
+    array = pipeline([0, 2], seed=3, output_type="np")
+    tensor = pipeline([0, 2], seed=3, output_type="pt")
+    assert array.shape == (2, 16, 16, 3) and array.dtype == np.uint8 and tensor.shape == (2, 3, 16, 16)
+    assert np.array_equal(np.stack([np.array(picture) for picture in pil]), array)
+    assert 0 <= tensor.min() and tensor.max() <= 1
+    assert np.array_equal((tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), array)
+
+
+def test_names_numbers_seeds_and_batches(pipeline):
+    expected = pipeline([1, 2, 0], seed=[7, 8, 9], output_type="np")
+    assert np.array_equal(pipeline(["bee", "cat", "0"], seed=7, output_type="np"), expected)
+    assert np.array_equal(pipeline([1, 2, 0], seed=7, output_type="np", batch_size=2), expected)
+    assert len(pipeline([], output_type="np")) == 0
+
+
+@pytest.mark.parametrize("name", ["mvar-digits", "var-digits"])
+def test_the_same_seed_gives_the_same_picture_in_any_batch(name):
+    """To the bit, in float32: batches of 1, 3 and 8, another order, and alone."""
+    pipeline = pipeline_for(name)
+    labels, seeds = [i % 10 for i in range(16)], list(range(100, 116))
+    expected = pipeline(labels, seed=seeds, output_type="pt", batch_size=1)
+    for batch_size in (3, 8):
+        assert torch.equal(pipeline(labels, seed=seeds, output_type="pt", batch_size=batch_size), expected)
+    assert torch.equal(pipeline(labels[::-1], seed=seeds[::-1], output_type="pt").flip(0), expected)
+    assert torch.equal(pipeline([5], seed=105, output_type="pt"), expected[5:6])
+
+
+def test_in_a_batch_pictures_differ_by_rounding_at_most(pipeline):
+    alone = pipeline([0, 1, 2, 1], seed=3, output_type="pt")
+    together = pipeline([0, 1, 2, 1], seed=3, output_type="pt", batch_invariant=False)
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Weights in half precision draw readable digits: the same as float32's but for a few pixels' worth of rounding and codes."""
+    expected = pipeline_for("mvar-digits")([0, 1, 3, 7], seed=0, output_type="np").astype(float)
+    pipeline = pipeline_for("mvar-digits", dtype=dtype)
+    assert pipeline.model.dtype == pipeline.vqvae.dtype == dtype
+    images = pipeline([0, 1, 3, 7], seed=0, output_type="np")
+    assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
+    assert np.abs(images - expected).mean() < 20, "of 255; unrelated digits differ by about 60"
+    tensor = pipeline([0], seed=0, output_type="pt")
+    assert tensor.dtype == torch.float32 and tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_scales_on_request(pipeline, batch_invariant):
+    """One result a scale; the last is the picture itself, and each is what the codes of its scales decode to."""
+    seen = []
+    pictures, scales = pipeline(
+        [0, 1, 2],
+        seed=4,
+        output_type="pt",
+        return_scales=True,
+        batch_invariant=batch_invariant,
+        on_scale=lambda scale, f_hat: seen.append((scale, f_hat)),
+    )
+    assert (
+        len(scales) == 3
+        and torch.equal(scales[-1], pictures)
+        and all(part.shape == (3, 3, 16, 16) for part in scales)
+    )
+    assert [scale for scale, _ in seen] == [0, 1, 2] * (3 if batch_invariant else 1)
+    with torch.no_grad():
+        for scale, part in enumerate(scales):
+            f_hat = torch.cat([f_hat for number, f_hat in seen if number == scale])
+            assert torch.allclose(part, (pipeline.vqvae.decode_latents(f_hat) + 1) / 2, atol=1e-5)
+    assert not torch.allclose(scales[0], scales[-1], atol=1e-2)
+
+
+def test_many_pictures_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
+    """Peak memory of decoding does not grow with the batch; the pieces join in order."""
+    from mvar_models import pipeline as module
+
+    counts = []
+    decode = pipeline.vqvae.decode_latents
+    monkeypatch.setattr(
+        pipeline.vqvae, "decode_latents", lambda f_hat: counts.append(len(f_hat)) or decode(f_hat)
+    )
+    expected = pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False)
+    monkeypatch.setattr(module, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
+    assert torch.allclose(
+        pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False), expected, atol=1e-5
+    )
+    assert counts == [5, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(labels=[3]), "unknown label 3: the model has classes 0 to 2"),
+        (dict(labels=[-1]), "unknown label -1"),
+        (dict(labels=["dog"]), "unknown label 'dog': its classes are ant, bee, cat"),
+        (dict(labels=[0], top_k=-1), "top_k must be 0"),
+        (dict(labels=[0], top_p=2.0), "top_p must be between"),
+        (dict(labels=[0], seed=[1, 2]), r"seed needs one int per picture \(1\), got 2"),
+        (dict(labels=[0], output_type="jpeg"), "output_type must be one of pil, np, pt"),
+        (dict(labels=[0], batch_size=0), "batch_size must be at least 1"),
+    ],
+)
+def test_wrong_input(pipeline, call, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**call)
+
+
+def test_models_that_do_not_fit():
+    with pytest.raises(TypeError, match="MVARPipeline needs a MVAR, got VAR"):
+        MVARPipeline(tiny_var(), tiny_vqvae())
+    vqvae = tiny_vqvae()
+    vqvae.config = vqvae.config.replace(vocab_size=25)
+    with pytest.raises(
+        ValueError, match="the VQVAE does not fit the model: vocab_size is 25, the model has 24"
+    ):
+        MVARPipeline(tiny_mvar(), vqvae)
+
+
+_FRESH = """
+import sys, numpy as np
+from mvar_models.pipeline import pipeline_for
+np.save(sys.argv[2], pipeline_for(sys.argv[1])([0, "bee", 2], seed=11, output_type="np"))
+"""
+
+
+@pytest.mark.parametrize("kind, make", [(MVARPipeline, tiny_mvar), (VARPipeline, tiny_var)])
+def test_a_saved_pipeline_draws_the_same_in_a_fresh_process(tmp_path, kind, make):
+    pipeline = kind(make(), tiny_vqvae())
+    pipeline.save_pretrained(tmp_path / "saved")
+    subprocess.run(
+        [sys.executable, "-c", _FRESH, str(tmp_path / "saved"), str(tmp_path / "out.npy")], check=True
+    )
+    expected = pipeline([0, 1, 2], seed=11, output_type="np")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert pipeline_for(tmp_path / "saved").model.config.class_names == NAMES
+
+
+def test_missing_weights_folder(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file or folder, and no model of that name in the zoo"
+    ):
+        MVARPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_from_var_copies(seed):
+    from mvar_models import MVAR
+
+    var = tiny_var()
+    mvar = MVAR.from_var(var, kernel_size=3, dense_scales=2)
+    assert mvar.config.kernel_size == 3 and mvar.config.dense_scales == 2 and mvar.config.class_names == NAMES
+    with torch.no_grad():
+        mvar.head.weight.zero_()
+    assert var.head.weight.any()
+
+
+def test_list_models():
+    assert list_models("*digits") == ["vae-digits", "var-digits", "mvar-digits"]
+    assert "mvar-d16" in list_models("mvar*") and "var-d16" not in list_models("mvar*")
+
+
+@pytest.mark.parametrize("name", ["var-digits", "mvar-digits"])
+def test_embedded_models_draw_their_classes(name):
+    """Not a quality test (that is the demo's), but broken weights would not pass: drawn ones are thin, drawn zeros are round."""
+    pipeline = pipeline_for(name)
+    assert pipeline.model.config.class_names[3] == "three"
+    images = pipeline(["zero"] * 8 + ["one"] * 8, seed=0, output_type="np").astype(float).mean(-1) / 255
+    middle = images[:, 12:20, 13:19].mean((1, 2))
+    assert middle[8:].mean() > middle[:8].mean() + 0.3, middle

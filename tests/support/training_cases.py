@@ -1,0 +1,108 @@
+"""Training of tiny models on made-up codes, in this process or as one of several; run as a program it is one of torchrun's processes.
+
+torchrun --nproc-per-node 2 tests/support/training_cases.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mvar_models.data.digits import Digits
+from mvar_models.data.source import split
+from mvar_models.tokens.encode import TokenSet
+from mvar_models.training.loop import Loop
+from mvar_models.training.processes import Processes
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.settings import TransformerRun, VQVAERun
+from mvar_models.training.transformer_task import TransformerTask
+from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
+
+from tiny_models import tiny_mvar, tiny_vqvae
+
+# Name -> settings: what several processes must do just as one. Batch 7 is not divisible by anything.
+CASES = {
+    "ddp": dict(ema=0.9),
+    "uneven": dict(batch_size=7, accumulate=2),
+    "alternating": dict(schedule="alternating", steps=10),
+    "fsdp": dict(fsdp=True, ema=0.9, activation_checkpointing=True),
+    "fsdp_alternating": dict(fsdp=True, schedule="alternating", steps=10, accumulate=2),
+    "fsdp_uneven": dict(fsdp=True, batch_size=7, accumulate=3),
+}
+FP16 = dict(fsdp=True, precision="fp16", steps=16)
+# A checkpoint of step 2 that the other number of processes goes on with.
+SHARED = dict(fsdp=True, ema=0.9, steps=5)
+
+
+def tiny_tokens(copies=2, count=30):
+    rng = np.random.default_rng(0)
+    return TokenSet(rng.integers(0, 24, (copies, count, 21), dtype=np.uint16), np.arange(count) % 3)
+
+
+def new_loop(folder, processes=None, report=None, **settings):
+    given = dict(data="tiny", steps=4, batch_size=6, lr=1e-2, drop_path=0.3, label_drop=0.3)
+    config = TransformerRun(**{**given, **settings, "out": str(folder)})
+    processes = processes or Processes.start("cpu", group=config.fsdp)
+    run = processes.on_first(
+        lambda: RunFolder.create(config) if not (Path(folder) / "config.yaml").exists() else RunFolder(folder)
+    )
+    task = TransformerTask(tiny_mvar(), tiny_vqvae(), tiny_tokens(), tiny_tokens(1, 17), config)
+    loop = Loop(task, config, run, report, processes)
+    loop.resume()
+    return loop
+
+
+def new_vqvae_loop(folder, processes=None):
+    """A small VQVAE of the digits, long enough for dead codes to be put to work once (step 21)."""
+    processes = processes or Processes.start("cpu")
+    config = VQVAERun(
+        data="digits",
+        out=str(folder),
+        steps=22,
+        batch_size=7,
+        lr=1e-4,
+        vocab_size=32,
+        z_channels=4,
+        sides=(1, 2, 4),
+    )
+    run = processes.on_first(lambda: RunFolder.create(config))
+    source = Digits(16)
+    train, val = split(source)
+    return Loop(VQVAETask(build_vqvae(config), source, train, val[:40], config), config, run, None, processes)
+
+
+def save_at_step_2(folder):
+    loop = new_loop(folder, **SHARED)
+    for index in range(2):
+        values, _ = loop.step(index)
+        if loop.processes.first:
+            loop.metrics.add(values)
+    loop.save_checkpoint(2)
+
+
+def main(out: Path) -> None:
+    from torch.distributed.tensor import DTensor
+
+    for name, settings in CASES.items():
+        loop = new_loop(out / name, **settings)
+        sharded = [isinstance(parameter, DTensor) for parameter in loop.task.model.parameters()]
+        assert all(sharded) if settings.get("fsdp") else not any(sharded), (
+            f"{name}: {sum(sharded)} of {len(sharded)} parameters are DTensor"
+        )
+        if settings.get("fsdp") and loop.processes.world_size > 1:
+            held = sum(parameter.to_local().numel() for parameter in loop.task.model.parameters())
+            assert held < 0.6 * sum(parameter.numel() for parameter in loop.task.model.parameters()), (
+                "each process should hold its share"
+            )
+        loop.fit()
+    new_loop(out / "fp16", **FP16).fit()
+    new_vqvae_loop(out / "vqvae").fit()
+    save_at_step_2(out / "two_to_one")
+    new_loop(out / "one_to_two", **SHARED).fit()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,228 @@
+"""Several processes train as one does, whole (DDP) or in shards (FSDP); one that dies ends the run with a clear message."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.training.parallel import Parallel, cannot_shard
+from mvar_models.training.processes import Processes
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.signals import RunStopped
+
+from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
+from training_cases import CASES, SHARED, new_loop, new_vqvae_loop, save_at_step_2
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def skip_where_shards_do_not_run():
+    """With torch 2.6, whose fully_shard needs a GPU."""
+    reason = cannot_shard(torch.device("cpu"))
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def one_process_group():
+    """FSDP of one process makes a group in this one."""
+    skip_where_shards_do_not_run()
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two processes have trained every case."""
+    skip_where_shards_do_not_run()
+    out = tmp_path_factory.mktemp("two")
+    save_at_step_2(out / "one_to_two")
+    dist.destroy_process_group()
+    process = start(
+        out, before=TORCHRUN, program=[str(Path(__file__).parents[1] / "support" / "training_cases.py")]
+    )
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return out
+
+
+def assert_same_training(one, two, rel=2e-5, atol=2e-4):
+    """Losses of every step, validation and final weights, to the rounding of sums."""
+    first, second = one.metrics(), two.metrics()
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    for expected, actual in zip(first, second):
+        for name in ("loss", "grad_norm", "val_loss", "val_loss_per_scale"):
+            if name in expected:
+                assert actual[name] == pytest.approx(expected[name], rel=rel), (
+                    f"{name} of step {expected['step']}"
+                )
+    for folder in ("model", "best"):
+        expected, actual = (read_state(run.path / folder / "model.safetensors") for run in (one, two))
+        assert set(expected) == set(actual)
+        for name in expected:
+            # Adam divides by the root of squared gradients, which magnifies rounding where a gradient is nearly nothing.
+            assert torch.allclose(expected[name], actual[name], atol=atol), (
+                f"{name} of {folder}: {(expected[name] - actual[name]).abs().max()}"
+            )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(two_processes, tmp_path, name):
+    settings = {
+        key: value
+        for key, value in CASES[name].items()
+        if key not in ("fsdp", "accumulate", "activation_checkpointing")
+    }
+    loop = new_loop(tmp_path / "one", **settings)
+    before = [parameter.detach().clone() for parameter in loop.task.model.parameters()]
+    loop.fit()
+    moved = max((new - old).abs().max().item() for new, old in zip(loop.task.model.parameters(), before))
+    assert moved > 5e-3, "the comparison is empty unless the weights move"
+    assert_same_training(loop.run, RunFolder(two_processes / name))
+
+
+def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path):
+    """Also the count of codes' use and the restart of dead codes, which look at the whole batch."""
+    loop = new_vqvae_loop(tmp_path / "one")
+    loop.fit()
+    one, two = loop.run, RunFolder(two_processes / "vqvae")
+    for expected, actual in zip(one.metrics(), two.metrics(), strict=True):
+        for name in ("loss", "grad_norm", "val_psnr", "codes_used"):
+            if name in expected:
+                assert actual[name] == pytest.approx(expected[name], rel=1e-4), (
+                    f"{name} of step {expected['step']}"
+                )
+    first, second = (read_state(run.model / "model.safetensors") for run in (one, two))
+    assert (first["quantizer.codebook.weight"] - second["quantizer.codebook.weight"]).abs().max() < 1e-3
+    assert torch.allclose(first["quantizer.code_usage"], second["quantizer.code_usage"], atol=1e-5)
+
+
+def test_shards_agree_on_fp16_overflow(two_processes):
+    """Steps that overflow are skipped and counted by both processes alike, the scale is halved for each, and training goes on."""
+    lines = [line for line in RunFolder(two_processes / "fp16").metrics() if "loss" in line]
+    skipped = [line["step"] for line in lines if line["grad_norm"] is None]
+    assert (
+        skipped
+        and lines[-1]["skipped_steps"] == len(skipped)
+        and lines[-1]["loss_scale"] == 2.0 ** (16 - len(skipped))
+    )
+    assert skipped == list(range(1, len(skipped) + 1)) and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_shards_go_on_with_another_number_of_processes(two_processes, tmp_path, one_process_group):
+    straight = new_loop(tmp_path / "straight", **SHARED)
+    straight.fit()
+    shards = sorted(
+        path.name
+        for path in (two_processes / "two_to_one" / "checkpoints" / "step-000002" / "shards").iterdir()
+    )
+    assert shards == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    resumed = new_loop(two_processes / "two_to_one", **SHARED)
+    assert resumed.start == 2
+    resumed.fit()
+    assert_same_training(straight.run, resumed.run)
+    assert_same_training(straight.run, RunFolder(two_processes / "one_to_two"))
+
+
+def test_one_process_makes_no_group(tmp_path):
+    loop = new_loop(tmp_path / "run")
+    assert loop.processes.alone and not dist.is_initialized()
+
+
+def test_an_index_that_would_run_code_is_not_read(tmp_path, one_process_group):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    save_at_step_2(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "shards" / ".metadata").write_bytes(
+        pickle.dumps(Evil())
+    )
+    with pytest.raises(Exception, match=r"asks for (posix|nt)\.mkdir"):
+        new_loop(tmp_path / "run", **SHARED)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_while_writing_shards(tmp_path, one_process_group, monkeypatch):
+    """All processes stop with the reason, the last checkpoint is complete, and what was begun is gone."""
+    import errno
+
+    import torch.distributed.checkpoint as dcp
+
+    loop = new_loop(tmp_path / "run", **SHARED)
+    loop.save_checkpoint(1)
+
+    def fails(self, *args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", fails)
+    with pytest.raises(
+        RunStopped,
+        match=r"the checkpoint of step 2 could not be written .*No space left.*; the checkpoint of step 1 is intact",
+    ):
+        loop.save_checkpoint(2)
+    assert loop.run.last_step() == 1 and not list((tmp_path / "run").rglob(".writing-*"))
+
+
+def test_a_task_that_cannot_be_split_says_so(tmp_path):
+    task = new_loop(tmp_path / "run").task
+    task.compute = None
+    with pytest.raises(ValueError, match="runs in one process; start it without torchrun and --fsdp"):
+        Parallel(task, Processes(0, 2, torch.device("cpu")))
+
+
+def test_more_pieces_than_pictures(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 2 cannot be shared by 3"):
+        new_loop(tmp_path / "run", batch_size=2, accumulate=3)
+
+
+def pid_of_rank(launcher, rank):
+    """The process of torchrun's that has this rank."""
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"torchrun has no process of rank {rank}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds torchrun's processes through /proc")
+def test_signals_and_a_killed_process(tmp_path):
+    """Under torchrun SIGTERM makes all processes save the same step; a killed one ends the run with a clear message; both go on."""
+    folder = make_data(tmp_path)
+    options = dict(steps=200, save_every=10, validate_every=100)
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    assert invoke(*arguments(folder, straight, **options)).exit_code == 0
+
+    launcher = start(*arguments(folder, out, **options), before=[*TORCHRUN, *COMMAND], program=[])
+    wait_for_step(launcher, out, 15)
+    launcher.send_signal(signal.SIGTERM)
+    output = launcher.communicate()[0]
+    stopped = re.findall(r"stopped by SIGTERM after step (\d+), which is saved; go on with --resume", output)
+    assert launcher.returncode != 0 and len(stopped) == 1, output
+    reached = int(stopped[0])
+    assert (
+        15 <= reached < 200 and RunFolder(out).last_step() == reached == RunFolder(out).metrics()[-1]["step"]
+    )
+
+    launcher = start("train", "--resume", out, before=[*TORCHRUN, *COMMAND], program=[])
+    wait_for_step(launcher, out, reached + 25)
+    os.kill(pid_of_rank(launcher, 1), signal.SIGKILL)
+    output = launcher.communicate()[0]
+    saved = RunFolder(out).last_step()
+    assert launcher.returncode != 0 and reached < saved < 200, output
+    assert (
+        f"process 0 lost another process of the run, so it ends here: the last checkpoint is step {saved}, go on with --resume {out}"
+        in output
+    )
+    assert "Traceback (most recent call last)" not in output.split("ChildFailedError")[0].split("elastic")[0]
+
+    assert invoke("train", "--resume", out).exit_code == 0
+    assert_same_training(RunFolder(straight), RunFolder(out), rel=1e-3, atol=0.02)
