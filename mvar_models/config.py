@@ -47,6 +47,11 @@ class Config:
 
     model_type: ClassVar[str] = ""
 
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of the settings, which tell whether an architecture has one: `"kernel_size" in ...`."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
     def to_dict(self) -> dict[str, Any]:
         return {_MODEL_TYPE: self.model_type, **dataclasses.asdict(self)}
 
@@ -152,6 +157,9 @@ class TransformerConfig(Config):
     vqvae: zoo name, or folder relative to the checkpoint, of the VQVAE whose codes the model predicts.
     """
 
+    # Whether a scale can be computed from its own input, without the tokens of the coarser scales.
+    scales_alone: ClassVar[bool] = False
+
     depth: int = 16
     width: int | None = None
     num_heads: int | None = None
@@ -214,6 +222,7 @@ class MVARConfig(TransformerConfig):
     """MVAR: every token attends inside its own scale; the first `dense_scales` scales whole, later ones to kernel_size x kernel_size."""
 
     model_type: ClassVar[str] = "mvar"
+    scales_alone: ClassVar[bool] = True
 
     kernel_size: int = 7
     dense_scales: int = 8

@@ -1,0 +1,135 @@
+"""The model architectures: one row each, named by strings so that reading the table imports no network.
+
+A new variant is one file under `networks/` with its config class, and one row here. Code that would ask
+"is this a VAR?" asks the row, the config class or the network class instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of model: where its classes are, and how the released programs store it.
+
+    Attributes:
+        name: `model_type` in config.json, and the value of `--arch`.
+        title: How messages and model cards write it.
+        config: Config class, as "module:name".
+        network: Network class, as "module:name".
+        pipeline: Pipeline class, as "module:name"; None for a network that does not draw images by itself.
+        paper: arXiv id.
+        description: One sentence for model cards.
+        released_entry: Entry of a released training program's checkpoint that holds the weights, if any.
+        released_wrapped: Whether the published file has that entry too; otherwise it is the bare state dict.
+        starts_from: Names of other architectures whose checkpoints this one can start from. For each of
+            them, the network class has a classmethod `from_NAME(model, **settings)`.
+    """
+
+    name: str
+    title: str
+    config: str
+    network: str
+    pipeline: str | None
+    paper: str
+    description: str
+    released_entry: str | None = None
+    released_wrapped: bool = False
+    starts_from: tuple[str, ...] = ()
+
+    def config_class(self) -> type[Any]:
+        """Import and return the `Config` subclass."""
+        return _resolve(self.config)
+
+    def network_class(self) -> type[Any]:
+        """Import and return the `PretrainedModel` subclass."""
+        return _resolve(self.network)
+
+    def pipeline_class(self) -> type[Any]:
+        """Import and return the `Pipeline` subclass.
+
+        Raises:
+            ValueError: the architecture has no pipeline.
+        """
+        if self.pipeline is None:
+            raise ValueError(f"{self.title} has no pipeline")
+        return _resolve(self.pipeline)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the architecture draws images, so that `mvar sample` and `mvar train --arch` take it."""
+        return self.pipeline is not None
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    row.name: row
+    for row in (
+        Architecture(
+            name="vqvae",
+            title="VQVAE",
+            config="mvar_models.config:VQVAEConfig",
+            network="mvar_models.networks.vqvae:VQVAE",
+            pipeline=None,
+            paper="2404.02905",
+            description="A multi-scale VQVAE: images to codes of a scale pyramid and back.",
+            released_entry="vae_local",
+        ),
+        Architecture(
+            name="var",
+            title="VAR",
+            config="mvar_models.config:VARConfig",
+            network="mvar_models.networks.var:VAR",
+            pipeline="mvar_models.pipeline:VARPipeline",
+            paper="2404.02905",
+            description="A class-conditional VAR: draws the codes of an image scale by scale.",
+            released_entry="var_wo_ddp",
+        ),
+        Architecture(
+            name="mvar",
+            title="MVAR",
+            config="mvar_models.config:MVARConfig",
+            network="mvar_models.networks.mvar:MVAR",
+            pipeline="mvar_models.pipeline:MVARPipeline",
+            paper="2505.12742",
+            description=(
+                "A class-conditional MVAR: draws the codes of an image scale by scale, each from the preceding "
+                "scale alone, without a KV cache."
+            ),
+            released_entry="mvar_wo_ddp",
+            released_wrapped=True,
+            starts_from=("var",),
+        ),
+    )
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Return the row of that name.
+
+    Raises:
+        ValueError: no such architecture.
+    """
+    row = ARCHITECTURES.get(name)
+    if row is None:
+        raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
+    return row
+
+
+def drawing_names() -> list[str]:
+    """Names of the architectures that draw images, in the table's order: the choices of `--arch`."""
+    return [row.name for row in ARCHITECTURES.values() if row.draws]
+
+
+def drawing_titles() -> str:
+    """Their titles for messages: "VAR or MVAR"."""
+    *most, last = [row.title for row in ARCHITECTURES.values() if row.draws]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _resolve(dotted: str) -> type[Any]:
+    module, _, name = dotted.partition(":")
+    resolved: type[Any] = getattr(importlib.import_module(module), name)
+    return resolved
