@@ -1,8 +1,11 @@
-# `make demo` and `make test` set themselves up in .venv on first use. Variables a stranger may want:
+# `make demo` and `make test` set themselves up in .venv on first use. Variables that you may want to set:
 #   PYTHON=python3.12          interpreter of the environment
-#   TORCH_INDEX=URL            PyTorch's own CPU wheel index; without it a machine without GPU gets whatever build of 2.13.0 pip finds
+#   TORCH_INDEX=URL            PyTorch's own CPU wheel index; without it a machine without a GPU gets whatever build
+#                              of 2.13.0 pip finds
 #   TORCH=torch==2.6.0         another torch
-#   TRITON=triton==3.2.0       another triton; the default is the one that torch 2.13.0 is built with, which the tile table was checked with
+#   TRITON=triton==3.2.0       another triton; the default is the one that torch 2.13.0 is built with, which the tile
+#                              table was checked with
+#   WORKERS=4                  test processes
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -11,11 +14,13 @@ TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 TORCH_INDEX ?=
 TRITON ?= $(if $(HAS_GPU),triton,triton==3.7.1)
 STAMP := $(VENV)/.installed
-# Two workers with one thread each: two torch programs that both spread over all cores slow each other down many times.
+DEV_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
+# One thread per worker: two torch programs that both spread over all cores slow each other down many times.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu bench tune gpu test-min wheel-test weights lint clean
+.PHONY: setup demo test test-gpu bench tune gpu test-min wheel-test weights lint format docs clean
 
 setup: $(STAMP)
 
@@ -24,7 +29,8 @@ $(STAMP): pyproject.toml setup.py
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PY) -m pip install --quiet --editable ".[test]" "$(TRITON)"
-	# NATTEN is a peer in tests and benchmarks; its source builds against the torch that is here. Without it they say so and go on.
+	# NATTEN is a peer in tests and benchmarks; it is built from source against the installed torch. Tests and
+	# benchmarks that need it skip themselves where the build fails.
 	-$(PY) -m pip install --quiet setuptools wheel && $(PY) -m pip install --quiet --no-build-isolation --no-deps natten==0.21.7
 	touch $@
 
@@ -35,13 +41,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
-# On a machine with a GPU; runs from the tree, installs nothing.
+# On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:
 	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton/triton_cases.py tests/kernels/test_attention.py tests/kernels/test_gradients.py -q \
 	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 
-# Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables here, CSV, JSON, Markdown and
-# pictures in bench_out/. `python -m benchmarks --suite memory` and the like, without --quick, measure larger models.
+# Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables on
+# the terminal; CSV, JSON, Markdown and plots in bench_out/. `python -m benchmarks --suite memory` and the like,
+# without --quick, measure larger models.
 bench: $(STAMP)
 	$(PY) -m benchmarks --suite attention --suite cpu-targets --seconds 0.2 --out bench_out
 	$(PY) -m benchmarks --suite model --suite sampling --suite memory --quick --out bench_out
@@ -54,11 +61,11 @@ tune:
 gpu:
 	OUT="$(or $(OUT),bench_out)" sh benchmarks/on_gpu.sh
 
-# The oldest versions that are meant to work, in an environment of their own.
+# The oldest supported versions, in an environment of their own.
 test-min:
 	$(MAKE) test VENV=.venv-min PYTHON=python3.10 TORCH=torch==2.6.0 TRITON=triton==3.2.0
 
-# Builds the wheel, installs it in a clean environment outside the tree, samples digits from there.
+# Builds the wheel, installs it in a clean environment outside the tree and samples digits there.
 wheel-test: $(STAMP)
 	$(PY) scripts/wheel_check.py
 
@@ -66,8 +73,29 @@ wheel-test: $(STAMP)
 weights: $(STAMP)
 	PATH="$(abspath $(VENV))/bin:$$PATH" sh mvar_models/weights/digits/reproduce.sh
 
-lint: $(STAMP)
+# What `make demo` and `make test` do without: linters and the documentation's tools have stamps of their own.
+$(DEV_STAMP): $(STAMP)
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PY) -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# The versions are pinned by the extra `dev`, the rules are in pyproject.toml.
+lint: $(DEV_STAMP)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Rewrites what ruff can rewrite.
+format: $(DEV_STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# The pages of docs/ as a site in site/; a broken link is an error.
+docs: $(DOCS_STAMP)
+	$(PY) -m mkdocs build --strict
 
 clean:
-	rm -rf build dist *.egg-info demo_out bench_out runs
+	rm -rf build dist *.egg-info demo_out bench_out runs site
