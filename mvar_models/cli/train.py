@@ -270,9 +270,9 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
         raise click.UsageError(
             f"--model has its own shape; leave out {', '.join(_flag(name) for name in shape)}"
         )
-    run = _resolve(options, commands.vqvae_run)
+    run = _resolve(options, commands.start_vqvae_run)
     if run.processes.first:
-        click.echo(commands.describe_vqvae(run.config))
+        click.echo(commands.describe_vqvae(run.settings))
     with _progress_bar(run) as report:
         results = commands.train_vqvae(run, report)
     if not run.processes.first:
@@ -292,11 +292,11 @@ def train_vqvae(channel_multipliers: str | None, sides: str | None, **options: A
 def _train_transformer(options: dict[str, Any]) -> None:
     from mvar_models.training import runs as commands
 
-    run = _resolve(options, commands.transformer_run)
+    run = _resolve(options, commands.start_transformer_run)
     if run.processes.first:
-        config = run.config
+        settings = run.settings
         click.echo(
-            f"{config.steps:,} steps of {config.batch_size} pictures on {config.device}, peak learning rate {config.lr:.3g} ..."
+            f"{settings.steps:,} steps of {settings.batch_size} pictures on {settings.device}, peak learning rate {settings.lr:.3g} ..."
         )
     with _progress_bar(run) as report:
         results = commands.train_transformer(run, report)
@@ -358,7 +358,7 @@ class _progress_bar:
 
         self.tqdm = require("tqdm", "train").tqdm
         self.options = {
-            "total": run.config.steps,
+            "total": run.settings.steps,
             "unit": "step",
             "dynamic_ncols": True,
             "disable": not run.processes.first,

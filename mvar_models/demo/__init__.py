@@ -26,8 +26,8 @@ from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.optional import require
 from mvar_models.tokens.encode import TokenSet
-from mvar_models.training.runs import cached_tokens, train_transformer, transformer_run
-from mvar_models.training.settings import TransformerRun
+from mvar_models.training.runs import cached_tokens, start_transformer_run, train_transformer
+from mvar_models.training.settings import TransformerSettings
 from mvar_models.training.transformer_task import TransformerTask
 
 KERNEL_SIZE = 3
@@ -104,14 +104,14 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
 
 
 def _validate(model: ScaleTransformer, vqvae: VQVAE, tokens: tuple[TokenSet, TokenSet]) -> dict[str, Any]:
-    return TransformerTask(model, vqvae, *tokens, TransformerRun(data="digits", out="")).validate()
+    return TransformerTask(model, vqvae, *tokens, TransformerSettings(data="digits", out="")).validate()
 
 
 def _train(
     folder: Path, arch: str, steps: int, tokens: tuple[TokenSet, TokenSet]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both kinds of training differ in the architecture alone."""
-    run = transformer_run(
+    run = start_transformer_run(
         data="digits",
         out=str(folder),
         arch=arch,

@@ -19,10 +19,11 @@ from PIL import Image
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.metrics_log import Metrics, memory_gb
+from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.settings import PRECISIONS, RunConfig, learning_rate_factor, parameter_groups
+from mvar_models.training.settings import PRECISIONS, RunSettings
 from mvar_models.training.signals import RunStopped, StopSignals, stopped_by
 from mvar_models.training.state import TrainingState, prepare_optimizer
 from mvar_models.training.task import Task
@@ -43,39 +44,39 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        config: RunConfig,
-        run: RunFolder,
+        settings: RunSettings,
+        folder: RunFolder,
         report: Report | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.task = task
-        self.config = config
-        self.run = run
-        self.processes = processes or Processes(0, 1, torch.device(config.device))
+        self.settings = settings
+        self.folder = folder
+        self.processes = processes or Processes(0, 1, torch.device(settings.device))
         self.report = report if report is not None and self.processes.first else (lambda values: None)
-        self.parts = pieces(config.batch_size, self.processes.world_size * config.accumulate)
-        if config.activation_checkpointing:
+        self.parts = pieces(settings.batch_size, self.processes.world_size * settings.accumulate)
+        if settings.activation_checkpointing:
             enable = getattr(task.model, "gradient_checkpointing_enable", None)
             if enable is None:
-                raise ValueError(f"a {config.kind} has no activation checkpointing")
+                raise ValueError(f"a {settings.kind} has no activation checkpointing")
             enable()
         task.share_validation(self.processes.rank, self.processes.world_size, self.processes.total)
         self.parallel = Parallel(
             task,
             self.processes,
-            fsdp=config.fsdp,
-            compiled=config.compile,
+            fsdp=settings.fsdp,
+            compiled=settings.compile,
             unused_parameters=task.unused_parameters(),
         )
-        groups = parameter_groups(task.model, config.weight_decay)
+        groups = parameter_groups(task.model, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=config.betas, fused=self.processes.device.type == "cuda"
+            groups, lr=settings.lr, betas=settings.betas, fused=self.processes.device.type == "cuda"
         )
         prepare_optimizer(self.optimizer)
-        self.average = WeightAverage(task.model, config.ema) if config.ema is not None else None
+        self.average = WeightAverage(task.model, settings.ema) if settings.ema is not None else None
         self.state = TrainingState(task.model, self.optimizer, self.average)
-        self.loss_scale = LossScale(config.precision == "fp16")
-        self.metrics = Metrics(run, tensorboard=config.tensorboard)
+        self.loss_scale = LossScale(settings.precision == "fp16")
+        self.metrics = Metrics(folder, tensorboard=settings.tensorboard)
         self.best: float | None = None
         self.start = 0
 
@@ -85,17 +86,17 @@ class Loop:
         Raises:
             RunStopped: the data is not what the run was trained on.
         """
-        self.processes.on_first(self.run.remove_leftovers)
-        step = self.processes.on_first(self.run.last_step)
+        self.processes.on_first(self.folder.remove_leftovers)
+        step = self.processes.on_first(self.folder.last_step)
         if step:
-            checkpoint = self.run.checkpoint(step)
+            checkpoint = self.folder.checkpoint(step)
             self._check_data(checkpoint.progress)
-            (self.state.load_shards if self.config.fsdp else self.state.load)(checkpoint.folder)
+            (self.state.load_shards if self.settings.fsdp else self.state.load)(checkpoint.folder)
             self.task.load_state_dict(checkpoint.task)
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step
-        self.processes.on_first(lambda: self.run.forget_after(step))
+        self.processes.on_first(lambda: self.folder.forget_after(step))
 
     def _check_data(self, progress: dict[str, Any]) -> None:
         count, fingerprint = progress["examples"], progress["fingerprint"]
@@ -104,8 +105,8 @@ class Loop:
         now = "as many of other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
         self.processes.stop(
             RunStopped(
-                f"the data of {self.run.path} has changed: the run had {count:,} training examples, now there are {now}; put the data back to go on,"
-                f" or start a new run from {self.run.path / 'best'}"
+                f"the data of {self.folder.path} has changed: the run had {count:,} training examples, now there are {now}; put the data back to go on,"
+                f" or start a new run from {self.folder.path / 'best'}"
             )
         )
 
@@ -122,32 +123,34 @@ class Loop:
         except RuntimeError as error:
             if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
                 raise
-            raise stopped_by_loss(self.processes.rank, self.run.last_step(), self.run.path, error) from error
+            raise stopped_by_loss(
+                self.processes.rank, self.folder.last_step(), self.folder.path, error
+            ) from error
 
     def _fit(self, signals: StopSignals) -> dict[str, Any]:
-        config, results = self.config, {}
+        settings, results = self.settings, {}
         self.task.model.train()
         saved = self.start
         # What a signal left no time for.
         if (
             saved
-            and _due(saved, config.validate_every)
-            and not self.processes.on_first(lambda: self.run.has_figure(saved, self.task.best_figure))
+            and _due(saved, settings.validate_every)
+            and not self.processes.on_first(lambda: self.folder.has_figure(saved, self.task.best_figure))
         ):
             results = self.validate(saved)
         if (
             saved
-            and _due(saved, config.sample_every or 0)
-            and not self.processes.on_first(lambda: self.run.has_samples(saved))
+            and _due(saved, settings.sample_every or 0)
+            and not self.processes.on_first(lambda: self.folder.has_samples(saved))
         ):
             self.sample(saved)
-        for index in range(self.start, config.steps):
+        for index in range(self.start, settings.steps):
             values, signal = self.step(index, signals)
             done = index + 1
             self._log(values)
-            last = done == config.steps
+            last = done == settings.steps
             leaving = signal and not last  # often with half a minute before a kill: save, the rest can wait
-            if not leaving and (last or _due(done, config.validate_every)):
+            if not leaving and (last or _due(done, settings.validate_every)):
                 results = self.validate(done)
                 values = {
                     **values,
@@ -155,24 +158,28 @@ class Loop:
                 }
                 signal = self._signal(signals)
                 leaving = signal and not last
-            if not leaving and config.sample_every is not None and (last or _due(done, config.sample_every)):
+            if (
+                not leaving
+                and settings.sample_every is not None
+                and (last or _due(done, settings.sample_every))
+            ):
                 self.sample(done)
-            if last or signal or _due(done, config.save_every):
+            if last or signal or _due(done, settings.save_every):
                 self.save_checkpoint(done)
                 saved = done
             self.report(values)
             if signal and not last:
-                self.processes.stop(stopped_by(signal, saved, self.run.path))
+                self.processes.stop(stopped_by(signal, saved, self.folder.path))
         results = results or self._evaluate()
-        self.save_model("the final model", self.run.model)
+        self.save_model("the final model", self.folder.model)
         self.task.model.eval()
         return results
 
     def step(self, index: int, signals: StopSignals | None = None) -> tuple[dict[str, Any], int]:
         """One optimizer step; returns its line of metrics.jsonl, and the signal that one of the processes got, or 0."""
         begun = time.perf_counter()
-        config = self.config
-        lr = config.lr * learning_rate_factor(index, config.steps)
+        settings = self.settings
+        lr = settings.lr * learning_rate_factor(index, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss, figures = self.gradients(index)
@@ -185,7 +192,7 @@ class Loop:
         signal = next((number for number, count in zip(_SIGNALS, summed[1:]) if count), 0)
         finite = self._check_finite(index + 1, loss, norm)
         if finite:
-            self._scale_gradients(min(1.0, config.clip / (norm + 1e-6)) / self.loss_scale.factor)
+            self._scale_gradients(min(1.0, settings.clip / (norm + 1e-6)) / self.loss_scale.factor)
             self.optimizer.step()
             self.loss_scale.stepped()
             if self.average is not None:
@@ -196,7 +203,7 @@ class Loop:
         values = {"step": index + 1, "loss": loss, "lr": lr, "grad_norm": norm if finite else None, **figures}
         if self.loss_scale.enabled:
             values |= {"loss_scale": self.loss_scale.factor, "skipped_steps": self.loss_scale.skipped_steps}
-        values["images_per_second"] = config.batch_size / (time.perf_counter() - begun)
+        values["images_per_second"] = settings.batch_size / (time.perf_counter() - begun)
         memory = memory_gb(self.processes.device)
         return (values if memory is None else {**values, "memory_gb": memory}), signal
 
@@ -209,14 +216,14 @@ class Loop:
 
     def gradients(self, index: int) -> tuple[float, dict[str, float]]:
         """Gradients of the global batch's mean loss, times the loss scale, left in `.grad`; returns this process's share of the loss."""
-        config, world_size = self.config, self.processes.world_size
-        dtype = PRECISIONS[config.precision]
+        settings, world_size = self.settings, self.processes.world_size
+        dtype = PRECISIONS[settings.precision]
         self.optimizer.zero_grad(set_to_none=True)
-        mine = self.parts[self.processes.rank * config.accumulate :][: config.accumulate]
+        mine = self.parts[self.processes.rank * settings.accumulate :][: settings.accumulate]
         share = torch.zeros(())
         figures: dict[str, float] = {}
         for position, rows in enumerate(mine):
-            weight = (rows.stop - rows.start) / config.batch_size
+            weight = (rows.stop - rows.start) / settings.batch_size
             with self.parallel.accumulating(last=position == len(mine) - 1):
                 with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
                     loss, figures = (
@@ -244,7 +251,7 @@ class Loop:
             if not math.isfinite(loss)
             else f"gradient norm of step {step} is {norm}"
         )
-        last = self.run.last_step()
+        last = self.folder.last_step()
         kept = f"the checkpoint of step {last} is intact" if last else "there is no checkpoint yet"
         self.processes.stop(
             FloatingPointError(
@@ -276,7 +283,7 @@ class Loop:
         figure = results.get(self.task.best_figure)
         if figure is not None and self._is_best(figure):
             self.best = figure
-            self.save_model("the best model", self.run.best)
+            self.save_model("the best model", self.folder.best)
         return results
 
     def _is_best(self, figure: float) -> bool:
@@ -287,7 +294,7 @@ class Loop:
     def _log(self, values: dict[str, Any]) -> None:
         """Without asking the others, for it happens every step: if the first process cannot write, they will find it gone."""
         if self.processes.first:
-            with self.run.clear_failure("metrics"):
+            with self.folder.clear_failure("metrics"):
                 self.metrics.add(values)
 
     def sample(self, step: int) -> None:
@@ -310,14 +317,14 @@ class Loop:
     def save_model(self, what: str, folder: Any) -> None:
         """Write a model folder: the averaged weights where there are any."""
         with self._evaluating(), self.parallel.plain_model():
-            self._write(what, lambda: self.run.write_model(self.task.save, folder))
+            self._write(what, lambda: self.folder.write_model(self.task.save, folder))
 
     def save_checkpoint(self, step: int) -> None:
         temporary = self.processes.on_first(lambda: self._begin(step))
         problem: RunStopped | None = None
         try:
-            with self.run.clear_failure(f"the checkpoint of step {step}"):
-                if self.config.fsdp:
+            with self.folder.clear_failure(f"the checkpoint of step {step}"):
+                if self.settings.fsdp:
                     self.state.save_shards(temporary)
                 elif self.processes.first:
                     self.state.save(temporary)
@@ -334,18 +341,18 @@ class Loop:
         task = self.task.state_dict()
         self._write(
             f"the checkpoint of step {step}",
-            lambda: self.run.finish_checkpoint(temporary, progress, task, self.config.keep),
+            lambda: self.folder.finish_checkpoint(temporary, progress, task, self.settings.keep),
         )
 
     def _begin(self, step: int) -> Any:
-        with self.run.clear_failure(f"the checkpoint of step {step}"):
-            return self.run.begin_checkpoint(step)
+        with self.folder.clear_failure(f"the checkpoint of step {step}"):
+            return self.folder.begin_checkpoint(step)
 
     def _write(self, what: str, write: Callable[[], Any]) -> None:
         """Let the first process write; all end where it cannot."""
 
         def guarded() -> None:
-            with self.run.clear_failure(what):
+            with self.folder.clear_failure(what):
                 write()
 
         self.processes.on_first(guarded)

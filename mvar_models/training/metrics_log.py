@@ -18,10 +18,10 @@ from mvar_models.training.run_folder import RunFolder
 class Metrics:
     """What the first process writes. TensorBoard opens with the first figure, and forgets what a resumed run makes again."""
 
-    def __init__(self, run: RunFolder, *, tensorboard: bool) -> None:
+    def __init__(self, folder: RunFolder, *, tensorboard: bool) -> None:
         if tensorboard:
             require("tensorboard", "tensorboard")
-        self.run = run
+        self.folder = folder
         self.tensorboard = tensorboard
         self._writer: Any = None
 
@@ -37,7 +37,7 @@ class Metrics:
 
     def add(self, values: dict[str, Any]) -> None:
         """One line; lists, such as a loss per scale, become several curves."""
-        self.run.log(values)
+        self.folder.log(values)
         if not self.tensorboard:
             return
         writer, step = self._open(values["step"]), values["step"]
@@ -51,8 +51,8 @@ class Metrics:
     def add_picture(self, step: int, picture: Image.Image | None) -> None:
         if picture is None:
             return
-        self.run.samples.mkdir(exist_ok=True)
-        with replacing(self.run.samples_of(step)) as temporary:
+        self.folder.samples.mkdir(exist_ok=True)
+        with replacing(self.folder.samples_of(step)) as temporary:
             picture.save(temporary)
         if self.tensorboard:
             self._open(step).add_image("samples", np.asarray(picture), step, dataformats="HWC")
@@ -60,7 +60,7 @@ class Metrics:
     def _open(self, step: int) -> Any:
         if self._writer is None:
             writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
-            self._writer = writer(str(self.run.path / "tensorboard"), purge_step=step)
+            self._writer = writer(str(self.folder.path / "tensorboard"), purge_step=step)
         return self._writer
 
 

@@ -26,10 +26,10 @@ from safetensors import SafetensorError
 
 from mvar_models.files import write_text
 from mvar_models.optional import require
-from mvar_models.training.settings import RunConfig, TransformerRun, VQVAERun
+from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 from mvar_models.training.signals import RunStopped
 
-_KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TransformerRun, VQVAERun)}
+_KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
 _PROGRESS = "progress.json"
 _TASK = "task.pt"
 _WRITING = ".writing-"
@@ -61,9 +61,9 @@ class RunFolder:
         self.best = self.path / "best"
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunFolder:
+    def create(cls, settings: RunSettings) -> RunFolder:
         """A new run; FileExistsError if the folder already holds one."""
-        run = cls(config.out)
+        run = cls(settings.out)
         begun = run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*"))
         if begun:  # a folder with settings alone is what a run leaves that stopped before its first step
             raise FileExistsError(
@@ -71,11 +71,11 @@ class RunFolder:
             )
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(
-            run.path / "config.yaml", require("yaml", "train").safe_dump(config.to_dict(), sort_keys=False)
+            run.path / "config.yaml", require("yaml", "train").safe_dump(settings.to_dict(), sort_keys=False)
         )
         return run
 
-    def read_config(self) -> RunConfig:
+    def read_config(self) -> RunSettings:
         """The settings the run was started with; FileNotFoundError where there is no run."""
         file = self.path / "config.yaml"
         if not file.is_file():

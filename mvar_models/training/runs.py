@@ -25,7 +25,7 @@ from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
 from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.settings import RunConfig, TransformerRun, VQVAERun
+from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 from mvar_models.training.transformer_task import TransformerTask, build_model, check_fit, checkpoint_of
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
 
@@ -36,12 +36,12 @@ _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
 
 @dataclass(frozen=True)
 class Run:
-    config: RunConfig
+    settings: RunSettings
     folder: RunFolder
     processes: Processes
 
 
-def transformer_run(
+def start_transformer_run(
     *, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any
 ) -> Run:
     """A new run of VAR or MVAR from the given settings, or the one in `resume`. Peak lr defaults to 1e-4 x batch / 256.
@@ -49,30 +49,32 @@ def transformer_run(
     Under torchrun every process calls it, and the first one makes the folder.
     """
     if resume is not None:
-        return _resumed(resume, TransformerRun, device)
+        return _resumed(resume, TransformerSettings, device)
     check_data_exists(given["data"])
     checked_device(device)
     init = given.get("init")
     own = None if init is None else vqvae_of(init)
     given.setdefault("vqvae", default_vqvae(given["data"], own))
-    given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerRun.batch_size) / 256)
+    given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
     if epochs is not None:
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
         given["steps"] = _steps(
-            epochs, open_source(given["data"], resolution), given.get("batch_size", TransformerRun.batch_size)
+            epochs,
+            open_source(given["data"], resolution),
+            given.get("batch_size", TransformerSettings.batch_size),
         )
-    run = _created(TransformerRun(device=device, **given))
-    if own is not None and Path(own).resolve() != Path(run.config.vqvae).resolve():
+    run = _created(TransformerSettings(device=device, **given))
+    if own is not None and Path(own).resolve() != Path(run.settings.vqvae).resolve():
         logger.warning(
             "%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew",
             init,
             own,
-            run.config.vqvae,
+            run.settings.vqvae,
         )
     return run
 
 
-def vqvae_run(
+def start_vqvae_run(
     *,
     resume: str | None = None,
     epochs: float | None = None,
@@ -82,7 +84,7 @@ def vqvae_run(
 ) -> Run:
     """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
     if resume is not None:
-        return _resumed(resume, VQVAERun, device)
+        return _resumed(resume, VQVAESettings, device)
     check_data_exists(given["data"])
     checked_device(device)
     if resolution is not None:
@@ -91,34 +93,36 @@ def vqvae_run(
     given.setdefault("weight_decay", 0.0)
     if epochs is not None:
         given["steps"] = _steps(
-            epochs, open_source(given["data"], 32), given.get("batch_size", VQVAERun.batch_size)
+            epochs, open_source(given["data"], 32), given.get("batch_size", VQVAESettings.batch_size)
         )
-    return _created(VQVAERun(device=device, **given))
+    return _created(VQVAESettings(device=device, **given))
 
 
-def describe_vqvae(config: VQVAERun) -> str:
+def describe_vqvae(settings: VQVAESettings) -> str:
     """One line: what is going to be trained."""
-    if config.init is not None:
-        return f"going on with {config.init}"
-    shape = new_vqvae_config(config)
+    if settings.init is not None:
+        return f"going on with {settings.init}"
+    shape = new_vqvae_config(settings)
     return f"a new VQVAE for pictures of {shape.resolution} px: {len(shape.sides)} scales, {shape.length} codes of {shape.vocab_size}"
 
 
-def _created(config: RunConfig) -> Run:
-    processes = Processes.start(config.device, group=config.fsdp)
-    pieces(config.batch_size, processes.world_size * config.accumulate)  # refused before there is a folder
-    folder = processes.on_first(lambda: RunFolder.create(config))
-    return Run(replace(config, device=str(processes.device)), folder, processes)
+def _created(settings: RunSettings) -> Run:
+    processes = Processes.start(settings.device, group=settings.fsdp)
+    pieces(
+        settings.batch_size, processes.world_size * settings.accumulate
+    )  # refused before there is a folder
+    folder = processes.on_first(lambda: RunFolder.create(settings))
+    return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
-def _resumed(path: str, kind: type[RunConfig], device: str) -> Run:
+def _resumed(path: str, kind: type[RunSettings], device: str) -> Run:
     folder = RunFolder(path)
-    config = folder.read_config()
+    settings = folder.read_config()
     checked_device(device)
-    if not isinstance(config, kind):
-        raise ValueError(f"{path} is a {config.kind} run, this command trains a {kind.kind}")
-    processes = Processes.start(device, group=config.fsdp)
-    return Run(replace(config, device=str(processes.device)), folder, processes)
+    if not isinstance(settings, kind):
+        raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
+    processes = Processes.start(device, group=settings.fsdp)
+    return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
 def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
@@ -166,15 +170,22 @@ def cached_tokens(
 def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSet, TokenSet]:
     """Codes of pictures go into the run folder, made by all processes together, so that going on with the run finds them; the digits take
     seconds and stay in memory."""
-    config, processes = run.config, run.processes
-    assert isinstance(config, TransformerRun)
-    if config.data == DIGITS or isinstance(source, token_cache.TokenFolder):
-        return processes.first_then_others(lambda: cached_tokens(vqvae, source, config.copies, config.seed))
+    settings, processes = run.settings, run.processes
+    assert isinstance(settings, TransformerSettings)
+    if settings.data == DIGITS or isinstance(source, token_cache.TokenFolder):
+        return processes.first_then_others(
+            lambda: cached_tokens(vqvae, source, settings.copies, settings.seed)
+        )
     folder = run.folder.path / "tokens"
 
     def writer() -> TokenWriter:
         return TokenWriter(
-            vqvae, source, folder, names=(config.data, config.vqvae), copies=config.copies, seed=config.seed
+            vqvae,
+            source,
+            folder,
+            names=(settings.data, settings.vqvae),
+            copies=settings.copies,
+            seed=settings.seed,
         )
 
     def begin() -> None:
@@ -188,7 +199,7 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
         if not first.finished and not (found := first.check_reconstruction()).fits:
             logger.warning(
                 "%s gives these pictures back with only %.1f dB PSNR; look at %s",
-                config.vqvae,
+                settings.vqvae,
                 found.psnr,
                 folder / "reconstruction.png",
             )
@@ -218,20 +229,20 @@ def train_transformer(
     run: Run, report: Report | None = None, tokens: tuple[TokenSet, TokenSet] | None = None
 ) -> dict[str, Any]:
     """Train to the end of the run; returns the last validation. `tokens` saves making the codes again."""
-    config = run.config
-    assert isinstance(config, TransformerRun)
-    vqvae = VQVAE.from_pretrained(config.vqvae, device=config.device)
-    checkpoint = checkpoint_of(config)
+    settings = run.settings
+    assert isinstance(settings, TransformerSettings)
+    vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
+    checkpoint = checkpoint_of(settings)
     if checkpoint is not None:
         vqvae = fitted(vqvae, checkpoint.config.sides)
-        check_fit(checkpoint, vqvae, config)  # before hours of coding
-    elif token_cache.is_token_folder(Path(config.data)):
-        vqvae = fitted(vqvae, token_cache.read_index(Path(config.data))["sides"])
-    source = open_source(config.data, vqvae.config.resolution)
+        check_fit(checkpoint, vqvae, settings)  # before hours of coding
+    elif token_cache.is_token_folder(Path(settings.data)):
+        vqvae = fitted(vqvae, token_cache.read_index(Path(settings.data))["sides"])
+    source = open_source(settings.data, vqvae.config.resolution)
     train, val = tokens or _tokens_of_run(run, vqvae, source)
     resuming = run.folder.last_step() > 0
     task = TransformerTask(
-        build_model(config, vqvae, source.class_names, resuming, checkpoint), vqvae, train, val, config
+        build_model(settings, vqvae, source.class_names, resuming, checkpoint), vqvae, train, val, settings
     )
     logger.info("%d pictures to train on, %d held out", len(train), len(val))
     return _fit(task, run, report)
@@ -239,20 +250,20 @@ def train_transformer(
 
 def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     """Train to the end of the run; returns the last validation."""
-    config = run.config
-    assert isinstance(config, VQVAERun)
-    model = build_vqvae(config)
-    source = open_source(config.data, model.config.resolution)
+    settings = run.settings
+    assert isinstance(settings, VQVAESettings)
+    model = build_vqvae(settings)
+    source = open_source(settings.data, model.config.resolution)
     if isinstance(source, token_cache.TokenFolder):
         raise ValueError(
             f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})"
         )
     train, val = split(source)
-    return _fit(VQVAETask(model, source, train, val, config), run, report)
+    return _fit(VQVAETask(model, source, train, val, settings), run, report)
 
 
 def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:
-    loop = Loop(task, run.config, run.folder, report, run.processes)
+    loop = Loop(task, run.settings, run.folder, report, run.processes)
     loop.resume()
     run.processes.on_first(lambda: run.folder.add_start(_start(run, loop.start)))
     results = loop.fit()
@@ -266,6 +277,6 @@ def _start(run: Run, step: int) -> dict[str, Any]:
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "processes": run.processes.world_size,
-        "device": run.config.device,
+        "device": run.settings.device,
         **environment(),
     }

@@ -1,23 +1,16 @@
-"""Settings of a run, the optimizer's groups and the learning rate, as in the released recipe."""
+"""The settings of a run: one dataclass per kind of training."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
 
 from mvar_models.config import residual_assignment
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "alternating")
-
-# Embeddings of position and scale, the attention's factor and the shared AdaLN's offsets are not decayed, nor is anything 1-d.
-_NOT_DECAYED = re.compile(
-    r"(^|\.)(start_position|positions|scale_embedding|log_scale|modulation_offset)(\.|$)"
-)
 
 _LEAST = {
     "batch_size": 1,
@@ -29,11 +22,11 @@ _LEAST = {
     "sample_every": 0,
 }
 
-R = TypeVar("R", bound="RunConfig")
+R = TypeVar("R", bound="RunSettings")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunSettings:
     """What every kind of training takes; a run folder's config.yaml is this and nothing else.
 
     steps: optimizer steps. batch_size: pictures a step, over all processes and micro-batches. lr: peak learning rate. save_every,
@@ -90,7 +83,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerRun(RunConfig):
+class TransformerSettings(RunSettings):
     """VAR or MVAR from nothing (`init` None, shape given) or from a checkpoint.
 
     init: what `from_pretrained` takes; a VAR becomes an MVAR when `arch` is "mvar". vqvae: likewise. kernel_size, dense_scales: None is the
@@ -135,7 +128,7 @@ class TransformerRun(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class VQVAERun(RunConfig):
+class VQVAESettings(RunSettings):
     """A VQVAE from nothing, or from a checkpoint (`init`), whose shape then counts in place of the one given here.
 
     commitment: weight of the encoder's pull towards its codes. restart_below: a code whose moving share of a scale-averaged draw falls
@@ -179,23 +172,3 @@ class VQVAERun(RunConfig):
 
     def residual_convolution_of_scale(self) -> tuple[int, ...]:
         return residual_assignment(len(self.sides), self.num_residual_convolutions)
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Of the peak at `step`: warm-up over a fiftieth of the run from 0.005, a plateau of 5 % of the rest, then linear to 0.1."""
-    warmup = steps / 50
-    if step < warmup:
-        return 0.005 + 0.995 * step / warmup
-    progress = (step - warmup) / max(steps - 1 - warmup, 1)
-    if progress < 0.05:
-        return 1.0
-    return 1.0 - 0.9 * min((progress - 0.05) / 0.95, 1.0)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: decayed and not."""
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (kept if parameter.dim() < 2 or _NOT_DECAYED.search(name) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

@@ -22,7 +22,7 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import VQVAE_FOLDER, MVARPipeline, VARPipeline, kind_of
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.tokens.encode import TokenSet
-from mvar_models.training.settings import PRECISIONS, TransformerRun
+from mvar_models.training.settings import PRECISIONS, TransformerSettings
 from mvar_models.training.task import SumOverProcesses, Task
 
 logger = logging.getLogger(__name__)
@@ -36,22 +36,22 @@ _SAMPLE_ROWS, _SAMPLE_COLUMNS = 10, 6
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def checkpoint_of(config: TransformerRun) -> ScaleTransformer | None:
+def checkpoint_of(settings: TransformerSettings) -> ScaleTransformer | None:
     """What the run starts from, an MVAR made from a VAR's parameters where that is asked for; None for nothing."""
-    if config.init is None:
+    if settings.init is None:
         return None
-    return VAR.from_pretrained(config.init) if config.arch == "var" else _mvar_from(config)
+    return VAR.from_pretrained(settings.init) if settings.arch == "var" else _mvar_from(settings)
 
 
-def check_fit(model: ScaleTransformer, vqvae: VQVAE, config: TransformerRun) -> None:
+def check_fit(model: ScaleTransformer, vqvae: VQVAE, settings: TransformerSettings) -> None:
     """ValueError unless the checkpoint's codes are those of the VQVAE."""
     for name in ("sides", "vocab_size", "z_channels"):
         if getattr(model.config, name) != getattr(vqvae.config, name):
-            raise ValueError(f"{config.vqvae} does not fit {config.init}: {name} differs")
+            raise ValueError(f"{settings.vqvae} does not fit {settings.init}: {name} differs")
 
 
 def build_model(
-    config: TransformerRun,
+    settings: TransformerSettings,
     vqvae: VQVAE,
     class_names: tuple[str, ...],
     resuming: bool = False,
@@ -59,23 +59,23 @@ def build_model(
 ) -> ScaleTransformer:
     """A new model, a checkpoint of the same architecture, or an MVAR made from a VAR's parameters; its classes are those of the data.
 
-    resuming: a run that goes on said at its start what it does to the classes. checkpoint: `checkpoint_of(config)`, if it is at hand.
+    resuming: a run that goes on said at its start what it does to the classes. checkpoint: `checkpoint_of(settings)`, if it is at hand.
 
     Raises:
         ValueError: the checkpoint's codes are not those of the VQVAE, or it is an MVAR with other windows than asked for.
     """
-    model = checkpoint or checkpoint_of(config) or _new_model(config, vqvae, class_names)
-    check_fit(model, vqvae, config)
+    model = checkpoint or checkpoint_of(settings) or _new_model(settings, vqvae, class_names)
+    check_fit(model, vqvae, settings)
     if not _same_classes(model.config, class_names):
         if not resuming:
             logger.warning(
                 "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings start anew (seed %d)",
-                len(class_names), _some(class_names), config.init, model.config.num_classes, config.seed,
+                len(class_names), _some(class_names), settings.init, model.config.num_classes, settings.seed,
             )  # fmt: skip
-        torch.manual_seed(config.seed)
+        torch.manual_seed(settings.seed)
         model.replace_classes(len(class_names), class_names)
     model.config = model.config.replace(class_names=class_names)
-    return model.to(config.device)
+    return model.to(settings.device)
 
 
 def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
@@ -93,13 +93,13 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...]) -> ScaleTransformer:
-    torch.manual_seed(config.seed)
+def _new_model(settings: TransformerSettings, vqvae: VQVAE, class_names: tuple[str, ...]) -> ScaleTransformer:
+    torch.manual_seed(settings.seed)
     shape: dict[str, Any] = {
-        "depth": config.depth,
-        "width": config.width,
-        "num_heads": config.num_heads,
-        "shared_adaln": config.shared_adaln,
+        "depth": settings.depth,
+        "width": settings.width,
+        "num_heads": settings.num_heads,
+        "shared_adaln": settings.shared_adaln,
         "num_classes": len(class_names),
         "class_names": class_names,
         "vocab_size": vqvae.config.vocab_size,
@@ -107,19 +107,19 @@ def _new_model(config: TransformerRun, vqvae: VQVAE, class_names: tuple[str, ...
         "sides": vqvae.config.sides,
         "top_k": 0,
     }
-    if config.arch == "var":
+    if settings.arch == "var":
         return VAR(VARConfig(**shape))
-    return MVAR(MVARConfig(**shape, **_windows(config, vqvae.config.sides)))
+    return MVAR(MVARConfig(**shape, **_windows(settings, vqvae.config.sides)))
 
 
-def _windows(config: TransformerRun, sides: Sequence[int]) -> dict[str, int]:
+def _windows(settings: TransformerSettings, sides: Sequence[int]) -> dict[str, int]:
     """MVAR's windows as asked for, else as in the released models, whose scales attend to the whole grid up to side 10."""
     dense = (
         sum(side <= _LARGEST_DENSE_SIDE for side in sides)
-        if config.dense_scales is None
-        else config.dense_scales
+        if settings.dense_scales is None
+        else settings.dense_scales
     )
-    kernel_size = _KERNEL_SIZE if config.kernel_size is None else config.kernel_size
+    kernel_size = _KERNEL_SIZE if settings.kernel_size is None else settings.kernel_size
     if all(side <= kernel_size for side in sides[dense:]):
         logger.warning(
             "no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some"
@@ -127,18 +127,18 @@ def _windows(config: TransformerRun, sides: Sequence[int]) -> dict[str, int]:
     return {"kernel_size": kernel_size, "dense_scales": dense}
 
 
-def _mvar_from(config: TransformerRun) -> MVAR:
+def _mvar_from(settings: TransformerSettings) -> MVAR:
     """An MVAR checkpoint as it is, a VAR converted; a released file that does not say which is read as a VAR, as their tensors are alike."""
-    assert config.init is not None
-    if kind_of(config.init, arch="var") == "var":
-        var = VAR.from_pretrained(config.init)
-        return MVAR.from_var(var, **_windows(config, var.config.sides))
-    model = MVAR.from_pretrained(config.init)
+    assert settings.init is not None
+    if kind_of(settings.init, arch="var") == "var":
+        var = VAR.from_pretrained(settings.init)
+        return MVAR.from_var(var, **_windows(settings, var.config.sides))
+    model = MVAR.from_pretrained(settings.init)
     for name in ("kernel_size", "dense_scales"):
-        asked, has = getattr(config, name), getattr(model.config, name)
+        asked, has = getattr(settings, name), getattr(model.config, name)
         if asked is not None and asked != has:
             raise ValueError(
-                f"{config.init} is an MVAR with {name} {has}, not {asked}; leave {name} out to go on with it"
+                f"{settings.init} is an MVAR with {name} {has}, not {asked}; leave {name} out to go on with it"
             )
     return model
 
@@ -171,27 +171,32 @@ class TransformerTask(Task):
     compute: nn.Module
 
     def __init__(
-        self, model: ScaleTransformer, vqvae: VQVAE, train: TokenSet, val: TokenSet, config: TransformerRun
+        self,
+        model: ScaleTransformer,
+        vqvae: VQVAE,
+        train: TokenSet,
+        val: TokenSet,
+        settings: TransformerSettings,
     ) -> None:
         self.model = model
         self.compute = LossModule(model)
-        self.vqvae = vqvae.to(config.device)
+        self.vqvae = vqvae.to(settings.device)
         self.train = train
         self.val = val
-        self.config = config
+        self.settings = settings
         depth = model.config.depth
-        largest = 0.1 * depth / 24 if config.drop_path is None else config.drop_path
+        largest = 0.1 * depth / 24 if settings.drop_path is None else settings.drop_path
         self.drop_rates = np.linspace(0, largest, depth)
         self.share_validation(0, 1, lambda values: values)
 
     def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
         """Everything random is drawn for the whole batch, of which `rows` are taken."""
-        config, size, rows = self.config, self.config.batch_size, rows or slice(None)
-        members = batch_members(config.seed, step, size, len(self.train))[rows]
-        copies = generator(config.seed, Purpose.COPY, step).integers(0, self.train.copies, size)[rows]
-        labels, indices = (tensor.to(config.device) for tensor in self.train.batch(members, copies))
+        settings, size, rows = self.settings, self.settings.batch_size, rows or slice(None)
+        members = batch_members(settings.seed, step, size, len(self.train))[rows]
+        copies = generator(settings.seed, Purpose.COPY, step).integers(0, self.train.copies, size)[rows]
+        labels, indices = (tensor.to(settings.device) for tensor in self.train.batch(members, copies))
         dropped = torch.from_numpy(
-            generator(config.seed, Purpose.LABEL_DROP, step).random(size) < config.label_drop
+            generator(settings.seed, Purpose.LABEL_DROP, step).random(size) < settings.label_drop
         )[rows]
         labels = labels.masked_fill(dropped.to(labels.device), self.model.config.num_classes)
         scales = self.scales_of_step(step)
@@ -202,7 +207,7 @@ class TransformerTask(Task):
             inputs,
             indices,
             scales=scales,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=settings.label_smoothing,
             path_keep=path_keep,
         )
         return loss, {} if scales is None else {"first_scale": scales.start, "last_scale": scales.stop - 1}
@@ -220,14 +225,14 @@ class TransformerTask(Task):
 
     def unused_parameters(self) -> bool:
         """Steps on one local scale do not use the first scale's embedding."""
-        return self.config.schedule == "alternating"
+        return self.settings.schedule == "alternating"
 
     def share_validation(self, rank: int, world_size: int, total: SumOverProcesses) -> None:
         self._rank, self._world_size, self._total = rank, world_size, total
 
     def scales_of_step(self, step: int) -> range | None:
         """What to train at `step`; None is everything."""
-        if self.config.schedule == "packed":
+        if self.settings.schedule == "packed":
             return None
         dense, count = self.model.config.dense_scales, len(self.model.config.sides)
         phase = step % (_DENSE_STEPS + count - dense)
@@ -248,12 +253,12 @@ class TransformerTask(Task):
             return None
         rates = self.drop_rates[:, None, None]
         kept = (
-            generator(self.config.seed, Purpose.DROP_PATH, step).random(
-                (len(self.drop_rates), 2, self.config.batch_size)
+            generator(self.settings.seed, Purpose.DROP_PATH, step).random(
+                (len(self.drop_rates), 2, self.settings.batch_size)
             )
             >= rates
         )
-        return torch.from_numpy(kept[:, :, rows] / (1 - rates)).float().to(self.config.device)
+        return torch.from_numpy(kept[:, :, rows] / (1 - rates)).float().to(self.settings.device)
 
     def validate(self) -> dict[str, Any]:
         """Cross-entropy per token on the held-out pictures: over all tokens, and per scale."""
@@ -273,13 +278,13 @@ class TransformerTask(Task):
                 _VALIDATION_FEATURES // (self.model.config.length * self.model.config.width),
             ),
         )
-        stride, dtype = each * self._world_size, PRECISIONS[self.config.precision]
+        stride, dtype = each * self._world_size, PRECISIONS[self.settings.precision]
         for start in range(0, len(self.val), stride):
             rest = np.arange(start, min(start + stride, len(self.val)))
             members = rest[self._rank :: self._world_size]
             # With FSDP all processes must make the same passes; one that has nothing left to add makes it for nothing.
             labels, indices = (
-                tensor.to(self.config.device)
+                tensor.to(self.settings.device)
                 for tensor in self.val.batch(members if len(members) else rest[:1])
             )
             with torch.autocast(indices.device.type, dtype=dtype, enabled=dtype is not None):
@@ -296,7 +301,7 @@ class TransformerTask(Task):
             for _ in range(_SAMPLE_COLUMNS)
         ]
         return grid(
-            pipeline(labels, seed=self.config.seed, batch_size=_SAMPLE_COLUMNS), columns=_SAMPLE_COLUMNS
+            pipeline(labels, seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS), columns=_SAMPLE_COLUMNS
         )
 
     def save(self, folder: Path) -> None:

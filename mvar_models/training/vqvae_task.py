@@ -24,7 +24,8 @@ from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.reconstruction import psnr, side_by_side
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
-from mvar_models.training.settings import VQVAERun, learning_rate_factor
+from mvar_models.training.optimizer import learning_rate_factor
+from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.task import Task
 from mvar_models.training.vqvae_losses import Adversary, Perceptual
 
@@ -47,21 +48,21 @@ SHAPE = (
 )
 
 
-def build_vqvae(config: VQVAERun) -> VQVAE:
+def build_vqvae(settings: VQVAESettings) -> VQVAE:
     """A new VQVAE, or the one that `init` names."""
-    if config.init is not None:
-        return VQVAE.from_pretrained(config.init, device=config.device)
-    torch.manual_seed(config.seed)
-    return VQVAE(new_vqvae_config(config)).to(config.device)
+    if settings.init is not None:
+        return VQVAE.from_pretrained(settings.init, device=settings.device)
+    torch.manual_seed(settings.seed)
+    return VQVAE(new_vqvae_config(settings)).to(settings.device)
 
 
-def new_vqvae_config(config: VQVAERun) -> VQVAEConfig:
+def new_vqvae_config(settings: VQVAESettings) -> VQVAEConfig:
     """The model's part of a run's settings."""
-    return VQVAEConfig(**{name: getattr(config, name) for name in SHAPE})
+    return VQVAEConfig(**{name: getattr(settings, name) for name in SHAPE})
 
 
 def released_vqvae_shape(resolution: int) -> dict[str, Any]:
-    """Settings of a `VQVAERun` that give the released VQVAE (109 M parameters) with the scales of 256, 512 or 1024 px."""
+    """Settings of a `VQVAESettings` that give the released VQVAE (109 M parameters) with the scales of 256, 512 or 1024 px."""
     sides = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}.get(resolution)
     if sides is None:
         raise ValueError(
@@ -94,22 +95,22 @@ class VQVAETask(Task):
     model: VQVAE
 
     def __init__(
-        self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, config: VQVAERun
+        self, model: VQVAE, source: ImageSource, train: np.ndarray, val: np.ndarray, settings: VQVAESettings
     ) -> None:
         self.model = model
         self.compute: nn.Module = Autoencode(model)
         self.source = source
         self.train = train
         self.val = val
-        self.config = config
-        self.perceptual = Perceptual().to(config.device) if config.perceptual else None
+        self.settings = settings
+        self.perceptual = Perceptual().to(settings.device) if settings.perceptual else None
         self.adversary: Adversary | None = None
-        if config.adversarial:
+        if settings.adversarial:
             self.adversary = Adversary(
-                model.config.resolution, config.adversarial, config.lr, config.device, config.seed
+                model.config.resolution, settings.adversarial, settings.lr, settings.device, settings.seed
             )
         self.adversarial_start = (
-            config.steps // 2 if config.adversarial_start is None else config.adversarial_start
+            settings.steps // 2 if settings.adversarial_start is None else settings.adversarial_start
         )
         self.rank, self.world_size = 0, 1
         self.total: Callable[[Tensor], Tensor] = lambda values: values
@@ -135,21 +136,23 @@ class VQVAETask(Task):
 
     def batch(self, step: int, rows: slice | None = None) -> Tensor:
         """Pictures of a step, mirrored at random where classes allow it, else lightly moved. The next step's are read meanwhile."""
-        config = self.config
-        start, stop = (0, config.batch_size) if rows is None else (rows.start, rows.stop)
+        settings = self.settings
+        start, stop = (0, settings.batch_size) if rows is None else (rows.start, rows.stop)
         coming = self._coming.pop((step, start, stop), None)
         images = self._read(step, start, stop) if coming is None else coming.result()
-        if step + 1 < config.steps:
+        if step + 1 < settings.steps:
             self._coming = {key: future for key, future in self._coming.items() if key[0] >= step}
             self._coming[step + 1, start, stop] = self._reader.submit(self._read, step + 1, start, stop)
-        rng = generator(config.seed, Purpose.AUGMENT, step)
+        rng = generator(settings.seed, Purpose.AUGMENT, step)
         if not self.source.flips:
-            return affine(images, random_moves(rng, config.batch_size)[start:stop]).to(config.device)
-        mirrored = torch.from_numpy(rng.random(config.batch_size)[start:stop] < 0.5)[:, None, None, None]
-        return torch.where(mirrored, images.flip(-1), images).to(config.device)
+            return affine(images, random_moves(rng, settings.batch_size)[start:stop]).to(settings.device)
+        mirrored = torch.from_numpy(rng.random(settings.batch_size)[start:stop] < 0.5)[:, None, None, None]
+        return torch.where(mirrored, images.flip(-1), images).to(settings.device)
 
     def _read(self, step: int, start: int, stop: int) -> Tensor:
-        members = batch_members(self.config.seed, step, self.config.batch_size, len(self.train))[start:stop]
+        members = batch_members(self.settings.seed, step, self.settings.batch_size, len(self.train))[
+            start:stop
+        ]
         return self.source.images(self.train[members])
 
     def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -161,15 +164,15 @@ class VQVAETask(Task):
         visible = reconstruction
         if self.perceptual is not None:
             perceptual = self.perceptual(reconstructed, images)
-            visible = visible + self.config.perceptual * perceptual
+            visible = visible + self.settings.perceptual * perceptual
             figures["perceptual"] = perceptual.item()
-        loss = visible + codebook + self.config.commitment * commitment
+        loss = visible + codebook + self.settings.commitment * commitment
         if self.adversary is not None and step >= self.adversarial_start:
             adversarial, more = self.adversary.loss(
                 reconstructed, visible, self.model.decoder.conv_out.weight
             )
             loss = loss + adversarial
-            share = len(images) * self.world_size / self.config.batch_size
+            share = len(images) * self.world_size / self.settings.batch_size
             figures |= more | self.adversary.learn(images, reconstructed, share)
         return loss, figures
 
@@ -180,14 +183,14 @@ class VQVAETask(Task):
     def after_step(self, step: int) -> None:
         """Let the discriminator step; count the codes that were drawn; now and then put those that nobody draws on residuals of the batch."""
         if self.adversary is not None and step >= self.adversarial_start:
-            self.adversary.step(learning_rate_factor(step, self.config.steps))
+            self.adversary.step(learning_rate_factor(step, self.settings.steps))
         quantizer, parts = self.model.quantizer, self._parts
         self._parts = []
         drawn = self._total(torch.stack([self._draws(indices) for _, _, indices in parts]).sum(0))
         quantizer.code_usage.mul_(_USAGE_MOMENTUM).add_(
             drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM
         )
-        early = step < _RESTART_UNTIL * self.config.steps
+        early = step < _RESTART_UNTIL * self.settings.steps
         if early and step and step % _RESTART_EVERY == 0:
             self._restart_dead_codes([(start, features) for start, features, _ in parts], step)
 
@@ -205,18 +208,18 @@ class VQVAETask(Task):
         return torch.stack(rows)
 
     def _restart_dead_codes(self, parts: list[tuple[int, Tensor]], step: int) -> None:
-        quantizer, shape, config = self.model.quantizer, self.model.config, self.config
+        quantizer, shape, settings = self.model.quantizer, self.model.config, self.settings
         # Every place of every scale counts alike, as in the loss.
         places = torch.tensor(
             [side * side for side in shape.sides], dtype=torch.float32, device=quantizer.code_usage.device
         )
         seen = 1 - _USAGE_MOMENTUM ** (step + 1)
         share = (quantizer.code_usage * places[:, None]).sum(0) / (places.sum() * seen)
-        dead = (share < config.restart_below / shape.vocab_size).nonzero().flatten()
+        dead = (share < settings.restart_below / shape.vocab_size).nonzero().flatten()
         if not len(dead):
             return
-        candidates = config.batch_size * shape.length
-        chosen = generator(config.seed, Purpose.RESTART, step).choice(
+        candidates = settings.batch_size * shape.length
+        chosen = generator(settings.seed, Purpose.RESTART, step).choice(
             candidates, len(dead), replace=len(dead) > candidates
         )
         quantizer.codebook.weight[dead] = self._residuals_at(parts, chosen).to(
@@ -257,7 +260,7 @@ class VQVAETask(Task):
         mine = self.val[self.rank :: self.world_size]
         each = config.pictures_within(_VALIDATION_PIXELS, most=_VALIDATION_BATCH)
         for start in range(0, len(mine), each):
-            images = self.source.images(mine[start : start + each]).to(self.config.device)
+            images = self.source.images(mine[start : start + each]).to(self.settings.device)
             indices = self.model.encode(images)
             drawn += self._draws(indices).cpu()
             found = psnr(self.model.decode(indices), images)
@@ -280,7 +283,7 @@ class VQVAETask(Task):
         images = self.source.images(
             self.val[np.unique(np.linspace(0, len(self.val) - 1, _SHOWN).astype(np.int64))]
         )
-        moved = images.to(self.config.device)
+        moved = images.to(self.settings.device)
         return side_by_side(images, self.model.decode(self.model.encode(moved)))
 
     def state_dict(self) -> dict[str, Any]:

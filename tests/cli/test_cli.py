@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mvar_models.cli.main import main
 from mvar_models.pipeline import pipeline_for
-from mvar_models.training.settings import TransformerRun, VQVAERun
+from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
 from run_cases import make_data
 
@@ -312,7 +312,7 @@ def test_wrong_input_is_one_line(arguments, code, message, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command, kind", [("train", TransformerRun), ("finetune", TransformerRun), ("train-vqvae", VQVAERun)]
+    "command, kind", [("train", TransformerSettings), ("finetune", TransformerSettings), ("train-vqvae", VQVAESettings)]
 )
 def test_help_tells_the_defaults_that_hold(command, kind):
     """They live in the run's dataclass; an option whose default is a plain value names it."""

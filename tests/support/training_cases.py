@@ -15,7 +15,7 @@ from mvar_models.tokens.encode import TokenSet
 from mvar_models.training.loop import Loop
 from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.settings import TransformerRun, VQVAERun
+from mvar_models.training.settings import TransformerSettings, VQVAESettings
 from mvar_models.training.transformer_task import TransformerTask
 from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
 
@@ -42,7 +42,7 @@ def tiny_tokens(copies=2, count=30):
 
 def new_loop(folder, processes=None, report=None, **settings):
     given = dict(data="tiny", steps=4, batch_size=6, lr=1e-2, drop_path=0.3, label_drop=0.3)
-    config = TransformerRun(**{**given, **settings, "out": str(folder)})
+    config = TransformerSettings(**{**given, **settings, "out": str(folder)})
     processes = processes or Processes.start("cpu", group=config.fsdp)
     run = processes.on_first(
         lambda: RunFolder.create(config) if not (Path(folder) / "config.yaml").exists() else RunFolder(folder)
@@ -56,7 +56,7 @@ def new_loop(folder, processes=None, report=None, **settings):
 def new_vqvae_loop(folder, processes=None):
     """A small VQVAE of the digits, long enough for dead codes to be put to work once (step 21)."""
     processes = processes or Processes.start("cpu")
-    config = VQVAERun(
+    config = VQVAESettings(
         data="digits",
         out=str(folder),
         steps=22,

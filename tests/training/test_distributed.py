@@ -85,14 +85,14 @@ def test_two_processes_train_as_one(two_processes, tmp_path, name):
     loop.fit()
     moved = max((new - old).abs().max().item() for new, old in zip(loop.task.model.parameters(), before))
     assert moved > 5e-3, "the comparison is empty unless the weights move"
-    assert_same_training(loop.run, RunFolder(two_processes / name))
+    assert_same_training(loop.folder, RunFolder(two_processes / name))
 
 
 def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path):
     """Also the count of codes' use and the restart of dead codes, which look at the whole batch."""
     loop = new_vqvae_loop(tmp_path / "one")
     loop.fit()
-    one, two = loop.run, RunFolder(two_processes / "vqvae")
+    one, two = loop.folder, RunFolder(two_processes / "vqvae")
     for expected, actual in zip(one.metrics(), two.metrics(), strict=True):
         for name in ("loss", "grad_norm", "val_psnr", "codes_used"):
             if name in expected:
@@ -127,8 +127,8 @@ def test_shards_go_on_with_another_number_of_processes(two_processes, tmp_path, 
     resumed = new_loop(two_processes / "two_to_one", **SHARED)
     assert resumed.start == 2
     resumed.fit()
-    assert_same_training(straight.run, resumed.run)
-    assert_same_training(straight.run, RunFolder(two_processes / "one_to_two"))
+    assert_same_training(straight.folder, resumed.folder)
+    assert_same_training(straight.folder, RunFolder(two_processes / "one_to_two"))
 
 
 def test_one_process_makes_no_group(tmp_path):
@@ -170,7 +170,7 @@ def test_a_full_disk_while_writing_shards(tmp_path, one_process_group, monkeypat
         match=r"the checkpoint of step 2 could not be written .*No space left.*; the checkpoint of step 1 is intact",
     ):
         loop.save_checkpoint(2)
-    assert loop.run.last_step() == 1 and not list((tmp_path / "run").rglob(".writing-*"))
+    assert loop.folder.last_step() == 1 and not list((tmp_path / "run").rglob(".writing-*"))
 
 
 def test_a_task_that_cannot_be_split_says_so(tmp_path):

@@ -14,7 +14,7 @@ from mvar_models.training.ema import WeightAverage
 from mvar_models.training.loop import Loop
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.settings import TransformerRun
+from mvar_models.training.settings import TransformerSettings
 from mvar_models.training.transformer_task import TransformerTask, build_model
 
 from golden_weights import Case, case_names
@@ -28,7 +28,7 @@ def golden(request, tmp_path_factory):
     case, folder = Case(request.param), tmp_path_factory.mktemp("golden")
     case.var().save_pretrained(folder / "var")
     vqvae, names = case.vqvae(), tuple("abcdefghij")
-    config = TransformerRun(
+    config = TransformerSettings(
         data="golden", out=str(folder / "run"), init=str(folder / "var"), vqvae="golden", steps=0, batch_size=len(case.labels), drop_path=0.0,
         label_drop=0.0, kernel_size=case.config["kernel_size"], dense_scales=case.config["refine_step"],
     )  # fmt: skip
@@ -44,7 +44,7 @@ def golden(request, tmp_path_factory):
 
 def test_zero_steps_from_var_are_the_golden_mvar(golden):
     case, loop = golden
-    model, indices = MVAR.from_pretrained(loop.run.model), case.tensors["vae.indices"].long()
+    model, indices = MVAR.from_pretrained(loop.folder.model), case.tensors["vae.indices"].long()
     with torch.no_grad():
         logits = model(case.labels, loop.task.vqvae.quantizer.scale_inputs(indices))[:, :: case.stride]
     expected = case.tensors["mvar.logits"]
@@ -54,9 +54,9 @@ def test_zero_steps_from_var_are_the_golden_mvar(golden):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_golden_loss_and_gradients_through_the_trainer(golden, accumulate):
     case, made = golden
-    config = made.config.from_dict({**made.config.to_dict(), "accumulate": accumulate})
+    config = made.settings.from_dict({**made.settings.to_dict(), "accumulate": accumulate})
     task = made.task
-    loop = Loop(TransformerTask(task.model, task.vqvae, task.train, task.val, config), config, made.run)
+    loop = Loop(TransformerTask(task.model, task.vqvae, task.train, task.val, config), config, made.folder)
     loss, _ = loop.gradients(0)
     expected = case.figures["mvar_loss"]
     assert abs(loss - expected) <= 1e-5 * expected
@@ -71,7 +71,7 @@ def test_golden_loss_and_gradients_through_the_trainer(golden, accumulate):
 
 
 def settings(**given):
-    return TransformerRun(data="", out="", vqvae="tiny", **given)
+    return TransformerSettings(data="", out="", vqvae="tiny", **given)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_overflowing_steps_are_skipped_and_counted(tmp_path, monkeypatch):
 def test_clipping_and_the_unscaled_step(tmp_path):
     """The step is AdamW's on gradients of norm 2, whatever the precision's factor."""
     loop = new_loop(tmp_path / "run", weight_decay=0.0)
-    loop.config = loop.config.from_dict({**loop.config.to_dict(), "clip": 1e-3})
+    loop.settings = loop.settings.from_dict({**loop.settings.to_dict(), "clip": 1e-3})
     loop.step(0)
     norm = torch.stack([parameter.grad.norm() for parameter in loop.task.model.parameters()]).norm().item()
     assert norm == pytest.approx(1e-3, rel=1e-4)
@@ -224,7 +224,7 @@ def test_micro_batches_change_nothing(tmp_path):
     ]
     for loop in runs:
         loop.fit()
-    first, second = ([line["loss"] for line in loop.run.metrics() if "loss" in line] for loop in runs)
+    first, second = ([line["loss"] for line in loop.folder.metrics() if "loss" in line] for loop in runs)
     assert second == pytest.approx(first, rel=1e-5)
 
 
@@ -239,10 +239,10 @@ def test_compiled_blocks_train_alike(tmp_path, monkeypatch):
     for loop in runs:
         loop.fit()
     assert runs[1].task.model.blocks[0]._compiled_call_impl is not None
-    first, second = ([line["loss"] for line in loop.run.metrics() if "loss" in line] for loop in runs)
+    first, second = ([line["loss"] for line in loop.folder.metrics() if "loss" in line] for loop in runs)
     assert second == pytest.approx(first, rel=1e-5)
     assert (
-        torch.nn.Module.state_dict(MVAR.from_pretrained(runs[1].run.model)).keys()
+        torch.nn.Module.state_dict(MVAR.from_pretrained(runs[1].folder.model)).keys()
         == tiny_mvar().state_dict().keys()
     )
 
@@ -252,5 +252,5 @@ def test_activation_checkpointing_trains_alike(tmp_path):
     assert runs[1].task.model.gradient_checkpointing and not runs[0].task.model.gradient_checkpointing
     for loop in runs:
         loop.fit()
-    first, second = ([line["loss"] for line in loop.run.metrics() if "loss" in line] for loop in runs)
+    first, second = ([line["loss"] for line in loop.folder.metrics() if "loss" in line] for loop in runs)
     assert second == pytest.approx(first, rel=1e-6)

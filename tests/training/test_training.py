@@ -9,7 +9,8 @@ from mvar_models.data.source import open_source
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.tokens.encode import TokenSet
 from mvar_models.training import runs as commands
-from mvar_models.training.settings import TransformerRun, learning_rate_factor, parameter_groups
+from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
+from mvar_models.training.settings import TransformerSettings
 from mvar_models.training.transformer_task import TransformerTask
 
 from tiny_models import tiny_mvar, tiny_vqvae
@@ -61,7 +62,7 @@ def tiny_tokens(copies=2):
 
 
 def task(model=None, **settings):
-    config = TransformerRun(data="digits", out="", batch_size=6, **settings)
+    config = TransformerSettings(data="digits", out="", batch_size=6, **settings)
     return TransformerTask(model or tiny_mvar(), tiny_vqvae(), tiny_tokens(), tiny_tokens(1), config)
 
 
@@ -129,7 +130,7 @@ def new_run(folder, out, **settings):
         data="digits", out=str(folder / out), vqvae=str(folder / "vae"), arch="var", depth=2, width=32, num_heads=2,
         steps=6, batch_size=8, lr=1e-2, save_every=2, drop_path=0.2,
     )  # fmt: skip
-    return commands.transformer_run(**{**given, **settings})
+    return commands.start_transformer_run(**{**given, **settings})
 
 
 def metrics(run, *names):
@@ -177,7 +178,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(pretrained):
     (broken.folder.checkpoints / ".writing-000099").mkdir()
     with broken.folder.metrics_file.open("a") as file:
         file.write('{"step": 99, "lo')
-    commands.train_transformer(commands.transformer_run(resume=str(broken.folder.path)))
+    commands.train_transformer(commands.start_transformer_run(resume=str(broken.folder.path)))
     assert metrics(straight, "step", "loss", "grad_norm", "val_loss") == metrics(
         broken, "step", "loss", "grad_norm", "val_loss"
     )
@@ -211,9 +212,9 @@ def test_wrong_runs(tmp_path, pretrained):
     with pytest.raises(FileNotFoundError, match="data must be 'digits' or a folder"):
         open_source("nowhere", 16)
     with pytest.raises(ValueError, match="schedule 'alternating' trains scales apart"):
-        TransformerRun(data="digits", out="", arch="var", schedule="alternating")
+        TransformerSettings(data="digits", out="", arch="var", schedule="alternating")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        TransformerRun(data="digits", out="", batch_size=0)
+        TransformerSettings(data="digits", out="", batch_size=0)
     run = new_run(pretrained, "run")
     new_run(
         pretrained, "run"
@@ -222,6 +223,6 @@ def test_wrong_runs(tmp_path, pretrained):
     with pytest.raises(FileExistsError, match="already holds a run; go on with --resume"):
         new_run(pretrained, "run")
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        commands.transformer_run(resume=str(tmp_path / "none"))
+        commands.start_transformer_run(resume=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="is a transformer run, this command trains a vqvae"):
-        commands.vqvae_run(resume=str(pretrained / "run"))
+        commands.start_vqvae_run(resume=str(pretrained / "run"))

@@ -16,7 +16,7 @@ from mvar_models.config import SIDES_512
 from mvar_models.data.digits import Digits
 from mvar_models.data.source import open_source, split
 from mvar_models.training import runs as commands
-from mvar_models.training.settings import VQVAERun
+from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.vqvae_losses import Adversary, PatchDiscriminator, hinge_loss
 from mvar_models.training.vqvae_task import VQVAETask, new_vqvae_config
 
@@ -34,7 +34,9 @@ def small_vqvae():
 
 def task(source=None, **settings):
     source = source or Digits(16)
-    config = VQVAERun(**{"data": "digits", "out": "", "steps": 1000, "batch_size": 8, **TINY, **settings})
+    config = VQVAESettings(
+        **{"data": "digits", "out": "", "steps": 1000, "batch_size": 8, **TINY, **settings}
+    )
     return VQVAETask(small_vqvae(), source, *split(source), config)
 
 
@@ -53,16 +55,16 @@ def interrupted_at(step):
 def test_it_learns_and_resumes(tmp_path):
     """PSNR rises well above that of a grey picture within a few steps, and resuming is exact."""
     settings = dict(data="digits", steps=24, batch_size=8, lr=3e-3, **TINY, save_every=12, validate_every=12)
-    straight = commands.vqvae_run(out=str(tmp_path / "straight"), **settings)
+    straight = commands.start_vqvae_run(out=str(tmp_path / "straight"), **settings)
     result = commands.train_vqvae(straight)
     source = Digits(16)
     val = source.images(split(source)[1])
     grey = 10 * torch.log10(4 / (val - val.mean()).square().mean())
     assert result["val_psnr"] > grey + 1
-    broken = commands.vqvae_run(out=str(tmp_path / "broken"), **settings)
+    broken = commands.start_vqvae_run(out=str(tmp_path / "broken"), **settings)
     with pytest.raises(KeyboardInterrupt):
         commands.train_vqvae(broken, interrupted_at(15))
-    commands.train_vqvae(commands.vqvae_run(resume=str(tmp_path / "broken")))
+    commands.train_vqvae(commands.start_vqvae_run(resume=str(tmp_path / "broken")))
     assert metrics(straight, "step", "loss", "val_psnr") == metrics(broken, "step", "loss", "val_psnr")
 
 
@@ -77,12 +79,12 @@ def test_the_discriminator_resumes_with_the_run(tmp_path):
         adversarial=0.5,
         adversarial_start=3,
     )
-    straight = commands.vqvae_run(out=str(tmp_path / "straight"), **settings)
+    straight = commands.start_vqvae_run(out=str(tmp_path / "straight"), **settings)
     commands.train_vqvae(straight)
-    broken = commands.vqvae_run(out=str(tmp_path / "broken"), **settings)
+    broken = commands.start_vqvae_run(out=str(tmp_path / "broken"), **settings)
     with pytest.raises(KeyboardInterrupt):
         commands.train_vqvae(broken, interrupted_at(7))
-    commands.train_vqvae(commands.vqvae_run(resume=str(tmp_path / "broken")))
+    commands.train_vqvae(commands.start_vqvae_run(resume=str(tmp_path / "broken")))
     names = ("step", "loss", "adversarial", "adversarial_balance", "discriminator", "grad_norm", "val_psnr")
     lines = metrics(straight, *names)
     assert lines == metrics(broken, *names)
@@ -267,7 +269,7 @@ def test_a_folder_of_odd_and_broken_pictures_trains(tmp_path, caplog):
     folder = fill(tmp_path / "mixed")
     results = []
     for name in ("one", "two"):
-        run = commands.vqvae_run(
+        run = commands.start_vqvae_run(
             data=str(folder), out=str(tmp_path / name), steps=8, batch_size=5, sample_every=4, **TINY
         )
         with caplog.at_level(logging.WARNING):
@@ -279,7 +281,7 @@ def test_a_folder_of_odd_and_broken_pictures_trains(tmp_path, caplog):
         ]
         assert Image.open(run.folder.samples / "step-000008.png").height == 2 * 16 + 2
     assert results[0] == results[1] and results[0]["unreadable_pictures"] == len(BROKEN)
-    assert losses == metrics(commands.vqvae_run(resume=str(tmp_path / "one")), "step", "loss")
+    assert losses == metrics(commands.start_vqvae_run(resume=str(tmp_path / "one")), "step", "loss")
     assert "left out" in caplog.text
 
 
@@ -301,7 +303,7 @@ def test_the_command_reports_what_it_could_not_read(tmp_path):
 def test_one_picture_trains(tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (20, 20), "red").save(tmp_path / "data" / "only.png")
-    run = commands.vqvae_run(
+    run = commands.start_vqvae_run(
         data=str(tmp_path / "data"), out=str(tmp_path / "run"), steps=2, batch_size=2, **TINY
     )
     assert np.isfinite(commands.train_vqvae(run)["val_psnr"])
@@ -323,7 +325,7 @@ def test_what_is_compiled_is_called(tmp_path, monkeypatch):
     """`module.compile()` changes calls of the module alone, and a VQVAE is never called itself."""
     compiled, called = [], []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
-    run = commands.vqvae_run(
+    run = commands.start_vqvae_run(
         data="digits", out=str(tmp_path / "run"), steps=1, batch_size=4, compile=True, **TINY
     )
     handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *rest: called.append(module))
@@ -368,16 +370,16 @@ def test_the_command_goes_on_from_a_checkpoint(tmp_path):
 
 def test_the_released_shapes(tmp_path):
     """`resolution` gives the released model's configuration; other settings beside it count."""
-    run = commands.vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
-    assert new_vqvae_config(run.config) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
+    run = commands.start_vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
+    assert new_vqvae_config(run.settings) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
     assert (
-        commands.describe_vqvae(run.config)
+        commands.describe_vqvae(run.settings)
         == "a new VQVAE for pictures of 512 px: 10 scales, 2240 codes of 64"
     )
     with pytest.raises(
         ValueError, match="resolution must be 256, 512 or 1024, got 300; for others give sides"
     ):
-        commands.vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
+        commands.start_vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
 
 
 def test_a_folder_opens_at_the_model_s_resolution(tmp_path):
