@@ -312,7 +312,8 @@ def test_wrong_input_is_one_line(arguments, code, message, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command, kind", [("train", TransformerSettings), ("finetune", TransformerSettings), ("train-vqvae", VQVAESettings)]
+    "command, kind",
+    [("train", TransformerSettings), ("finetune", TransformerSettings), ("train-vqvae", VQVAESettings)],
 )
 def test_help_tells_the_defaults_that_hold(command, kind):
     """They live in the run's dataclass; an option whose default is a plain value names it."""
