@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from mvar_models.config import residual_assignment
+from mvar_models.registry import drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "alternating")
@@ -23,43 +25,80 @@ _LEAST = {
 }
 
 R = TypeVar("R", bound="RunSettings")
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    shown: str | None = None,
+    choices: tuple[str, ...] | Callable[[], list[str]] | None = None,
+    flag: str | None = None,
+) -> T:
+    """A field of a settings class with what the command line says about it.
+
+    Args:
+        default: the field's default.
+        help: one or two sentences; the default is appended to them.
+        shown: the default in words, where it depends on other settings; "" shows none.
+        choices: the allowed values, or a function that returns them.
+        flag: the option's name, where it is not the field's.
+    """
+    metadata = {"help": help, "shown": shown, "choices": choices, "flag": flag}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What every kind of training takes; a run folder's config.yaml is this and nothing else.
+    """Settings that every kind of training takes. The `config.yaml` of a run folder holds nothing else.
 
-    steps: optimizer steps. batch_size: pictures a step, over all processes and micro-batches. lr: peak learning rate. save_every,
-    validate_every, sample_every: steps between two; 0 is only at the end, and None (samples) never. keep: checkpoints kept. precision:
-    "fp32", "bf16" or "fp16" (autocast; weights stay float32; fp16 scales the loss and skips steps that overflow). accumulate: micro-batches
-    of a process, one after the other. ema: decay of the weights' moving average; with it validation, samples and the saved model are the
-    average's. fsdp: shard weights, gradients and moments over the processes. compile: torch.compile for each block.
-    activation_checkpointing: keep each block's input only, and run the block again in backward.
+    Each field carries its own help text, which the command line shows.
     """
 
     kind: ClassVar[str] = ""
 
-    data: str
-    out: str
-    steps: int = 1000
-    batch_size: int = 32
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 2.0
-    precision: str = "fp32"
-    seed: int = 0
-    save_every: int = 500
-    validate_every: int = 500
-    sample_every: int | None = None
-    keep: int = 2
-    device: str = "cpu"
-    accumulate: int = 1
-    ema: float | None = None
-    fsdp: bool = False
-    compile: bool = False
-    activation_checkpointing: bool = False
-    tensorboard: bool = False
+    data: str = dataclasses.field(
+        metadata={
+            "help": "'digits', a folder of images or codes, a .parquet file, or a Hugging Face dataset as"
+            " org/name[:split]."
+        }
+    )
+    out: str = dataclasses.field(metadata={"help": "Run folder to create."})
+    steps: int = setting(1000, "Optimizer steps.", shown="")
+    batch_size: int = setting(32, "Images per step, over all processes and micro-batches.")
+    lr: float = setting(
+        1e-4, "Peak learning rate.", shown="1e-4 x batch size / 256 for a transformer, 1e-3 for a VQVAE"
+    )
+    weight_decay: float = setting(
+        0.05, "Decay of matrices per step, times the learning rate.", shown="0.05, and 0 for a VQVAE"
+    )
+    betas: tuple[float, float] = setting((0.9, 0.95), "Decays of AdamW's two moments.")
+    clip: float = setting(2.0, "Largest norm of the gradient.")
+    precision: str = setting(
+        "fp32",
+        "Type of autocast; weights stay float32. fp16 scales the loss and skips steps that overflow.",
+        choices=tuple(PRECISIONS),
+    )
+    seed: int = setting(0, "Seed of everything random.")
+    save_every: int = setting(500, "Steps between checkpoints; 0 saves only at the end.")
+    validate_every: int = setting(500, "Steps between validations; 0 validates only at the end.")
+    sample_every: int | None = setting(
+        None, "Steps between grids of sampled images; 0 samples only at the end.", shown="never"
+    )
+    keep: int = setting(2, "Checkpoints to keep, besides the best model.")
+    device: str = setting("cpu", "Device to run on.", shown="cuda if available, else cpu")
+    accumulate: int = setting(1, "Micro-batches per process and step, run in sequence to save memory.")
+    ema: float | None = setting(
+        None,
+        "Decay of a moving average of the weights; the average is then what is validated, sampled and saved.",
+    )
+    fsdp: bool = setting(False, "Shard weights, gradients and moments over the processes.")
+    compile: bool = setting(False, "Apply torch.compile to each block.")
+    activation_checkpointing: bool = setting(
+        False, "Keep only each block's input and recompute the block in backward, to save memory."
+    )
+    tensorboard: bool = setting(False, "Also write the metrics for TensorBoard.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -84,37 +123,58 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerSettings(RunSettings):
-    """VAR or MVAR from nothing (`init` None, shape given) or from a checkpoint.
-
-    init: what `from_pretrained` takes; a VAR becomes an MVAR when `arch` is "mvar". vqvae: likewise. kernel_size, dense_scales: None is the
-    checkpoint's where it is an MVAR; else 7, and the scales of side 10 or less (as released: 8 at 256 px, 6 at 512 px). copies: cached
-    variants of a picture; None is the picture and its mirror where classes allow one.
-    label_drop: share of labels replaced by the unconditional class. drop_path: largest rate of stochastic depth, reached at the last block;
-    None is 0.1 depth / 24. schedule: "packed" trains all scales of a batch at once; "alternating" trains, out of every 8 + local scales
-    iterations, 8 on the dense scales and one on each local scale, as released.
-    """
+    """Settings of a VAR or MVAR, trained from scratch (`init` None, shape given) or from a checkpoint."""
 
     kind: ClassVar[str] = "transformer"
 
-    arch: str = "mvar"
-    init: str | None = None
-    vqvae: str = "vae-digits"
-    depth: int = 16
-    width: int | None = None
-    num_heads: int | None = None
-    shared_adaln: bool = False
-    kernel_size: int | None = None
-    dense_scales: int | None = None
-    copies: int | None = None
-    label_drop: float = 0.1
-    drop_path: float | None = None
-    label_smoothing: float = 0.0
-    schedule: str = "packed"
+    arch: str = setting(
+        "mvar",
+        "Architecture to end with. From a VAR, mvar converts its weights and var trains on as it is.",
+        choices=drawing_names,
+    )
+    init: str | None = setting(
+        None,
+        "VAR to turn into an MVAR, or model to train further: zoo name, folder, file or Hub id.",
+        flag="--model",
+    )
+    vqvae: str = setting(
+        "vae-digits",
+        "VQVAE that encodes the images: zoo name, folder, file or Hub id.",
+        shown="the checkpoint's; else vae-digits for digits, vae-ch160v4096z32 for other data",
+    )
+    depth: int = setting(16, "Blocks.")
+    width: int | None = setting(None, "Width of a token.", shown="64 x depth")
+    num_heads: int | None = setting(None, "Attention heads per block.", shown="depth")
+    shared_adaln: bool = setting(False, "One AdaLN projection for all blocks.")
+    kernel_size: int | None = setting(
+        None, "Window side of MVAR's local scales.", shown="the checkpoint's if it is an MVAR, else 7"
+    )
+    dense_scales: int | None = setting(
+        None,
+        "Leading scales that attend without a window.",
+        shown="the checkpoint's if it is an MVAR, else the scales of side 10 or less",
+    )
+    copies: int | None = setting(
+        None,
+        "Cached variants per image.",
+        shown="2, the image and its mirror, or 1 where mirroring could change the class",
+    )
+    label_drop: float = setting(0.1, "Share of labels replaced by the unconditional class.")
+    drop_path: float | None = setting(
+        None, "Rate of stochastic depth at the last block, the largest.", shown="0.1 depth / 24"
+    )
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy.")
+    schedule: str = setting(
+        "packed",
+        "packed trains all scales in every step; alternating, as released, trains the dense scales in 8 of"
+        " every 8 + n steps and each of the n local scales in one.",
+        choices=SCHEDULES,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch not in ("var", "mvar"):
-            raise ValueError(f"arch must be 'var' or 'mvar', got {self.arch!r}")
+        if self.arch not in drawing_names():
+            raise ValueError(f"arch must be one of {', '.join(drawing_names())}, got {self.arch!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.schedule == "alternating" and self.arch == "var":
@@ -129,30 +189,35 @@ class TransformerSettings(RunSettings):
 
 @dataclasses.dataclass(frozen=True)
 class VQVAESettings(RunSettings):
-    """A VQVAE from nothing, or from a checkpoint (`init`), whose shape then counts in place of the one given here.
-
-    commitment: weight of the encoder's pull towards its codes. restart_below: a code whose moving share of a scale-averaged draw falls
-    below this fraction of the uniform share is put on a random residual of the batch. perceptual: weight of LPIPS; 0 is without.
-    adversarial: weight of the adversarial loss, over the balance of gradients; 0 is without. adversarial_start: its first step; None is the
-    middle of the run. sample_every: steps between pictures of reconstructions; 0 is only at the end.
-    """
+    """Settings of a VQVAE, trained from scratch or from a checkpoint (`init`), whose shape is then kept."""
 
     kind: ClassVar[str] = "vqvae"
 
-    vocab_size: int = 256
-    z_channels: int = 16
-    channels: int = 32
-    channel_multipliers: tuple[int, ...] = (1, 1, 1)
-    blocks_per_level: int = 1
-    sides: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
-    num_residual_convolutions: int = 4
-    commitment: float = 0.25
-    restart_below: float = 0.05
-    init: str | None = None
-    perceptual: float = 0.0
-    adversarial: float = 0.0
-    adversarial_start: int | None = None
-    sample_every: int = 500
+    vocab_size: int = setting(256, "Codes in the codebook.")
+    z_channels: int = setting(16, "Channels of a code.")
+    channels: int = setting(32, "Channels of the finest level.")
+    channel_multipliers: tuple[int, ...] = setting(
+        (1, 1, 1), "Channels of each level over --channels, finest first."
+    )
+    blocks_per_level: int = setting(1, "Residual blocks per level.")
+    sides: tuple[int, ...] = setting((1, 2, 3, 4, 6, 8), "Grid side of each scale, coarse to fine.")
+    num_residual_convolutions: int = setting(4, "Convolutions that the scales share after the codebook.")
+    commitment: float = setting(0.25, "Weight of the loss that pulls the encoder's output towards its codes.")
+    restart_below: float = setting(
+        0.05,
+        "A code used less than this fraction of uniform use is moved to a random residual of the batch.",
+    )
+    init: str | None = setting(
+        None,
+        "VQVAE to train further, whose shape is kept: zoo name, folder, file or Hub id.",
+        flag="--model",
+    )
+    perceptual: float = setting(0.0, 'Weight of LPIPS, which needs the extra "perceptual"; 0 turns it off.')
+    adversarial: float = setting(0.0, "Weight of a patch discriminator's loss; 0 turns it off.")
+    adversarial_start: int | None = setting(
+        None, "First step of the discriminator.", shown="the middle of the run"
+    )
+    sample_every: int = setting(500, "Steps between grids of reconstructions; 0 writes one only at the end.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
