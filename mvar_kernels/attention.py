@@ -1,23 +1,41 @@
-"""The public attention functions: documentation and checks. The work is done by the operators in `ops.py`.
+"""The public attention functions: documentation and checks of the arguments. `ops.py` does the work.
 
-Windows follow neighborhood attention (Hassani et al., arXiv 2204.07143) extended to unequal grids and pyramids (MVAR, arXiv 2505.12742);
-`pyramid.py` states them.
+Windows follow neighborhood attention (Hassani et al., arXiv 2204.07143), extended to unequal grids and
+pyramids (MVAR, arXiv 2505.12742); `pyramid.py` defines them.
 """
 
 from __future__ import annotations
 
+from typing import Literal, cast, overload
+
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from mvar_kernels import ops
-from mvar_kernels.backends import NAMES, announced, sdpa
-from mvar_kernels.pyramid import Neighborhood, Pyramid, as_pair
+from mvar_kernels import dispatch, ops
+from mvar_kernels.pyramid import Grid, Neighborhood, Pyramid, as_pair
 
 MAX_HEAD_DIM = 256
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@overload
+def spatial_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
+    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def spatial_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
+    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def spatial_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
+    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: bool,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def spatial_markov_attn(
     query: Tensor,
     key: Tensor,
@@ -29,25 +47,32 @@ def spatial_markov_attn(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Every query attends to a window of keys around its place.
+    """Let every query attend to a window of keys around its place.
 
-    Per axis with n_q queries and n_k keys, query i looks at the k = min(kernel, n_k) keys from clamp(c - k // 2, 0, n_k - k) on, with
-    c = ((2 i + 1) n_k) // (2 n_q). On equal grids c = i: NATTEN's `na2d`, except that a window larger than the grid is the grid. On unequal
-    grids it is the cross-scale window. Even and rectangular windows and 1 x 1 grids are legal.
+    Per axis with n_q queries and n_k keys, query i looks at the k = min(kernel, n_k) keys from
+    clamp(c - k // 2, 0, n_k - k) on, with c = ((2 i + 1) n_k) // (2 n_q). On equal grids c = i: NATTEN's
+    `na2d`, except that a window larger than the grid is the grid. On unequal grids it is the cross-scale
+    window. Even and rectangular windows and 1 x 1 grids are legal.
 
     Args:
-        query: (B, Hq, Wq, heads, D), any strides; D from 1 to 256; float16, bfloat16, float32, or float64 (not on `triton`).
-        key, value: (B, Hk, Wk, heads, D), of query's type and device.
+        query: (B, Hq, Wq, heads, D), any strides; D from 1 to 256; float16, bfloat16, float32, or float64
+            (not on `triton`).
+        key: (B, Hk, Wk, heads, D), of query's type and device.
+        value: shaped like key.
         kernel_size: an int or (rows, columns), at least 1.
         scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
-        logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), norms clamped at 1e-12. It is not
-            clamped and autocast does not cast it.
+        logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), with
+            norms clamped at 1e-12. Autocast does not cast it, and nothing clamps it: any finite value is
+            safe, 0 and negative ones too. On `triton` |q| |k| must be below 2^52, or a logit_scale near 0 no
+            longer hides the keys outside the window; float16 cannot exceed that.
         return_lse: also return the natural-log sum of exponentials of the logits.
-        backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto" logs its choice once.
+        backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto"
+            logs its choice once.
 
     Returns:
-        (B, Hq, Wq, heads, D) in query's type; with `return_lse` also (B, Hq, Wq, heads) float32 (float64 for float64). Both are
-        differentiable, deterministic bit for bit, forward and backward; keys that no query sees get exact zeros.
+        (B, Hq, Wq, heads, D) in query's type; with `return_lse` also (B, Hq, Wq, heads) float32 (float64 for
+        float64). Both are differentiable and deterministic bit for bit, forward and backward. Keys that no
+        query sees get exact zeros.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, dtype or device; the message names it.
@@ -56,18 +81,33 @@ def spatial_markov_attn(
     Grids whose rows are not evenly strided (crops) are copied once; views into packed qkv are not.
     """
     _check_tensors(query, key, value, rank=5, layout="(B, H, W, heads, D)")
-    query_grid, key_grid = tuple(query.shape[1:3]), tuple(key.shape[1:3])
+    query_grid, key_grid = cast(Grid, tuple(query.shape[1:3])), cast(Grid, tuple(key.shape[1:3]))
     if min(*query_grid, *key_grid) < 1:
         raise ValueError(
             f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}"
         )
     neighborhood = Neighborhood.of_grids(query_grid, key_grid, as_pair(kernel_size, "kernel_size"))
-    flat = (tensor.flatten(1, 2) for tensor in (query, key, value))
-    out, lse = _attend(*flat, neighborhood, scale, logit_scale, backend, return_lse)
+    q, k, v = (tensor.flatten(1, 2) for tensor in (query, key, value))
+    out, lse = _attend(q, k, v, neighborhood, scale, logit_scale, backend, return_lse)
     out = out.unflatten(1, query_grid)
-    return (out, lse.transpose(1, 2).unflatten(1, query_grid)) if return_lse else out
+    return out if lse is None else (out, lse.unflatten(1, query_grid))
 
 
+@overload
+def pyramid_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, pyramid: Pyramid, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[False] = False, backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def pyramid_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, pyramid: Pyramid, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def pyramid_markov_attn(
+    query: Tensor, key: Tensor, value: Tensor, pyramid: Pyramid, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: bool, backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def pyramid_markov_attn(
     query: Tensor,
     key: Tensor,
@@ -79,12 +119,18 @@ def pyramid_markov_attn(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Every token attends inside its own scale, over the windows of `pyramid`; all scales in one launch.
+    """Let every token attend inside its own scale, over the windows of `pyramid`; all scales in one launch.
 
     Args:
-        query, key, value: (B, L, heads, D) with L = pyramid.length, any strides (views into a packed qkv are the normal case).
+        query: (B, L, heads, D) with L = pyramid.length, any strides (views into a packed qkv are the normal
+            case).
+        key: shaped like query.
+        value: shaped like query.
         pyramid: the scales and their windows.
-        scale, logit_scale, return_lse, backend: as for `spatial_markov_attn`.
+        scale: as for `spatial_markov_attn`.
+        logit_scale: as for `spatial_markov_attn`.
+        return_lse: as for `spatial_markov_attn`.
+        backend: as for `spatial_markov_attn`.
 
     Returns:
         (B, L, heads, D) in query's type; with `return_lse` also (B, L, heads) float32 (float64 for float64).
@@ -99,9 +145,24 @@ def pyramid_markov_attn(
         if tensor.shape[1] != pyramid.length:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the pyramid has {pyramid.length}")
     out, lse = _attend(query, key, value, pyramid.neighborhood(), scale, logit_scale, backend, return_lse)
-    return (out, lse.transpose(1, 2)) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
+@overload
+def neighborhood_attn(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[False] = False, backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def neighborhood_attn(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def neighborhood_attn(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, *, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: bool, backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def neighborhood_attn(
     query: Tensor,
     key: Tensor,
@@ -113,9 +174,28 @@ def neighborhood_attn(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The general form, for any `Neighborhood`: query (B, Lq, heads, D), key and value (B, Lk, heads, D).
+    """Attend over any `Neighborhood`: the lower-level door, which the two other functions and the models go
+    through.
 
-    VAR's block-causal attention goes through here; the rest is as for `pyramid_markov_attn`.
+    Use it for what is neither a grid nor a pyramid, such as VAR's block-causal attention
+    (`pyramid.causal_neighborhood()`), or one scale of queries over cached keys of several.
+
+    Args:
+        query: (B, Lq, heads, D), any strides.
+        key: (B, Lk, heads, D), any strides.
+        value: shaped like key.
+        neighborhood: which keys each query attends to.
+        scale: as for `spatial_markov_attn`.
+        logit_scale: as for `spatial_markov_attn`.
+        return_lse: as for `spatial_markov_attn`.
+        backend: as for `spatial_markov_attn`.
+
+    Returns:
+        (B, Lq, heads, D) in query's type; with `return_lse` also (B, Lq, heads) float32 (float64 for
+        float64).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for `spatial_markov_attn`.
     """
     _check_tensors(query, key, value, rank=4, layout="(B, L, heads, D)")
     for name, tensor, expected in (
@@ -125,7 +205,7 @@ def neighborhood_attn(
         if tensor.shape[1] != expected:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the neighborhood has {expected}")
     out, lse = _attend(query, key, value, neighborhood, scale, logit_scale, backend, return_lse)
-    return (out, lse.transpose(1, 2)) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
 def _attend(
@@ -138,37 +218,23 @@ def _attend(
     backend: str,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    if backend != "auto" and backend not in NAMES:
-        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, NAMES))}, got {backend!r}")
+    """Return out (B, Lq, H, D) and, with `return_lse`, lse (B, Lq, H)."""
+    dispatch.check_name(backend)
     if logit_scale is not None:
         _check_logit_scale(logit_scale, query)
     query, key, value = _autocast(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
-    if (
-        backend == "auto"
-        and logit_scale is None
-        and not return_lse
-        and _is_eager_cpu(query)
-        and query.numel()
-    ):
-        chosen, _ = announced(query, key, value, None, neighborhood)
-        if chosen == "sdpa" and sdpa.is_one_call(neighborhood):
-            return sdpa.one_call(query, key, value, neighborhood, float(scale)), None
-    return ops.attention(query, key, value, logit_scale, neighborhood.encode(), float(scale), backend)
-
-
-def _is_eager_cpu(query: Tensor) -> bool:
-    """Neither compiled nor watched (FLOP counters, fake tensors), which are served by the operators."""
-    return (
-        query.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and _get_current_dispatch_mode() is None
-    )
+    if backend == "auto" and logit_scale is None and not return_lse:
+        direct = dispatch.eager_forward(query, key, value, neighborhood, float(scale))
+        if direct is not None:
+            return direct, None
+    out, lse = ops.attention(query, key, value, logit_scale, neighborhood.encode(), float(scale), backend)
+    return out, lse.transpose(1, 2) if return_lse else None
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """To autocast's type where it is on, as `scaled_dot_product_attention` does; float64 stays."""
+    """Cast to autocast's type where it is on, as `scaled_dot_product_attention` does; float64 stays."""
     device_type = tensors[0].device.type
     if not torch.is_autocast_enabled(device_type):
         return tensors
@@ -186,7 +252,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int, layout:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != query.device:
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}")
-    # Autocast may bring operands of different types together; it will make them one.
+    # Under autocast operands may come in different types: `_autocast` casts them to one.
     if len({query.dtype, key.dtype, value.dtype}) > 1 and not torch.is_autocast_enabled(query.device.type):
         raise TypeError(
             f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}"

@@ -14,19 +14,20 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class SpatialMarkovAttention(nn.Module):
-    """qkv, windowed attention, projection: (B, H, W, dim) -> (B, H, W, dim).
+    """Project to q, k, v, attend over windows, project back: (B, H, W, dim) -> (B, H, W, dim).
 
     Args:
         dim: channels, a multiple of `num_heads`.
         num_heads: attention heads.
         kernel_size: an int or (rows, columns); windows larger than the grid are the grid.
         qkv_bias: whether the qkv projection has a bias.
-        cosine: cosine attention with a learned factor exp(min(log_scale, log 100)) per head, starting at `cosine_init` (Swin v2, VAR).
+        cosine: cosine attention with a learned factor exp(min(log_scale, log 100)) per head (Swin v2, VAR).
+        cosine_init: initial value of that factor.
         scale: factor of the logits; default D^-0.5, or 1 with `cosine`.
         backend: as for `spatial_markov_attn`.
 
     Raises:
-        ValueError: `dim` is not a multiple of `num_heads`, or a window below 1.
+        ValueError: `dim` is not a multiple of `num_heads`, or a window is below 1.
     """
 
     def __init__(

@@ -1,7 +1,12 @@
-"""The operators behind the public functions: schemas, fake kernels, gradients, FLOPs. No triton is imported here.
+"""The operators behind the public functions: schemas, fake kernels, gradients, FLOPs. No triton is imported
+here.
 
-`mvar_kernels::attention` and `mvar_kernels::attention_backward` carry the neighborhood as ints, so they trace, compile and export. What
-autograd keeps is q, k, v, out, lse and logit_scale, nothing else.
+`mvar_kernels::attention` and `mvar_kernels::attention_backward` carry the neighborhood as ints, so that they
+trace, compile and export. Autograd keeps q, k, v, out, lse and logit_scale, nothing else.
+
+An operator carries the backend's name as it was asked for, "auto" too: a graph may be traced on one device
+and run on another. Forward and backward both ask `dispatch.choose`, whose answer depends on device, type and
+neighborhood alone.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mvar_kernels import backends
+from mvar_kernels import dispatch
 from mvar_kernels.pyramid import Neighborhood
 
-_FORWARD = "(Tensor query, Tensor key, Tensor value, Tensor? logit_scale, int[] geometry, float scale, str backend) -> (Tensor, Tensor)"
+_FORWARD = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? logit_scale, int[] geometry, float scale, str backend)"
+    " -> (Tensor, Tensor)"
+)
 _BACKWARD = (
-    "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? logit_scale, "
-    "int[] geometry, float scale, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse,"
+    " Tensor? logit_scale, int[] geometry, float scale, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -35,7 +43,7 @@ def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Autocast has cast what is given (`attention.py`); products inside, of float32 accumulators too, are not for it to round."""
+    """Switch autocast off: `attention.py` has cast the inputs, and float32 accumulators must not be cast."""
     device_type = query.device.type
     return (
         torch.autocast(device_type, enabled=False)
@@ -46,11 +54,11 @@ def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 @torch.library.custom_op("mvar_kernels::attention", mutates_args=(), schema=_FORWARD)
 def attention(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
-    """Attention over a neighborhood: out (B, Lq, H, D) and lse (B, H, Lq), natural log."""
+    """Return out (B, Lq, H, D) and lse (B, H, Lq), natural log."""
     if query.numel() == 0:
         return _empty_outputs(query)
     neighborhood = Neighborhood.decode(geometry)
-    chosen = backends.choose(backend, query, key, value, logit_scale, neighborhood)
+    chosen = dispatch.choose(backend, query, key, value, logit_scale, neighborhood)
     with _in_own_types(query):
         return chosen.forward(query, key, value, logit_scale, neighborhood, scale)
 
@@ -64,13 +72,13 @@ def _(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore
 def attention_backward(
     grad_out, grad_lse, query, key, value, out, lse, logit_scale, geometry, scale, backend
 ):  # type: ignore[no-untyped-def]
-    """Gradients of q, k, v and logit_scale (an empty tensor without it)."""
+    """Return the gradients of q, k, v and logit_scale; the last is empty without logit_scale."""
     if query.numel() == 0:
         return tuple(
             torch.zeros_like(tensor) for tensor in (query, key, value, _factor_like(logit_scale, query))
         )
     neighborhood = Neighborhood.decode(geometry)
-    chosen = backends.choose(backend, query, key, value, logit_scale, neighborhood)
+    chosen = dispatch.choose(backend, query, key, value, logit_scale, neighborhood)
     with _in_own_types(query):
         dq, dk, dv, dfactor = chosen.backward(
             grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale
@@ -125,7 +133,7 @@ def _pairs(query_shape: Sequence[int], geometry: Sequence[int]) -> int:
 def _attention_flops(
     query_shape, key_shape, value_shape, logit_scale_shape, geometry, *args, **kwargs
 ) -> int:  # type: ignore[no-untyped-def]
-    """Two products over the attended pairs, 2 operations a multiply-add; tiles compute more, which is not useful work."""
+    """Count two products over the attended pairs, 2 operations per multiply-add; what tiles pad is not counted."""
     return 4 * _pairs(query_shape, geometry)
 
 
@@ -143,5 +151,5 @@ def _backward_flops(  # type: ignore[no-untyped-def]
     *args,
     **kwargs,
 ) -> int:
-    """Five products: the scores again, and one each for dP, dQ, dK and dV."""
+    """Count five products: the scores again, and one each for dP, dQ, dK and dV."""
     return 10 * _pairs(query_shape, geometry)

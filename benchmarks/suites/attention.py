@@ -14,7 +14,7 @@ from benchmarks.core.cases import Case
 from benchmarks.core.machine import Ceilings
 from benchmarks.core.measure import Timing, measure
 from benchmarks.suites.baselines import Attention, Baseline
-from mvar_kernels.backends import load
+from mvar_kernels.dispatch import load
 
 # Largest difference from float64 that a right kernel shows, relative to the largest value: rounding of the type, with room.
 GATE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.core.cases import Case
 from benchmarks.core.measure import Clock
 from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.backends import load
+from mvar_kernels.dispatch import load
 
 Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 # A dense mask of more tokens than this is not made: 1 byte a pair is 1 GiB at 32,768 tokens, and CPUs take minutes a call.

@@ -1,4 +1,4 @@
-"""The oracle: a dense mask and nothing clever. Any device, any float type including float64, differentiable by plain autograd."""
+"""The oracle: a dense mask and nothing clever, on any device and in any float type, float64 included."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from torch import Tensor
 
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.pyramid import Neighborhood
-
-NAME = "reference"
 
 
 def can_run(
@@ -25,7 +23,7 @@ def attend(
     neighborhood: Neighborhood,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """(B, Lq, H, D), (B, Lk, H, D) twice -> (B, Lq, H, D) and lse (B, H, Lq); everything in at least float32."""
+    """Return out (B, Lq, H, D) and lse (B, H, Lq), in at least float32; differentiable by autograd."""
     precise = torch.promote_types(query.dtype, torch.float32)
     q, k = normalized(query.to(precise), key.to(precise), logit_scale)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, value.to(precise)))
@@ -59,7 +57,7 @@ def backward(
     neighborhood: Neighborhood,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The textbook gradient of a softmax, dense; `attend` under plain autograd gives the same and is what the tests take for the truth."""
+    """Compute the textbook gradient of a softmax, dense. Tests compare with autograd through `attend`."""
     precise = lse.dtype
     q, k = normalized(query.to(precise), key.to(precise), logit_scale)
     q, k, v, o, do = (tensor.transpose(1, 2).to(precise) for tensor in (q, k, value, out, grad_out))

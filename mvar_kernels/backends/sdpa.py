@@ -1,4 +1,7 @@
-"""Dense attention of each block with its mask: what small grids on a CPU want. Scores of a block are computed whole."""
+"""Dense attention of each block, with its windows as a mask: the fastest on a CPU while grids are small.
+
+All scores of a block are computed, hidden ones too.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ from torch import Tensor
 
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.backends.common.dense import attend, attend_backward
-from mvar_kernels.pyramid import Block, Neighborhood
-
-NAME = "sdpa"
+from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 
 def can_run(
@@ -21,22 +22,15 @@ def can_run(
     return None
 
 
+# A bias that was created under inference mode could not be saved for backward by a later call outside of it.
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(
-    False
-)  # else what a call under inference mode made could not be saved for backward by a later one
-def block_bias(block: Block, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """(num_queries, num_keys): 0 where attended, -inf elsewhere; None for a dense block."""
+@torch.inference_mode(False)
+def block_bias(block: WindowBlock, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Return (num_queries, num_keys): 0 where attended, -inf elsewhere; None for a dense block."""
     if block.is_dense:
         return None
     mask = block.mask()
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf")).to(device)
-
-
-def slices(block: Block) -> tuple[slice, slice]:
-    """A block's queries and keys in their packed sequences."""
-    rows = slice(block.query_offset, block.query_offset + block.num_queries)
-    return rows, slice(block.key_offset, block.key_offset + block.num_keys)
 
 
 def forward(
@@ -50,9 +44,14 @@ def forward(
     query, key = normalized(query, key, logit_scale)
     outs, lses = [], []
     for block in neighborhood.blocks:
-        rows, cols = slices(block)
-        tensors = query[:, rows].transpose(1, 2), key[:, cols].transpose(1, 2), value[:, cols].transpose(1, 2)
-        out, lse = attend(*tensors, block_bias(block, query.dtype, query.device), scale)
+        rows, cols = block.query_slice, block.key_slice
+        out, lse = attend(
+            query[:, rows].transpose(1, 2),
+            key[:, cols].transpose(1, 2),
+            value[:, cols].transpose(1, 2),
+            block_bias(block, query.dtype, query.device),
+            scale,
+        )
         outs.append(out.transpose(1, 2))
         lses.append(lse)
     if len(outs) == 1:
@@ -60,13 +59,12 @@ def forward(
     return torch.cat(outs, dim=1), torch.cat(lses, dim=2)
 
 
-def is_one_call(neighborhood: Neighborhood) -> bool:
-    """Whether `one_call` can do it."""
-    return len(neighborhood.blocks) == 1
-
-
-def one_call(query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float) -> Tensor:
-    """PyTorch's own operator with its own autograd, of one block: for tiny grids, where our operators' Python would be most of the time."""
+def eager_forward(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float
+) -> Tensor | None:
+    """Call PyTorch's own operator, with its own autograd; None unless the neighborhood is one block."""
+    if len(neighborhood.blocks) != 1:
+        return None
     bias = block_bias(neighborhood.blocks[0], query.dtype, query.device)
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=scale
@@ -88,10 +86,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     q, k = normalized(query, key, logit_scale)
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    # Blocks may share keys (VAR's mask); what they give is added in a fixed order, in lse's type, which is at least float32.
+    # Blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, so results are
+    # deterministic, and in lse's type (at least float32), so that half-precision keys seen by many scales are
+    # rounded once.
     dk, dv = (torch.zeros(key.shape, dtype=lse.dtype, device=key.device) for _ in range(2))
     for block in neighborhood.blocks:
-        rows, cols = slices(block)
+        rows, cols = block.query_slice, block.key_slice
         block_dq, block_dk, block_dv = attend_backward(
             grad_out[:, rows].transpose(1, 2),
             None if grad_lse is None else grad_lse[:, :, rows],

@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mvar_kernels import Pyramid, pyramid_markov_attn, spatial_markov_attn
-from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.backends import automatic, load, tiled
-from mvar_kernels.backends.common import buffers as recycled
-from mvar_kernels.backends.tiled import or_sdpa
-from mvar_kernels.pyramid import Neighborhood
+from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import tiled
+from mvar_kernels.backends.common import buffers
+from mvar_kernels.backends.tiled import workspace
+from mvar_kernels.dispatch import load
 
 from kernel_cases import (
+    CPU_BACKENDS,
     PYRAMID_256,
     PYRAMID_DIGITS,
     assert_close,
@@ -24,8 +24,6 @@ from kernel_cases import (
     random_head,
     random_neighborhood,
 )
-
-CPU_BACKENDS = ("reference", "sdpa", "tiled")
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -70,7 +68,7 @@ def test_memory_kept_between_calls_does_no_harm(monkeypatch):
         asked = [(side, dtype) for side in (9, 20, 13) for dtype in (torch.float32, torch.float64)] * 4
         assert all(found < 1e-5 for found in pool.map(lambda each: error(*each), asked))
     assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
-    monkeypatch.setattr(tiled, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
     assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
 
 
@@ -91,10 +89,10 @@ def test_inference_mode_first_then_gradients(backend):
     pyramid_markov_attn(query, key, value, pyramid, backend=backend).sum().backward()
 
 
-def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
-    """Views, graphs, NumPy arrays and other threads hold a result; what is let go is taken again, up to a limit, and whatever it was is no matter."""
-    monkeypatch.setattr(recycled, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(recycled, "_unused", recycled._Unused())
+def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
+    """Views, graphs, NumPy arrays and other threads hold a result; what is freed is reused, up to a limit, and whatever it was is no matter."""
+    monkeypatch.setattr(buffers, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(buffers, "_unused", buffers._Unused())
     inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
     right = attention_and_gradients(inputs, "reference")
     first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
@@ -105,9 +103,9 @@ def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
     assert place not in {tensor.data_ptr() for tensor in found} and (seen == before).all()
     places = {tensor.data_ptr() for tensor in found}
     del seen, found
-    assert {piece.data_ptr() for piece in recycled._unused.pieces.values()} == places | {place}
+    assert {piece.data_ptr() for piece in buffers._unused.pieces.values()} == places | {place}
 
-    for piece in recycled._unused.pieces.values():
+    for piece in buffers._unused.pieces.values():
         piece.view(torch.float32).fill_(float("nan"))
     with torch.inference_mode():
         again = spatial_markov_attn(*inputs, 5, backend="tiled")
@@ -119,10 +117,10 @@ def test_memory_of_results_is_recycled_when_nobody_holds_it(monkeypatch):
             torch.testing.assert_close(found, right)
     del found
     size = inputs[0].nbytes
-    assert recycled._unused.pieces and {len(piece) for piece in recycled._unused.pieces.values()} == {size}
-    monkeypatch.setattr(recycled, "_KEPT_BYTES", 2 * size)
+    assert buffers._unused.pieces and {len(piece) for piece in buffers._unused.pieces.values()} == {size}
+    monkeypatch.setattr(buffers, "_KEPT_BYTES", 2 * size)
     attention_and_gradients(inputs, "tiled")
-    assert len(recycled._unused.pieces) == 2
+    assert len(buffers._unused.pieces) == 2
 
 
 def attention_and_gradients(inputs, backend):
@@ -314,15 +312,6 @@ def test_empty_batches():
     assert out.shape == (0, 4, 4, 2, 8) and lse.shape == (0, 4, 4, 2)
     out.sum().backward()
     assert leaves[0].grad.shape == leaves[0].shape
-
-
-def test_auto_on_a_cpu_follows_the_work():
-    """Small and dense grids go to sdpa, large windowed ones to tiled."""
-    small, large = (Neighborhood.of_grids((n, n), (n, n), (7, 7)) for n in (8, 64))
-    assert or_sdpa(small)[0] == "sdpa" and or_sdpa(large)[0] == "tiled"
-    query = torch.zeros(1, 64, 1, 8)
-    assert automatic(query, query, query, None, small)[0] == "sdpa"
-    assert or_sdpa(PYRAMID_256.causal_neighborhood())[0] == "sdpa"
 
 
 def grids(*shapes, dtype=torch.float32):

@@ -10,6 +10,7 @@ from mvar_kernels.backends import reference
 from mvar_kernels.pyramid import Neighborhood
 
 from kernel_cases import (
+    CPU_BACKENDS,
     PYRAMID_DIGITS,
     assert_close,
     assert_right_with_one_operand_alone,
@@ -18,8 +19,6 @@ from kernel_cases import (
     errors_beside_plain_pytorch,
     random_grid_neighborhood,
 )
-
-CPU_BACKENDS = ("reference", "sdpa", "tiled")
 
 
 def loop_attention(query, key, value, logit_scale, neighborhood, scale):

@@ -8,7 +8,7 @@ import torch
 
 from mvar_kernels import spatial_markov_attn
 
-from kernel_cases import assert_close
+from kernel_cases import CPU_BACKENDS, assert_close
 
 pytest.importorskip(
     "natten",
@@ -28,7 +28,7 @@ def na2d(query, key, value, kernel_size):
         return theirs(query, key, value, kernel_size=kernel_size, backend="flex-fna")
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa", "tiled"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_same_output_as_natten(backend, seed):
     rng = random.Random(seed)
     for index in range(12):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn, spatial_markov_attn
 
-from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
+from kernel_cases import CPU_BACKENDS, PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -117,11 +117,7 @@ def test_autocast_does_what_sdpa_s_does():
     true, true_lse = pyramid_markov_attn(
         *rounded, PYRAMID_DIGITS, logit_scale=logit_scale, return_lse=True, backend="reference"
     )
-    for backend in (
-        "reference",
-        "sdpa",
-        "tiled",
-    ):  # what they compute inside is not rounded to bfloat16 once more
+    for backend in CPU_BACKENDS:  # what they compute inside is not rounded to bfloat16 once more
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out, lse = pyramid_markov_attn(
                 query, key, value, PYRAMID_DIGITS, logit_scale=logit_scale, return_lse=True, backend=backend

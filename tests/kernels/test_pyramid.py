@@ -89,10 +89,25 @@ def test_value_semantics():
     first, second = Pyramid([1, 2, 8], 3, 1), Pyramid(((1, 1), (2, 2), (8, 8)), [None, 3, 3])
     assert first == second and hash(first) == hash(second) and first != Pyramid([1, 2, 8], 5)
     assert pickle.loads(pickle.dumps(first)) == first
-    for change in (lambda: setattr(first, "length", 3), lambda: delattr(first, "sides")):
-        with pytest.raises(AttributeError, match="immutable"):
-            change()
+    assert pickle.loads(pickle.dumps(first)).offsets == (0, 1, 5)
     assert "length=69" in repr(first)
+
+
+@pytest.mark.parametrize("name", ["sides", "windows", "offsets", "length", "of_no_field"])
+def test_immutable(name):
+    pyramid = Pyramid([1, 2, 8])
+    with pytest.raises(AttributeError, match=name):
+        setattr(pyramid, name, 3)
+    with pytest.raises(AttributeError, match=name):
+        delattr(pyramid, name)
+
+
+def test_equal_pyramids_share_one_neighborhood():
+    """Caches of tables and masks are keyed by it."""
+    assert (
+        Pyramid([1, 2, 8], 3, 1).neighborhood()
+        is Pyramid(((1, 1), (2, 2), (8, 8)), [None, 3, 3]).neighborhood()
+    )
 
 
 def test_neighborhoods_survive_the_operators_schema(seed):

@@ -7,10 +7,12 @@ import random
 import torch
 import torch.nn.functional as F
 
-from mvar_kernels import Pyramid, pyramid_markov_attn
-from mvar_kernels.attention import neighborhood_attn
-from mvar_kernels.backends import load, reference
-from mvar_kernels.pyramid import Neighborhood
+from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, pyramid_markov_attn
+from mvar_kernels.backends import reference
+from mvar_kernels.dispatch import BACKENDS, load
+
+# Every backend that runs on a CPU without an interpreter.
+CPU_BACKENDS = tuple(name for name in BACKENDS if name != "triton")
 
 PYRAMID_256 = Pyramid((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 7, 8)
 PYRAMID_DIGITS = Pyramid((1, 2, 3, 4, 6, 8), 3, 3)

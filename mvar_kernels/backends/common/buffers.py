@@ -1,12 +1,12 @@
-"""Memory of large results on a CPU, handed out again once nobody holds the result any more.
+"""Reuse of the memory of large results on a CPU, once nobody holds the result any more.
 
-PyTorch leaves host memory to malloc. glibc keeps what is freed up to 32 MiB a piece; more than that it maps anew for every call, and then each page
-of a result is a fault: 8,193 of them, and 10 of 80 ms, for the 32 MiB that a 128 x 128 grid gives with 8 heads of 64. So such a grid took 4.0 to 4.8
-times as long as 64 x 64; with this it takes 3.6 to 4.4 times as long.
+glibc returns freed blocks above 32 MiB to the system, so every page of the next result is faulted in again,
+on every call. That costs an eighth of the time at 128 x 128 (docs/measurements.md).
 
-A result is a tensor over a ctypes array over the memory. PyTorch holds that array for as long as any tensor, view or graph uses the storage; when it
-dies, the memory is free again. Nothing has to be given back by hand, and nobody can be handed memory that is in use. As all tensors over foreign
-memory, such results cannot be enlarged by `resize_`.
+A result is a tensor over a ctypes array over the memory. PyTorch holds that array for as long as any tensor,
+view or graph uses the storage, and when the array dies the memory is free again. So nothing has to be given
+back by hand, and memory in use is never handed out. Like all tensors over foreign memory, such results cannot
+be enlarged by `resize_`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Smaller results malloc recycles itself: out, dq, dk and dv together stay below the 64 MiB from which on glibc gives freed memory back. The 1024 px
-# pyramid, 18.5 MiB each, took 140 instead of 149 ms with backward, 0 instead of 3,300 to 9,400 faults a call.
+# glibc already reuses smaller results: out, dq, dk and dv together then stay below the 64 MiB from which on
+# it trims.
 _LEAST_BYTES = 16 << 20
-# Kept while unused, by all threads together: out, dq, dk and dv of the grid above. The oldest is let go first.
+# Kept while unused, by all threads together: out, dq, dk and dv of a 128 x 128 grid with 8 heads of 64.
 _KEPT_BYTES = 128 << 20
 
 
 class _Unused:
     """Memory that nobody holds, oldest first.
 
-    No lock: collecting garbage can give memory back in the middle of any line, of the same thread too. Every step is one operation of a dict, and
-    whoever pops a piece owns it.
+    There is no lock: the garbage collector may call `put` in the middle of any line, even of `take` in the
+    same thread. Instead every step is one operation of a dict, and whoever pops a piece owns it.
     """
 
     def __init__(self) -> None:
-        self.pieces: dict[tuple[int, int], Tensor] = {}  # by (bytes, a number)
+        self.pieces: dict[tuple[int, int], Tensor] = {}  # by (bytes, serial number)
         self._numbers = itertools.count()
 
     def take(self, size: int) -> Tensor:
-        """(size,) uint8."""
+        """Return (size,) uint8, reused or fresh."""
         for key in list(self.pieces):
             piece = self.pieces.pop(key, None) if key[0] == size else None
             if piece is not None:
@@ -47,6 +47,7 @@ class _Unused:
         return torch.empty(size, dtype=torch.uint8)
 
     def put(self, piece: Tensor) -> None:
+        """Keep a piece; the oldest pieces go when all together become too large."""
         self.pieces[len(piece), next(self._numbers)] = piece
         held = list(self.pieces)
         too_much = sum(size for size, _ in held) - _KEPT_BYTES
@@ -60,7 +61,7 @@ _unused = _Unused()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`."""
+    """Do what `torch.empty` does, from reused memory where that helps."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not _LEAST_BYTES <= size <= _KEPT_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -71,5 +72,5 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.zeros`."""
+    """Do what `torch.zeros` does, from reused memory where that helps."""
     return empty(shape, dtype, device).zero_()

@@ -1,4 +1,4 @@
-"""Cosine attention as a change of q and k around a plain backend: q' = logit_scale q / |q|, k' = k / |k|, and its gradient."""
+"""Cosine attention for backends that know only dot products: q' = logit_scale q / |q| and k' = k / |k|."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NORM_EPS = 1e-12
 
 
 def normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q' and k' of (B, L, H, D) tensors, in their type; q and k themselves without `logit_scale`."""
+    """Return q' and k' of (B, L, H, D) tensors, in their type; without `logit_scale` q and k themselves."""
     if logit_scale is None:
         return query, key
     unit_q, _ = _unit(query)
@@ -20,7 +20,7 @@ def normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> tuple[
 def normalized_backward(
     grad_query: Tensor, grad_key: Tensor, query: Tensor, key: Tensor, logit_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """From gradients of q' and k' to those of q, k and logit_scale."""
+    """Turn the gradients of q' and k' into those of q, k and logit_scale (None without logit_scale)."""
     if logit_scale is None:
         return grad_query, grad_key, None
     unit_q, inverse_q = _unit(query)
@@ -33,13 +33,14 @@ def normalized_backward(
 
 
 def _unit(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """x / max(|x|, eps) and 1 / max(|x|, eps), in at least float32."""
+    """Return x / max(|x|, eps) and 1 / max(|x|, eps), in at least float32."""
     precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     inverse = 1 / torch.linalg.vector_norm(precise, dim=-1, keepdim=True).clamp_min(NORM_EPS)
     return precise * inverse, inverse
 
 
 def _unit_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
-    # Where the norm was clamped the direction is not projected out: x / eps is linear in x.
+    # Where the norm was clamped, x / eps is linear in x, so the direction of x is not projected out of the
+    # gradient.
     along = (grad * unit).sum(dim=-1, keepdim=True) * (inverse < 1 / NORM_EPS)
     return (grad - unit * along) * inverse

@@ -1,7 +1,8 @@
-"""Attention of a dense rectangle of scores, forward and backward from (q, k, v, out, lse): the piece that `sdpa` and `tiled` are made of.
+"""Attention over a dense rectangle of scores, forward and backward, with an additive bias: what `sdpa` and
+`tiled` share.
 
-On a CPU both directions are PyTorch's fused kernels, which never hold the scores; elsewhere plain products do. The fused kernels know no
-gradient of lse, so that rare case takes the plain way everywhere.
+On a CPU both directions are PyTorch's fused kernels, which never hold the scores. Elsewhere, and wherever lse
+has a gradient (which the fused kernels do not take), they are plain products.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from torch import Tensor
 def attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(n, H, Lq, D), (n, H, Lk, D) twice, bias broadcastable to (n, H, Lq, Lk) or None -> (n, H, Lq, D), lse (n, H, Lq)."""
+    """Attend to all keys, hidden where the bias is -inf.
+
+    Args:
+        query: (n, H, Lq, D).
+        key: (n, H, Lk, D).
+        value: (n, H, Lk, D).
+        bias: broadcastable to (n, H, Lq, Lk), or None.
+        scale: factor of the logits.
+
+    Returns:
+        out (n, H, Lq, D) and lse (n, H, Lq).
+    """
     if query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=_expanded(bias, query, key), scale=scale
@@ -35,7 +47,7 @@ def attend_backward(
     bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, shaped as they are."""
+    """Return the gradients of query, key and value, shaped like them."""
     if grad_lse is None and query.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out,
@@ -56,8 +68,8 @@ def attend_backward(
     if grad_lse is not None:
         delta = delta - grad_lse
     dscores = probability * (do @ v.transpose(-2, -1) - delta.unsqueeze(-1)) * scale
-    gradients = dscores @ k, dscores.transpose(-2, -1) @ q, probability.transpose(-2, -1) @ do
-    return tuple(gradient.to(query.dtype) for gradient in gradients)  # type: ignore[return-value]
+    dq, dk, dv = dscores @ k, dscores.transpose(-2, -1) @ q, probability.transpose(-2, -1) @ do
+    return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype)
 
 
 def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -67,7 +79,7 @@ def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Te
 
 
 def _expanded(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """The fused CPU kernels take a 4-d bias of q's type or float32."""
+    """Give the bias the four dimensions and the type that the fused CPU kernels take."""
     if bias is None:
         return None
     return bias.to(query.dtype).expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])

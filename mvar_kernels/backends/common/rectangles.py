@@ -1,6 +1,9 @@
-"""Rectangles of queries and the rectangle of keys that they see, and the other way round.
+"""Rectangles of queries with the rectangle of keys that they see, and rectangles of keys with the queries
+that see them.
 
-Window starts never decrease along an axis, so what a run of queries sees is a run of keys, and the queries that see a run of keys are a run.
+Window starts never decrease along an axis. So a run of queries sees a run of keys, and a run of keys is seen
+by a run of
+queries: rectangles map to rectangles.
 """
 
 from __future__ import annotations
@@ -8,11 +11,11 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from mvar_kernels.pyramid import Block
+from mvar_kernels.pyramid import WindowBlock
 
 
-class Tile(NamedTuple):
-    """Ranges of rows and columns in a block's query grid and key grid."""
+class GridTile(NamedTuple):
+    """A rectangle of a block's query grid and one of its key grid, as ranges of rows and columns."""
 
     query_rows: range
     query_cols: range
@@ -21,41 +24,38 @@ class Tile(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def seen_by(block: Block, axis: int, first: int, last: int) -> range:
-    """Keys along an axis that the queries first .. last - 1 see."""
+def seen_by(block: WindowBlock, axis: int, first: int, last: int) -> range:
+    """Return the keys along an axis that the queries first .. last - 1 see."""
     starts = block.axis_starts(axis)
     return range(starts[first], starts[last - 1] + block.window[axis])
 
 
 @functools.lru_cache(maxsize=4096)
-def seeing(block: Block, axis: int, first: int, last: int) -> range:
-    """Queries along an axis that see one of the keys first .. last - 1; may be empty."""
+def seeing(block: WindowBlock, axis: int, first: int, last: int) -> range:
+    """Return the queries along an axis that see one of the keys first .. last - 1; may be empty."""
     window = block.window[axis]
-    found = [
-        query
-        for query, start in enumerate(block.axis_starts(axis))
-        if start < last and start + window > first
-    ]
-    return range(found[0], found[-1] + 1) if found else range(0)
+    starts = block.axis_starts(axis)
+    queries = [query for query, start in enumerate(starts) if start < last and start + window > first]
+    return range(queries[0], queries[-1] + 1) if queries else range(0)
 
 
 def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 
-def query_tiles(block: Block, height: int, width: int) -> list[Tile]:
-    """The block's queries cut into rectangles of at most height x width."""
+def query_tiles(block: WindowBlock, height: int, width: int) -> list[GridTile]:
+    """Cut the block's queries into rectangles of at most height x width."""
     return [
-        Tile(range(*rows), range(*cols), seen_by(block, 0, *rows), seen_by(block, 1, *cols))
+        GridTile(range(*rows), range(*cols), seen_by(block, 0, *rows), seen_by(block, 1, *cols))
         for rows in _cuts(block.query_grid[0], height)
         for cols in _cuts(block.query_grid[1], width)
     ]
 
 
-def key_tiles(block: Block, height: int, width: int) -> list[Tile]:
-    """The block's keys cut into rectangles of at most height x width; tiles that nobody sees have empty query ranges."""
+def key_tiles(block: WindowBlock, height: int, width: int) -> list[GridTile]:
+    """Cut the block's keys into rectangles of at most height x width; unseen ones have empty query ranges."""
     return [
-        Tile(seeing(block, 0, *rows), seeing(block, 1, *cols), range(*rows), range(*cols))
+        GridTile(seeing(block, 0, *rows), seeing(block, 1, *cols), range(*rows), range(*cols))
         for rows in _cuts(block.key_grid[0], height)
         for cols in _cuts(block.key_grid[1], width)
     ]

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mvar_kernels.backends.common.rectangles import Tile, key_tiles, query_tiles
-from mvar_kernels.pyramid import Block, Neighborhood
+from mvar_kernels.backends.common.rectangles import GridTile, key_tiles, query_tiles
+from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 # In bfloat16 exact, far below any score times any reasonable scale, and a sum of a few hundred still finite in float32.
 NEGATIVE = -(2.0**100)
@@ -36,8 +36,8 @@ _SPLIT_COLS = 16
 class Part(NamedTuple):
     """A rectangle of one block's queries with the rectangle of its keys that they may see."""
 
-    block: Block
-    tile: Tile
+    block: WindowBlock
+    tile: GridTile
 
     @property
     def queries(self) -> np.ndarray:
@@ -205,7 +205,7 @@ def _key_items(neighborhood: Neighborhood, height: int, width: int) -> list[Item
     return items
 
 
-def _cut(block: Block, height: int, width: int, cut):  # type: ignore[no-untyped-def]
+def _cut(block: WindowBlock, height: int, width: int, cut):  # type: ignore[no-untyped-def]
     """Windowed blocks in rectangles; dense ones in runs of their tokens, which fill tiles better."""
     if not block.is_dense:
         return [(block, tile) for tile in cut(block, height, width)]
@@ -213,15 +213,15 @@ def _cut(block: Block, height: int, width: int, cut):  # type: ignore[no-untyped
     return [(flat, tile) for tile in cut(flat, 1, height * width)]
 
 
-def _flat(block: Block) -> Block:
+def _flat(block: WindowBlock) -> WindowBlock:
     keys = (1, block.num_keys)
-    return Block(block.query_offset, (1, block.num_queries), block.key_offset, keys, keys)
+    return WindowBlock(block.query_offset, (1, block.num_queries), block.key_offset, keys, keys)
 
 
-def _dense_part(block: Block, keys: np.ndarray) -> Part:
+def _dense_part(block: WindowBlock, keys: np.ndarray) -> Part:
     first = int(keys[0]) - block.key_offset
     return Part(
-        _flat(block), Tile(range(1), range(block.num_queries), range(1), range(first, first + len(keys)))
+        _flat(block), GridTile(range(1), range(block.num_queries), range(1), range(first, first + len(keys)))
     )
 
 
@@ -286,7 +286,7 @@ class _Builder:
         return [
             Part(
                 block,
-                Tile(
+                GridTile(
                     tile.query_rows, tile.query_cols, tile.key_rows[r : r + rows], tile.key_cols[c : c + cols]
                 ),
             )

@@ -1,0 +1,89 @@
+"""The table of backends, the protocol that they follow, and what "auto" takes."""
+
+import inspect
+import logging
+
+import pytest
+import torch
+
+from mvar_kernels import Neighborhood, backends, dispatch, spatial_markov_attn
+from mvar_kernels.dispatch import BACKENDS, Backend, automatic, faster_on_cpu, load
+
+from kernel_cases import PYRAMID_256
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("function", ["can_run", "forward", "backward"])
+def test_every_backend_follows_the_protocol(name, function):
+    """Type checkers cannot see this, as modules are imported by name."""
+    expected = list(inspect.signature(getattr(Backend, function)).parameters)[1:]
+    assert list(inspect.signature(getattr(load(name), function)).parameters) == expected
+
+
+def test_the_old_place_of_load():
+    assert backends.load is load
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        _ = backends.nothing_of_that_name
+
+
+@pytest.mark.parametrize("name", ["auto", "natten"])
+def test_only_names_in_the_table_are_loaded(name):
+    with pytest.raises(ValueError, match=f"'triton'.*'reference'.*got '{name}'"):
+        load(name)
+
+
+def square(side, window):
+    return Neighborhood.of_grids((side, side), (side, side), (window, window))
+
+
+def test_auto_on_a_cpu_follows_the_work():
+    """Small and dense grids go to sdpa, large windowed ones to tiled."""
+    assert faster_on_cpu(square(8, 7)).backend == "sdpa"
+    assert faster_on_cpu(square(64, 7)).backend == "tiled"
+    assert faster_on_cpu(PYRAMID_256.causal_neighborhood()).backend == "sdpa"
+    query = torch.zeros(1, 64, 1, 8)
+    assert automatic(query, query, query, None, square(8, 7)).backend == "sdpa"
+
+
+def test_auto_elsewhere_takes_triton_where_it_runs(monkeypatch):
+    query = torch.zeros(1, 64, 1, 8, device="meta")
+    triton = load("triton")
+    monkeypatch.setattr(triton, "can_run", lambda *inputs: None)
+    assert automatic(query, query, query, None, square(8, 7)).backend == "triton"
+    monkeypatch.setattr(triton, "can_run", lambda *inputs: "for a test")
+    choice = automatic(query, query, query, None, square(8, 7))
+    assert choice.backend == "tiled"
+    assert "for a test" in choice.reason
+
+
+def test_auto_logs_a_choice_once(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    tensor = torch.zeros(1, 8, 8, 1, 4)
+    with caplog.at_level(logging.INFO, logger="mvar_kernels"):
+        for _ in range(3):
+            spatial_markov_attn(tensor, tensor, tensor, 3)
+    assert [record.args[:2] for record in caplog.records] == [("sdpa", "cpu")]
+
+
+def eager_calls(monkeypatch, *arguments, **options):
+    """Count how often sdpa's eager shortcut serves a call."""
+    sdpa, calls = load("sdpa"), []
+    shortcut = sdpa.eager_forward
+    monkeypatch.setattr(sdpa, "eager_forward", lambda *inputs: calls.append(1) or shortcut(*inputs))
+    spatial_markov_attn(*arguments, **options)
+    return len(calls)
+
+
+def test_small_grids_skip_the_operators_on_a_cpu(monkeypatch):
+    tensor = torch.zeros(1, 8, 8, 1, 4)
+    assert eager_calls(monkeypatch, tensor, tensor, tensor, 3) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"return_lse": True}, {"logit_scale": torch.ones(1)}, {"backend": "sdpa"}],
+    ids=["lse", "cosine", "named"],
+)
+def test_what_only_the_operators_can_do_goes_through_them(monkeypatch, options):
+    tensor = torch.zeros(1, 8, 8, 1, 4)
+    assert eager_calls(monkeypatch, tensor, tensor, tensor, 3, **options) == 0
