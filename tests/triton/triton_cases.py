@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvar_kernels import Pyramid, SpatialMarkovAttention, ops, pyramid_markov_attn, spatial_markov_attn
-from mvar_kernels.backends import load
+from mvar_kernels.dispatch import load
 from mvar_kernels.pyramid import Neighborhood
 
 from kernel_cases import (
