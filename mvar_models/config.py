@@ -1,7 +1,7 @@
 """Model configurations: dataclasses that are written to and read from config.json.
 
-The defaults are the released 256 px models; `sides` and the shared residual convolutions are stored explicitly, because float32 and float64
-disagree on two of ten scales (see `residual_assignment`).
+The defaults are the released 256 px models. The assignment of residual convolutions to scales is stored, not
+derived on reading, because float32 and float64 disagree on two of ten scales (see `residual_assignment`).
 """
 
 from __future__ import annotations
@@ -21,24 +21,39 @@ from mvar_kernels import Pyramid
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+# Side of the image in pixels -> grid side of each scale, as released.
+RELEASED_SIDES = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}
 
+# The files of a folder written by `save_pretrained`, and the folder in it that holds a pipeline's VQVAE.
 CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+VQVAE_FOLDER = "vqvae"
 _MODEL_TYPE = "model_type"
+
+_LARGEST_DENSE_SIDE = 10
 
 C = TypeVar("C", bound="Config")
 
 
 def residual_assignment(num_scales: int, num_convolutions: int) -> tuple[int, ...]:
-    """Which shared residual convolution phi serves each scale.
+    """Return the index of the shared residual convolution phi for each scale.
 
-    The nearest of K ticks on the line to s / (S - 1), in float64: at ten scales two are ties that the rounding decides, and float32 decides
-    them otherwise.
+    It is the nearest of K ticks on the line to s / (S - 1), computed in float64: with ten scales two of them
+    are ties that rounding decides, and float32 decides them the other way.
     """
     margin = 1 / 3 / num_convolutions
     ticks = np.linspace(margin, 1 - margin, num_convolutions)
     return tuple(
         int(np.argmin(np.abs(ticks - scale / max(num_scales - 1, 1)))) for scale in range(num_scales)
     )
+
+
+def released_dense_scales(sides: Sequence[int]) -> int:
+    """Return how many scales attend to the whole grid in released MVARs: those of side 10 and below.
+
+    That is 8 at 256 px, as in the released weights, and 6 at 512 px, as the paper reports.
+    """
+    return sum(side <= _LARGEST_DENSE_SIDE for side in sides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +64,30 @@ class Config:
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
-        """Names of the settings, which tell whether an architecture has one: `"kernel_size" in ...`."""
+        """Return the names of the settings: `"kernel_size" in config_class.field_names()`."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings and the model type, as config.json holds them."""
         return {_MODEL_TYPE: self.model_type, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
-        """Raises ValueError for another model's values and for names this version does not know."""
-        found = values.get(_MODEL_TYPE, cls.model_type)
-        if found != cls.model_type:
-            raise ValueError(f"{source} describes a {found!r} model, expected {cls.model_type!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
+        """Build a configuration from the values of a config.json.
+
+        Args:
+            values: What `to_dict` returned.
+            source: Where the values come from, for error messages.
+
+        Raises:
+            ValueError: the values belong to another kind of model, have names that this version does not
+                know, or contradict each other.
+        """
+        actual = model_type_of(values) or cls.model_type
+        if actual != cls.model_type:
+            raise ValueError(f"{source} describes a {actual!r} model, expected {cls.model_type!r}")
         given = {name: value for name, value in values.items() if name != _MODEL_TYPE}
-        unknown = sorted(set(given) - known)
+        unknown = sorted(set(given) - set(cls.field_names()))
         if unknown:
             raise ValueError(f"{source} has entries this version does not know: {', '.join(unknown)}")
         try:
@@ -71,22 +95,30 @@ class Config:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
 
-    @classmethod
-    def from_file(cls: type[C], path: Path) -> C:
-        return cls.from_dict(read_config(path), str(path))
-
     def to_json(self) -> str:
+        """Return the text of config.json."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def replace(self: C, **changes: Any) -> C:
+        """Return a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
 
     def _freeze(self, name: str, value: Any) -> None:
+        # The dataclass is frozen; __post_init__ normalises what the caller passed.
         object.__setattr__(self, name, value)
 
 
+def model_type_of(values: dict[str, Any]) -> str | None:
+    """Return the kind of model that the values of a config.json name, or None."""
+    return values.get(_MODEL_TYPE)
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The values of a config.json; ValueError in one line when it is not one."""
+    """Read the values of a config.json.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -100,9 +132,17 @@ def read_config(path: Path) -> dict[str, Any]:
 class VQVAEConfig(Config):
     """Multi-scale residual VQVAE (VAR, arXiv 2404.02905).
 
-    vocab_size: codes. z_channels: length of a code. channels: width of the finest level. channel_multipliers: width of each level over
-    `channels`, finest first; every level but the last halves the picture. blocks_per_level: residual blocks a level in the encoder (the
-    decoder has one more). sides: grid side of each scale, coarse to fine. residual_convolution_of_scale: index of phi per scale.
+    Attributes:
+        vocab_size: Number of codes.
+        z_channels: Length of a code vector.
+        channels: Width of the finest level.
+        channel_multipliers: Width of each level over `channels`, finest first; every level but the last
+            halves the image.
+        blocks_per_level: Residual blocks per level of the encoder; the decoder has one more.
+        sides: Grid side of each scale, coarse to fine.
+        num_residual_convolutions: Number of shared convolutions phi.
+        residual_ratio: Share r of the convolution in phi(x) = (1 - r) x + r conv(x).
+        residual_convolution_of_scale: Index of phi per scale; None becomes `residual_assignment`.
     """
 
     model_type: ClassVar[str] = "vqvae"
@@ -115,7 +155,7 @@ class VQVAEConfig(Config):
     sides: Sequence[int] = SIDES_256
     num_residual_convolutions: int = 4
     residual_ratio: float = 0.5
-    residual_convolution_of_scale: Sequence[int] | None = None
+    residual_convolution_of_scale: Sequence[int] = None  # type: ignore[assignment]  # never None after __post_init__
 
     def __post_init__(self) -> None:
         self._freeze("channel_multipliers", tuple(self.channel_multipliers))
@@ -123,46 +163,58 @@ class VQVAEConfig(Config):
         assignment = self.residual_convolution_of_scale
         if assignment is None:
             assignment = residual_assignment(len(self.sides), self.num_residual_convolutions)
-        self._freeze("residual_convolution_of_scale", tuple(assignment))
-        if len(self.residual_convolution_of_scale) != len(self.sides):
+        if len(assignment) != len(self.sides):
             raise ValueError(
-                f"residual_convolution_of_scale needs one entry per scale ({len(self.sides)}), got {len(assignment)}"
+                f"residual_convolution_of_scale needs one entry per scale ({len(self.sides)}), "
+                f"got {len(assignment)}"
             )
+        self._freeze("residual_convolution_of_scale", tuple(assignment))
 
     @property
     def downsampling(self) -> int:
+        """Pixels per side of a latent position."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def resolution(self) -> int:
-        """Side of a picture in pixels."""
+        """Side of an image in pixels."""
         return self.sides[-1] * self.downsampling
-
-    def pictures_within(self, pixels: int, most: int) -> int:
-        """Pictures that have so many pixels together, from 1 to `most`: the networks' memory goes with pixels."""
-        return max(1, min(most, pixels // self.resolution**2))
 
     @property
     def length(self) -> int:
-        """Tokens of a picture, all scales."""
+        """Tokens per image, over all scales."""
         return sum(side * side for side in self.sides)
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Config):
-    """What VAR and MVAR share. width defaults to 64 x depth and num_heads to depth, as in every released model.
+    """What all transformers over a scale pyramid share.
 
-    shared_adaln: one AdaLN linear for all blocks (VAR-d36). cosine_attention: L2-normalised q and k with a learned factor per head (all
-    released models). guidance_scale, top_k, top_p: this checkpoint's sampling preset. class_names: one name per label, or None.
-    vqvae: zoo name, or folder relative to the checkpoint, of the VQVAE whose codes the model predicts.
+    Attributes:
+        depth: Number of blocks.
+        width: Features per token; None becomes 64 x depth, as in every released model.
+        num_heads: Attention heads; None becomes depth, as in every released model.
+        mlp_ratio: Width of the feed-forward network over `width`.
+        num_classes: Number of classes; the embedding has one more row, for "unconditional".
+        vocab_size: Number of codes, as the VQVAE's.
+        z_channels: Length of a code vector, as the VQVAE's.
+        sides: Grid side of each scale, coarse to fine, as the VQVAE's.
+        shared_adaln: One AdaLN linear for all blocks (VAR-d36).
+        cosine_attention: L2-normalised q and k with a learned factor per head (all released models).
+        guidance_scale: Sampling preset of this checkpoint: strength of classifier-free guidance.
+        top_k: Sampling preset: number of codes to draw from; 0 is off.
+        top_p: Sampling preset: probability of the codes to draw from; 0 is off.
+        class_names: One name per label, or None.
+        vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
+            checkpoint's own `vqvae` folder.
     """
 
     # Whether a scale can be computed from its own input, without the tokens of the coarser scales.
     scales_alone: ClassVar[bool] = False
 
     depth: int = 16
-    width: int | None = None
-    num_heads: int | None = None
+    width: int = None  # type: ignore[assignment]  # never None after __post_init__
+    num_heads: int = None  # type: ignore[assignment]  # never None after __post_init__
     mlp_ratio: float = 4.0
     num_classes: int = 1000
     vocab_size: int = 4096
@@ -191,6 +243,7 @@ class TransformerConfig(Config):
 
     @property
     def head_dim(self) -> int:
+        """Features per attention head."""
         return self.width // self.num_heads
 
     @property
@@ -200,14 +253,28 @@ class TransformerConfig(Config):
 
     @property
     def length(self) -> int:
+        """Tokens per image, over all scales."""
         return sum(side * side for side in self.sides)
 
     def scale_of_token(self) -> torch.Tensor:
-        """(L,) int64: the scale that each packed token belongs to."""
+        """Return the scale that each packed token belongs to: (L,) int64."""
         return torch.cat([torch.full((side * side,), scale) for scale, side in enumerate(self.sides)])
 
     def pyramid(self) -> Pyramid:
+        """Return the scales, with the windows of attention inside each."""
         return Pyramid(self.sides, kernel_size=max(self.sides))
+
+    def released_mask(self) -> torch.Tensor:
+        """Return the mask that released files store: (L, L) bool, True where attended.
+
+        It says which scales see each other and knows no windows, whatever `pyramid` says.
+        """
+        return TransformerConfig.pyramid(self).mask()
+
+    @classmethod
+    def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
+        """Return settings that a released state dict does not show, for that pyramid."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +283,18 @@ class VARConfig(TransformerConfig):
 
     model_type: ClassVar[str] = "var"
 
+    def released_mask(self) -> torch.Tensor:
+        return self.pyramid().causal_mask()
+
 
 @dataclasses.dataclass(frozen=True)
 class MVARConfig(TransformerConfig):
-    """MVAR: every token attends inside its own scale; the first `dense_scales` scales whole, later ones to kernel_size x kernel_size."""
+    """MVAR: every token attends inside its own scale.
+
+    Attributes:
+        kernel_size: Side of the window that tokens of the finer scales attend to.
+        dense_scales: Number of leading scales that attend to the whole scale.
+    """
 
     model_type: ClassVar[str] = "mvar"
     scales_alone: ClassVar[bool] = True
@@ -238,3 +313,7 @@ class MVARConfig(TransformerConfig):
 
     def pyramid(self) -> Pyramid:
         return Pyramid(self.sides, self.kernel_size, self.dense_scales)
+
+    @classmethod
+    def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
+        return {"dense_scales": released_dense_scales(sides)}

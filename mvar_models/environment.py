@@ -1,35 +1,45 @@
-"""What results depend on beside the code's arguments: versions, machine, commit."""
+"""What a result depends on besides the arguments (versions, machine, commit), and the memory of this process."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvar_models import __version__
+from mvar_kernels import __version__
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit."""
+    """Return versions, machine and commit, as run folders and reports record them."""
     return {
         "mvar": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+def commit() -> str:
+    """Return the git commit of this checkout, with "-dirty" if it has changes, or why there is none.
+
+    MVAR_COMMIT takes precedence, for machines that received the files without their git folder.
+    """
+    given = os.environ.get("MVAR_COMMIT")
+    if given:
+        return given
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
@@ -37,10 +47,44 @@ def _commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown (installed, not a checkout)"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"
+
+
+def resident_bytes() -> int | None:
+    """Return the memory that is resident now, or None if the system does not say."""
+    return _status("VmRSS")
+
+
+def peak_resident_bytes() -> int | None:
+    """Return the peak of the resident memory, or None if the system does not say."""
+    # On Linux, what getrusage reports for a child process starts at the peak of its parent; VmHWM does not.
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def reset_peak_resident() -> None:
+    """Set the peak back to what is resident now. Only Linux can; elsewhere the peak is that of the whole process."""
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")  # see proc(5)
+
+
+def _status(name: str) -> int | None:
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mvar_models.checkpoints import load as checkpoints
 from mvar_models.checkpoints.read_tensors import read
-from mvar_models.config import CONFIG_NAME, SIDES_256, SIDES_512, SIDES_1024, read_config
+from mvar_models.config import CONFIG_NAME, RELEASED_SIDES, VQVAE_FOLDER, read_config
+from mvar_models.devices import fit_batch
+from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
@@ -24,11 +26,9 @@ from mvar_models.sampling.sampler import check_filters, sample
 
 P = TypeVar("P", bound="Pipeline")
 
-VQVAE_FOLDER = "vqvae"
 _RELEASED_VQVAE = "vae-ch160v4096z32"
 # Pixels decoded at a time: four pictures of 256 px. The released decoder holds about 0.3 GB for each in float32.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
-RELEASED_SIDES = {256: SIDES_256, 512: SIDES_512, 1024: SIDES_1024}
 _OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -211,16 +211,12 @@ class Pipeline:
 
     def _decode(self, f_hat: Tensor, output_type: str) -> Tensor | np.ndarray:
         """Pictures of latents, a few at a time: float32 on the model's device for "pt", else uint8 arrays."""
-        step = max(1, _PIXELS_AT_A_TIME // self.vqvae.config.resolution**2)
-        parts = []
+        step = fit_batch(_PIXELS_AT_A_TIME, self.vqvae.config.resolution**2)
+        parts: list[Any] = []
         for piece in f_hat.split(step):
-            images = (self.vqvae.decode_latents(piece.to(self.vqvae.dtype)).float() + 1) / 2
-            parts.append(
-                images
-                if output_type == "pt"
-                else (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
-            )
-        return torch.cat(parts) if output_type == "pt" else torch.cat(parts).numpy()
+            images = self.vqvae.decode_latents(piece.to(self.vqvae.dtype))
+            parts.append((images.float() + 1) / 2 if output_type == "pt" else to_uint8(images))
+        return torch.cat(parts) if output_type == "pt" else np.concatenate(parts)
 
     def _join(self, parts: list[Any], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
         side = self.vqvae.config.resolution

@@ -6,15 +6,13 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.core.cases import Case
 from benchmarks.core.measure import Clock
-
-_DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=12")
+from mvar_models import environment
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -34,10 +32,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton_version,
         "mvar": mvar_kernels.__version__,
-        # A machine that is sent the tree alone is told.
-        "commit": os.environ.get("MVAR_COMMIT")
-        or _run("git", "-C", str(Path(__file__).parent), *_DESCRIBE)
-        or "unknown",
+        "commit": environment.commit(),
     }
     if device.type == "cuda":
         facts["driver"] = (
@@ -55,14 +50,7 @@ def line(facts: dict[str, Any]) -> str:
 
 
 def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for text in info.read_text(encoding="utf-8").splitlines():
-            if text.startswith("model name"):
-                return text.split(":", 1)[1].strip()
-    return platform.processor() or "CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else environment.processor()
 
 
 def _run(*command: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from mvar_models.environment import peak_resident_bytes, reset_peak_resident, resident_bytes
 
 
 class Phases:
@@ -30,7 +28,7 @@ class Phases:
         self.peaks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         warm_up(device)
-        self.before = 0 if device.type == "cuda" else _resident()
+        self.before = 0 if device.type == "cuda" else resident_bytes() or _peak()
         self._begin()
 
     def end(self, name: str) -> None:
@@ -61,27 +59,18 @@ def warm_up(device: torch.device) -> None:
         torch.nn.functional.scaled_dot_product_attention(out, out, out).sum().backward()
 
 
-def _resident() -> int:
-    return _status("VmRSS") if _STATUS.exists() else _peak()
-
-
 def _peak() -> int:
-    if _STATUS.exists():
-        return _status("VmHWM")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _status(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    peak = peak_resident_bytes()
+    if peak is None:
+        raise RuntimeError(f"{sys.platform} does not report the peak memory of a process")
+    return peak
 
 
 def _reset(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # "set back the peak resident set size", proc(5)
+    else:
+        reset_peak_resident()
 
 
 def run(job: str, **arguments: Any) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def assign(
         for name, value in state.items()
     }
     model.load_state_dict(placed, strict=True, assign=True)
-    _make_derived_buffers(model, device)
+    model.reset_buffers()
 
 
 def _check_names(
@@ -172,12 +172,6 @@ def _what_is_it(state: Mapping[str, Tensor]) -> str:
         depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
         return f"a VAR or MVAR of depth {depth}"
     return "no model of this package"
-
-
-def _make_derived_buffers(model: nn.Module, device: torch.device) -> None:
-    """Buffers that are functions of the configuration are not in files; off the meta device they are computed again."""
-    if isinstance(model.config, TransformerConfig):
-        model.register_buffer("scale_of_token", model.config.scale_of_token().to(device), persistent=False)
 
 
 def save_safetensors(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:

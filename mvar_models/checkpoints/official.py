@@ -17,9 +17,7 @@ from mvar_models.config import (
     SIDES_512,
     SIDES_1024,
     Config,
-    MVARConfig,
     TransformerConfig,
-    VARConfig,
     VQVAEConfig,
 )
 
@@ -107,16 +105,9 @@ def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
 
 
 def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
-    scale = torch.cat(
-        [torch.full((side * side,), s, dtype=torch.int64) for s, side in enumerate(config.sides)]
-    )
-    allowed = (
-        scale[:, None] >= scale[None, :]
-        if isinstance(config, VARConfig)
-        else scale[:, None] == scale[None, :]
-    )
+    allowed = config.released_mask()
     bias = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
-    buffers = {"lvl_1L": scale[None], "attn_bias_for_masking": bias[None, None]}
+    buffers = {"lvl_1L": config.scale_of_token()[None], "attn_bias_for_masking": bias[None, None]}
     for index in range(config.depth):
         buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(config.width)
     return {name: value.to(device) for name, value in buffers.items()}
@@ -163,7 +154,7 @@ def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
     )
 
 
-def _infer_transformer(state: Mapping[str, Tensor], config_class: type[Config]) -> Config:
+def _infer_transformer(state: Mapping[str, Tensor], config_class: type[TransformerConfig]) -> TransformerConfig:
     classes, width = state["class_emb.weight"].shape
     sides = _sides_of_tokens(state)
     depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
@@ -179,17 +170,8 @@ def _infer_transformer(state: Mapping[str, Tensor], config_class: type[Config]) 
         sides=sides,
         shared_adaln="shared_ada_lin.1.weight" in state,
         cosine_attention=cosine,
-        **(
-            {"dense_scales": _DENSE_SCALES.get(sides, sum(side <= 9 for side in sides))}
-            if issubclass(config_class, MVARConfig)
-            else {}
-        ),
+        **config_class.settings_for(sides),
     )
-
-
-# 256 px: released; 512 px: the paper's appendix by a secondary source; elsewhere the scales up to 9 a side, by analogy. No weights exist for
-# any but the first.
-_DENSE_SCALES = {SIDES_256: 8, SIDES_512: 6}
 
 
 def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:

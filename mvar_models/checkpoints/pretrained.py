@@ -67,6 +67,9 @@ class PretrainedModel(nn.Module):
         checkpoints.assign(model, state, dtype or torch.float32, place, str(source.weights))
         return model.eval()
 
+    def reset_buffers(self) -> None:
+        """Recompute the buffers that files do not store, on the device of the parameters."""
+
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write config.json and model.safetensors to `folder`, each complete or not at all; `dtype` converts floating-point weights."""
         folder = Path(folder)

@@ -20,6 +20,7 @@ from mvar_models.demo import plots, report
 from mvar_models.demo.draw import draw_in_process
 from mvar_models.demo.quality import DigitJudge, features
 from mvar_models.environment import environment
+from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
@@ -164,24 +165,19 @@ def _draw(out: Path, runs: Path, samples: int) -> dict[str, Any]:
 def _judge(
     source: Digits, train: np.ndarray, val: np.ndarray, vqvae: VQVAE, drawn: dict[str, Any]
 ) -> dict[str, Any]:
-    real = {"train": _pictures(source.images(train)), "val": _pictures(source.images(val))}
+    real = {"train": to_uint8(source.images(train)), "val": to_uint8(source.images(val))}
     judge = DigitJudge(
         features(real["train"]), source.labels[train], features(real["val"]), source.labels[val]
     )
     reconstructed = torch.cat([vqvae.decode(vqvae.encode(images)) for images in source.images(val).split(64)])
     quality = {name: judge.judge(features(d.images), d.labels).to_dict() for name, d in drawn.items()}
     quality["real"] = judge.judge(features(real["val"]), source.labels[val]).to_dict()
-    quality["reconstructed"] = judge.judge(features(_pictures(reconstructed)), source.labels[val]).to_dict()
+    quality["reconstructed"] = judge.judge(features(to_uint8(reconstructed)), source.labels[val]).to_dict()
     sampling = {
         name: {"pictures": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes}
         for name, d in drawn.items()
     }
     return {"quality": quality, "classifier_accuracy": judge.accuracy, "sampling": sampling}
-
-
-def _pictures(images: torch.Tensor) -> np.ndarray:
-    """(n, 3, R, R) in [-1, 1] -> (n, R, R, 3) uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _attention_figures(model: MVAR) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from mvar_models.environment import peak_resident_bytes
+
 _SEED = 1234
 
 
@@ -46,19 +48,6 @@ def draw_in_process(model: str, per_class: int, batch_size: int, out: Path) -> D
         return Drawn(arrays["images"], arrays["labels"], **figures)
 
 
-def _peak() -> int:
-    """Peak resident bytes. On Linux of this program alone: what getrusage reports there begins at the peak of the process that started it."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 @click.command()
 @click.option("--model", required=True)
 @click.option("--per-class", required=True, type=int)
@@ -72,14 +61,14 @@ def main(model: str, per_class: int, batch_size: int, out: Path) -> None:
     pipeline(
         labels[:1].tolist(), seed=0, output_type="np"
     )  # first-call work is neither the model's time nor its memory
-    before, begun = _peak(), time.perf_counter()
+    before, begun = peak_resident_bytes() or 0, time.perf_counter()
     # As a batch, on which the memory of a KV cache depends; one by one the bits would not depend on it, which nobody needs here.
     images = pipeline(
         labels.tolist(), seed=_SEED, output_type="np", batch_size=batch_size, batch_invariant=False
     )
     seconds = time.perf_counter() - begun
     np.savez_compressed(out, images=images, labels=labels)
-    click.echo(json.dumps({"seconds": seconds, "peak_bytes": _peak() - before}))
+    click.echo(json.dumps({"seconds": seconds, "peak_bytes": (peak_resident_bytes() or 0) - before}))
 
 
 if __name__ == "__main__":

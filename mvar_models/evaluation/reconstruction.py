@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models.images import grid, to_pictures
+from mvar_models.devices import fit_batch
+from mvar_models.images import grid, to_pil
 from mvar_models.networks.vqvae import VQVAE
 
 _SHOWN = 8
@@ -35,7 +36,7 @@ class Reconstruction:
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     """Of pictures (n, 3, R, R) in [-1, 1]: encoded, decoded, compared; the first eight are drawn."""
-    parts = images.split(vqvae.config.pictures_within(_PIXELS, most=_BATCH))
+    parts = images.split(fit_batch(_PIXELS, vqvae.config.resolution**2, most=_BATCH))
     back = torch.cat(
         [vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in parts]
     )
@@ -49,7 +50,7 @@ def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:
     """Up to eight originals above their reconstructions; both (n, 3, R, R)."""
     shown = min(_SHOWN, len(originals))
     return grid(
-        to_pictures(torch.cat([originals[:shown].cpu().float(), reconstructions[:shown].cpu().float()])),
+        to_pil(torch.cat([originals[:shown].cpu().float(), reconstructions[:shown].cpu().float()])),
         columns=shown,
     )
 

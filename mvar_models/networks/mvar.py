@@ -14,6 +14,7 @@ from mvar_models.networks.var import VAR
 class MVAR(ScaleTransformer):
     """Markov over scales and space. Any consecutive scales can be computed alone."""
 
+    config: MVARConfig
     config_class = MVARConfig
     skips_guidance_at = 1.0
 

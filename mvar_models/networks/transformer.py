@@ -140,6 +140,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     Subclasses say who attends to whom through `neighborhood`.
     """
 
+    config: TransformerConfig
+
     def __init__(self, config: TransformerConfig | None = None) -> None:
         super().__init__()
         self.config = config or self.config_class()
@@ -156,8 +158,13 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.vocab_size)
-        self.register_buffer("scale_of_token", config.scale_of_token(), persistent=False)
+        self.reset_buffers()
         self.init_weights()
+
+    def reset_buffers(self) -> None:
+        # The scale of each token is a function of the configuration, so files do not store it.
+        scale_of_token = self.config.scale_of_token().to(self.positions.device)
+        self.register_buffer("scale_of_token", scale_of_token, persistent=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -163,6 +163,7 @@ class VQVAE(PretrainedModel):
     Shapes: images (B, 3, R, R) with R = config.resolution, indices (B, L) int64, latents (B, z, h, h) with h = config.sides[-1].
     """
 
+    config: VQVAEConfig
     config_class = VQVAEConfig
 
     def __init__(self, config: VQVAEConfig | None = None) -> None:

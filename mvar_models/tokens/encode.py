@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvar_models.data.augment import affine, random_moves
 from mvar_models.data.source import ImageSource, digest
+from mvar_models.devices import fit_batch
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, generator
 
@@ -117,7 +118,7 @@ def encoded(
 
 def pictures_at_a_time(vqvae: VQVAE) -> int:
     """To encode: 64 up to 256 px, fewer of larger ones, as memory goes with pixels (0.7 GB for a layer of the released encoder's finest level)."""
-    return vqvae.config.pictures_within(_PIXELS, most=_BATCH)
+    return fit_batch(_PIXELS, vqvae.config.resolution**2, most=_BATCH)
 
 
 def default_copies(flips: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mvar_models.environment import peak_resident_bytes
 from mvar_models.files import replacing
 from mvar_models.optional import require
 from mvar_models.training.run_folder import RunFolder
@@ -68,9 +68,5 @@ def memory_gb(device: torch.device) -> float | None:
     """Peak memory in 10^9 bytes: the device's that PyTorch allocated, or this process's on a CPU; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    peak = peak_resident_bytes()
+    return None if peak is None else peak / 1e9

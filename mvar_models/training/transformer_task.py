@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.config import MVARConfig, TransformerConfig, VARConfig
+from mvar_models.devices import fit_batch
 from mvar_models.images import grid
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
@@ -271,13 +272,8 @@ class TransformerTask(Task):
     def validation_losses(self) -> Tensor:
         """(L,) cross-entropy of each token, averaged over the held-out pictures, of which each process takes its share of every batch."""
         total = torch.zeros(self.model.config.length, dtype=torch.float64)
-        each = max(
-            1,
-            min(
-                _VALIDATION_BATCH,
-                _VALIDATION_FEATURES // (self.model.config.length * self.model.config.width),
-            ),
-        )
+        features = self.model.config.length * self.model.config.width
+        each = fit_batch(_VALIDATION_FEATURES, features, most=_VALIDATION_BATCH)
         stride, dtype = each * self._world_size, PRECISIONS[self.settings.precision]
         for start in range(0, len(self.val), stride):
             rest = np.arange(start, min(start + stride, len(self.val)))

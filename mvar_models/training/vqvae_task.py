@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mvar_models.config import SIDES_256, SIDES_512, SIDES_1024, VQVAEConfig
 from mvar_models.data.augment import affine, random_moves
 from mvar_models.data.source import ImageSource
+from mvar_models.devices import fit_batch
 from mvar_models.evaluation.reconstruction import psnr, side_by_side
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
@@ -258,7 +259,7 @@ class VQVAETask(Task):
         config = self.model.config
         ratios, drawn = torch.zeros(2, dtype=torch.float64), torch.zeros(len(config.sides), config.vocab_size)
         mine = self.val[self.rank :: self.world_size]
-        each = config.pictures_within(_VALIDATION_PIXELS, most=_VALIDATION_BATCH)
+        each = fit_batch(_VALIDATION_PIXELS, config.resolution**2, most=_VALIDATION_BATCH)
         for start in range(0, len(mine), each):
             images = self.source.images(mine[start : start + each]).to(self.settings.device)
             indices = self.model.encode(images)

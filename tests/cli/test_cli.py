@@ -251,7 +251,7 @@ def test_sample_npz_and_export(tmp_path):
         (
             ["train", "--data", ".", "--out", "x", "--epochs", "1", "--device", "tpu"],
             1,
-            "device 'tpu' is none that torch knows",
+            "unknown device 'tpu'",
         ),
         (["finetune", "--data", "digits", "--out", "x", "--steps", "1"], 2, "--model is missing"),
         (["train", "--data", "digits", "--out", "x"], 2, "give one of --steps and --epochs"),

@@ -11,7 +11,7 @@ from mvar_models.data.decode import BrokenPicture, center_crop, load_picture
 from mvar_models.data.digits import Digits
 from mvar_models.data.folders import ClassFolders
 from mvar_models.data.source import ImageSource, open_source, split
-from mvar_models.images import to_pictures
+from mvar_models.images import to_pil
 
 from odd_pictures import BROKEN, EMPTY, ODD, encoded, fill
 
@@ -234,5 +234,5 @@ def test_pictures_and_tensors_are_inverse(seed):
     pictures = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     tensors = torch.stack([load_picture(encoded(Image.fromarray(picture)), 8) for picture in pictures])
     assert all(
-        np.array_equal(np.array(back), picture) for back, picture in zip(to_pictures(tensors), pictures)
+        np.array_equal(np.array(back), picture) for back, picture in zip(to_pil(tensors), pictures)
     )
