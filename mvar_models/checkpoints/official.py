@@ -154,7 +154,9 @@ def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
     )
 
 
-def _infer_transformer(state: Mapping[str, Tensor], config_class: type[TransformerConfig]) -> TransformerConfig:
+def _infer_transformer(
+    state: Mapping[str, Tensor], config_class: type[TransformerConfig]
+) -> TransformerConfig:
     classes, width = state["class_emb.weight"].shape
     sides = _sides_of_tokens(state)
     depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)

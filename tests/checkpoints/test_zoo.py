@@ -245,9 +245,7 @@ def test_devices_that_are_not_there():
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         MVAR.from_pretrained("mvar-digits", device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(
-            ValueError, match=r"device 'cuda' is not available: .*use 'cpu'"
-        ):
+        with pytest.raises(ValueError, match=r"device 'cuda' is not available: .*use 'cpu'"):
             MVAR.from_pretrained("mvar-digits", device="cuda")
 
 

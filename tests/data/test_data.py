@@ -233,6 +233,4 @@ def test_center_crop_keeps_the_middle(size):
 def test_pictures_and_tensors_are_inverse(seed):
     pictures = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     tensors = torch.stack([load_picture(encoded(Image.fromarray(picture)), 8) for picture in pictures])
-    assert all(
-        np.array_equal(np.array(back), picture) for back, picture in zip(to_pil(tensors), pictures)
-    )
+    assert all(np.array_equal(np.array(back), picture) for back, picture in zip(to_pil(tensors), pictures))
