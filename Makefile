@@ -43,7 +43,7 @@ test: $(STAMP)
 
 # On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:
-	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton/triton_cases.py tests/kernels/test_attention.py tests/kernels/test_gradients.py -q \
+	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton tests/kernels/test_attention.py tests/kernels/test_gradients.py -q \
 	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 
 # Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables on

@@ -24,7 +24,7 @@ step() { # name, seconds, command: what it prints goes to name.txt, its last lin
 
 workers=$("$python" -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 # shellcheck disable=SC2086
-step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest tests/triton/triton_cases.py tests/kernels/test_attention.py -q -p no:cacheprovider $workers
+step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest tests/triton tests/kernels/test_attention.py -q -p no:cacheprovider $workers
 step selfcheck 40 "$python" -m mvar_kernels
 step attention 130 "$python" -m benchmarks --suite attention --quick --out "$work"
 step models 90 "$python" -m benchmarks --suite model --suite sampling --suite memory --quick --out "$work"

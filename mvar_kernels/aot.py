@@ -54,8 +54,8 @@ def kernels(row: Row) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
 
 def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
     """A kernel by name and the constants that select its usual variant: whole windows, no gradient through lse."""
-    from mvar_kernels.backends.triton.backward import backward_dkdv, backward_dq
-    from mvar_kernels.backends.triton.forward import forward_kernel
+    from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
+    from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 
     return {
         "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "TWINS": True}),

@@ -12,12 +12,12 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
-# The interpreter's cases take minutes and stay on one worker: begun last, the other would wait for them.
-_FIRST = ("test_triton.py", "test_distributed.py")
+# The longest file, which stays on one worker: started last, the other worker would wait for it.
+_FIRST = "test_distributed.py"
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+    items.sort(key=lambda item: item.path.name != _FIRST)
 
 
 def pytest_report_header(config):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mvar_kernels.pyramid import Neighborhood
 
-NAME = "triton"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LEAST_CAPABILITY = (8, 0)
 
@@ -46,6 +45,7 @@ def _interpreted() -> bool:
     return launch.INTERPRETED
 
 
+# No module of this package may be called "forward" or "backward": importing it would replace the functions below.
 def forward(
     query: Tensor,
     key: Tensor,

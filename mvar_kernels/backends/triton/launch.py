@@ -9,8 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from mvar_kernels.backends.triton.backward import backward_dkdv, backward_dq
-from mvar_kernels.backends.triton.forward import forward_kernel
+from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
+from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
 from mvar_kernels.backends.triton.schedule import Tables, tables
 from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row

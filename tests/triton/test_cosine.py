@@ -1,0 +1,46 @@
+"""Cosine attention of vectors whose norm is zero or tiny."""
+
+import pytest
+import torch
+
+from mvar_kernels import Neighborhood
+from mvar_kernels.dispatch import load
+
+from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, in_float64
+from triton_support import DEVICE, NAMES
+
+
+def test_zero_vectors_have_finite_gradients():
+    neighborhood = PYRAMID_DIGITS.neighborhood()
+    query, key, value, logit_scale, grad_out, _ = draw_inputs(
+        neighborhood, batch=1, cosine=True, device=DEVICE
+    )
+    key[:, 5] = 0
+    query[:, 9] = 0
+    backend = load("triton")
+    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, 1.0)
+    grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, 1.0)
+    assert all(tensor.isfinite().all() for tensor in (out, lse, *grads))
+
+
+@pytest.mark.parametrize("short", [0.0, 1e-13, 1e-9, 1e-6])
+def test_short_vectors_leave_cosine_attention_finite_and_right(short):
+    """What hides a score is divided by the norms too and overflows; rows whose first chunk of keys is all hidden must stand that."""
+    neighborhood = Neighborhood.of_grids((24, 24), (24, 24), (7, 7))
+    inputs = list(draw_inputs(neighborhood, batch=1, heads=1, dim=16, cosine=True, device=DEVICE))
+    inputs[0][:, 15 * 24 + 8] *= short
+    inputs[1][:, :200] *= short
+    inputs[3] = torch.full_like(inputs[3], 10.0)
+    query, key, value, logit_scale, grad_out, _ = inputs
+    backend = load("triton")
+    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, 1.0)
+    grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, 1.0)
+    expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 1.0, use_lse=False)
+    assert_close(out, expected_out, 1e-5, "out")
+    assert_close(lse, expected_lse, 1e-5, "lse")
+    for name, actual, right in zip(NAMES, grads, expected):
+        # Gradients of short vectors are as large as their inverse norms: each row relative to its largest value.
+        size = (
+            right.abs().amax(-1, keepdim=True).clamp_min(1) if right.dim() > 1 else right.abs().clamp_min(1)
+        )
+        assert_close(actual.cpu().double() / size, right / size, 1e-4, name)
