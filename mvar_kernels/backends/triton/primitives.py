@@ -12,9 +12,8 @@ NORM_EPS = tl.constexpr(1e-12)
 # Cosine attention multiplies dS by an inverse norm before it is rounded to the inputs' type; in float16 that must not overflow.
 HALF_LIMIT = tl.constexpr(8192.0)
 SMALLEST_FACTOR = tl.constexpr(2.0**-40)
-# Half of what `tables.NEGATIVE` hides a score with, and about the least finite float32.
-HALF_HIDDEN = tl.constexpr(-(2.0**99))
-LEAST = tl.constexpr(-3.0e38)
+# Where a running maximum of dot products starts: above every hidden score, -2^100 times a scale of at least 1e-12.
+LEAST_DOT = tl.constexpr(-(2.0**60))
 
 
 @triton.jit
@@ -107,20 +106,21 @@ def factor_parts(p_factor, i_h, scale):
 
 @triton.jit
 def least_score(magnitude, COSINE: tl.constexpr):
-    """Where a running maximum starts: below every visible score in base 2, far above every hidden one. `magnitude` is the factor or scale.
+    """Where a running maximum starts: below every visible score in base 2, far above every hidden one.
 
-    A maximum that a hidden score had set would be its rounded product, from which a GPU subtracts the unrounded one (it contracts `a * b - c`):
-    exp2 of the difference, up to 1e22 either way, is 0 or inf, and gave NaN. Nor may it start at -inf, as inf - inf is NaN.
+    Were a hidden score to set the maximum, p would be exp2 of its unrounded product minus its rounded one, because GPUs
+    contract `a * b - c` into one operation. That difference is up to 1e22 either way, so p would be 0 or inf, and the
+    decay of the next chunk would make it NaN. The maximum may not start at -inf either: inf - inf is NaN.
 
-    Cosine attention: visible scores are cosines times the factor, so twice the factor lies below them for any factor. Hidden ones are
-    2^100 / (|q||k|) times the factor, lower while |q||k| < 2^99, and vanish beside visible ones while 2^100 / (|q||k|) times the factor, 2^-40
-    where it is zero, is above about 150: at |q||k| < 2^52 for any factor, which holds all of float16.
-    Dot products: hidden ones are -2^100 times the scale, visible ones above half of that while |qk| < 2^99.
+    Cosine attention: cosines times the factor lie above minus twice the factor. Hidden scores are -2^100 / (|q||k|)
+    times the factor; they lie below that and count for nothing while |q||k| < 2^52, which all of float16 keeps.
+    Dot products: right for logits between -2^58 and 2^58, which float16 cannot leave with a scale below 2e5. A start
+    computed from the scale spilled a register in float32 at D 64 on sm_86 and sm_89.
     """
     if COSINE:
         return -2.0 * LOG2E * magnitude
     else:
-        return tl.maximum(HALF_HIDDEN * (magnitude * LOG2E), LEAST)
+        return LEAST_DOT
 
 
 @triton.jit
