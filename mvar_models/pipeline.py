@@ -22,7 +22,8 @@ from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.sampling.sampler import check_filters, sample
+from mvar_models.sampling.filters import check_filters
+from mvar_models.sampling.sampler import Sampler, make_sampler, sample
 
 P = TypeVar("P", bound="Pipeline")
 
@@ -130,6 +131,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        sampler: str | Sampler = "ancestral",
         more_smooth: bool = False,
         output_type: str = "pil",
         batch_size: int = 32,
@@ -176,6 +178,11 @@ class Pipeline:
             "top_p": config.top_p if top_p is None else top_p,
         }
         check_filters(sampling["top_k"], sampling["top_p"])
+        if more_smooth and sampler != "ancestral":
+            raise ValueError(
+                f"more_smooth=True is sampler='smooth'; it cannot be combined with sampler={sampler!r}"
+            )
+        chooser = make_sampler("smooth" if more_smooth else sampler)
         scales = len(config.sides)
         results: list[list[Any]] = [[] for _ in range(scales if return_scales else 1)]
         bar = _bar(len(numbers) * scales) if progress else None
@@ -198,7 +205,7 @@ class Pipeline:
                 self.vqvae.quantizer,
                 chosen,
                 generators,
-                more_smooth=more_smooth,
+                sampler=chooser,
                 on_scale=after_scale,
                 keep_logits=False,
                 **sampling,

@@ -42,11 +42,11 @@ class Architecture:
 
     def config_class(self) -> type[Any]:
         """Import and return the `Config` subclass."""
-        return _resolve(self.config)
+        return resolve(self.config)
 
     def network_class(self) -> type[Any]:
         """Import and return the `PretrainedModel` subclass."""
-        return _resolve(self.network)
+        return resolve(self.network)
 
     def pipeline_class(self) -> type[Any]:
         """Import and return the `Pipeline` subclass.
@@ -56,7 +56,7 @@ class Architecture:
         """
         if self.pipeline is None:
             raise ValueError(f"{self.title} has no pipeline")
-        return _resolve(self.pipeline)
+        return resolve(self.pipeline)
 
     @property
     def draws(self) -> bool:
@@ -129,7 +129,7 @@ def drawing_titles() -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _resolve(dotted: str) -> type[Any]:
+def resolve(dotted: str) -> Any:
+    """Import "module:name" and return the object; every table of the package names its rows' code this way."""
     module, _, name = dotted.partition(":")
-    resolved: type[Any] = getattr(importlib.import_module(module), name)
-    return resolved
+    return getattr(importlib.import_module(module), name)

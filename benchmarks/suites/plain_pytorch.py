@@ -12,8 +12,10 @@ from torch import Tensor
 
 from benchmarks.core.cases import Case
 from benchmarks.suites.baselines import Baseline, DenseMask
+from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_models.config import MVARConfig
-from mvar_models.networks.transformer import MAX_LOG_SCALE, Block, ScaleTransformer, SelfAttention
+from mvar_models.networks.block import SelfAttention, TransformerBlock
+from mvar_models.networks.transformer import ScaleTransformer
 
 
 class PlainModel:
@@ -50,7 +52,7 @@ class PlainModel:
             hidden = self._block(block, hidden, condition)
         return _head(model, hidden, class_embedding)
 
-    def _block(self, block: Block, hidden: Tensor, condition: Tensor) -> Tensor:
+    def _block(self, block: TransformerBlock, hidden: Tensor, condition: Tensor) -> Tensor:
         if block.shared_adaln:
             six = condition.unflatten(-1, (6, -1)) + block.modulation_offset
         else:
@@ -100,7 +102,7 @@ def _gated_sum(hidden: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     return hidden + branch * gate
 
 
-def _feed_forward(block: Block, normed: Tensor) -> Tensor:
+def _feed_forward(block: TransformerBlock, normed: Tensor) -> Tensor:
     return block.mlp.fc2(_gelu(block.mlp.fc1(normed)))
 
 

@@ -19,8 +19,9 @@ from benchmarks.estimates.activations import example
 from benchmarks.suites.baselines import Ours
 from benchmarks.suites.plain_pytorch import PlainModel, case_of
 from mvar_models.networks.quantizer import MultiScaleQuantizer
-from mvar_models.networks.transformer import KVCache, ScaleTransformer
-from mvar_models.sampling.sampler import draw, filter_logits, sample
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.sampling.filters import draw, filter_logits
+from mvar_models.sampling.sampler import sample
 
 # Of the last scale's logits, relative to the largest.
 _GATE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -98,38 +99,25 @@ def last_step(
     model: ScaleTransformer, labels: Tensor, inputs: Tensor
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Drawing the largest scale with the earlier ones in the cache, if there is one; and its logits alone."""
-    scales = len(model.config.sides)
-    embedding = model.class_embedding(labels)
-    cache = model.new_cache()
-    for scale in range(scales - 1) if cache is not None else ():
-        model.run_blocks(
-            _block_input(model, embedding, inputs, scale),
-            embedding,
-            model.step_neighborhood(scale),
-            cache=cache,
-        )
+    last = len(model.config.sides) - 1
+    state = model.new_state(labels)
+    # Only a cache makes the last scale depend on the states of the others.
+    for scale in range(last) if state.cache is not None else ():
+        model.step(state, _scale_input(model, inputs, scale), scale)
     uniform = torch.rand((len(labels), model.config.sides[-1] ** 2), device=inputs.device)
 
     def logits() -> Tensor:
-        again = None
-        if cache is not None:
-            again = KVCache()
-            again.entries = dict(cache.entries)  # a step makes new tensors of them
-        hidden = _block_input(model, embedding, inputs, scales - 1)
-        return model.logits(
-            model.run_blocks(hidden, embedding, model.step_neighborhood(scales - 1), cache=again), embedding
-        )
+        hidden = model.step(state.fork(), _scale_input(model, inputs, last), last)
+        return model.logits(hidden, state.class_embedding)
 
     return torch.no_grad()(lambda: draw(filter_logits(logits(), **_FILTERS), uniform)), torch.no_grad()(
         logits
     )
 
 
-def _block_input(model: ScaleTransformer, embedding: Tensor, inputs: Tensor, scale: int) -> Tensor:
+def _scale_input(model: ScaleTransformer, inputs: Tensor, scale: int) -> Tensor:
     tokens = model.pyramid.scale_slice(scale)
-    return model.embed(
-        embedding, inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1], range(scale, scale + 1)
-    )
+    return inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1]
 
 
 def _whole_run(

@@ -1,18 +1,18 @@
 """MVAR (arXiv 2505.12742): every scale attends inside itself, the finer ones over k x k windows.
 
-The coarser scales reach a scale through its input alone, the accumulated f_hat, so there is nothing to cache.
+A scale sees the coarser ones through its input alone, the accumulated f_hat, so there is nothing to cache.
 """
 
 from __future__ import annotations
 
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MVARConfig
-from mvar_models.networks.transformer import KVCache, ScaleTransformer
+from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 
 
 class MVAR(ScaleTransformer):
-    """Markov over scales and space. Any consecutive scales can be computed alone."""
+    """Attends within scales, so it is Markov over scales and space; any consecutive scales can be computed alone."""
 
     config: MVARConfig
     config_class = MVARConfig
@@ -20,9 +20,12 @@ class MVAR(ScaleTransformer):
 
     @classmethod
     def from_var(cls, var: VAR, kernel_size: int = 7, dense_scales: int = 8) -> MVAR:
-        """An MVAR with a copy of a VAR's parameters, ready to be fine-tuned; the VAR stays as it is.
+        """Return an MVAR with a copy of a VAR's parameters, ready to be fine-tuned.
 
-        dense_scales: that many leading scales attend to the whole scale (8 at 256 px); at most all of them do.
+        Args:
+            var: The VAR, which is left as it is.
+            kernel_size: Side of the windows.
+            dense_scales: Number of leading scales that attend to the whole scale (8 at 256 px), at most all.
         """
         values = {name: value for name, value in var.config.to_dict().items() if name != "model_type"}
         dense_scales = min(dense_scales, len(var.config.sides))
@@ -35,9 +38,5 @@ class MVAR(ScaleTransformer):
     def neighborhood(self, scales: range) -> Neighborhood:
         return self.pyramid.select(scales).neighborhood()
 
-    def new_cache(self) -> KVCache | None:
-        return None
-
     def step_neighborhood(self, scale: int) -> Neighborhood:
-        """One sampling step: the tokens of `scale` among themselves."""
         return self.neighborhood(range(scale, scale + 1))

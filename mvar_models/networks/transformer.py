@@ -1,6 +1,6 @@
-"""The transformer that VAR and MVAR share; they differ in who attends to whom, nothing else.
+"""The transformer that VAR and MVAR share; they differ in who attends to whom and in what sampling carries along.
 
-Shapes: B pictures, L tokens of all scales packed coarse to fine, C width, H heads, V codes, z channels of a code.
+Shapes: B images, L tokens of all scales packed coarse to fine, C width, H heads, V codes, z channels of a code.
 """
 
 from __future__ import annotations
@@ -9,138 +9,42 @@ import abc
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.recompute import after_attention, is_plain, modulated_linear, modulated_norm
+from mvar_models.networks.block import TransformerBlock
+from mvar_models.networks.recompute import modulated_norm
+from mvar_models.networks.state import KVCache, ScaleState
 
 T = TypeVar("T", bound="ScaleTransformer")
 
-MAX_LOG_SCALE = math.log(100)
+# Tokens whose float32 logits exist at a time while the loss is computed.
 _LOSS_CHUNK_TOKENS = 4096
-
-
-class KVCache:
-    """Keys and values of the scales drawn so far, one entry per block; only VAR needs one."""
-
-    def __init__(self) -> None:
-        self.entries: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, n, H, D) keys and values; returns all of them so far."""
-        if block in self.entries:
-            old_key, old_value = self.entries[block]
-            key, value = torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1)
-        self.entries[block] = key, value
-        return key, value
-
-
-class SelfAttention(nn.Module):
-    """Packed qkv without a key bias; with cosine attention the learned factor of each head is exp(min(log_scale, log 100))."""
-
-    def __init__(self, config: TransformerConfig, index: int) -> None:
-        super().__init__()
-        self.index = index
-        self.num_heads = config.num_heads
-        self.scale = config.attention_scale
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(config.width))
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.log_scale = (
-            nn.Parameter(torch.full((config.num_heads,), math.log(4))) if config.cosine_attention else None
-        )
-        self.proj = nn.Linear(config.width, config.width)
-
-    def bias(self) -> Tensor:
-        """(3 C,) of the packed projection; keys have none."""
-        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-
-    def attend(
-        self, qkv: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None
-    ) -> Tensor:
-        """Packed (B, n, 3 C) -> (B, n, C), heads side by side, before `proj`."""
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, n, H, D) views
-        if cache is not None:
-            key, value = cache.extend(self.index, key, value)
-        logit_scale = None if self.log_scale is None else self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
-        return neighborhood_attn(
-            query, key, value, neighborhood, scale=self.scale, logit_scale=logit_scale, backend=backend
-        ).flatten(2)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        hidden = round(config.width * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.width, hidden)
-        self.fc2 = nn.Linear(hidden, config.width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(hidden), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each modulated by the class (AdaLN): six vectors of width C per picture.
-
-    With shared AdaLN they come from outside and the block learns an offset; otherwise from a linear of its own.
-    """
-
-    def __init__(self, config: TransformerConfig, index: int) -> None:
-        super().__init__()
-        width = config.width
-        self.attention = SelfAttention(config, index)
-        self.mlp = FeedForward(config)
-        if config.shared_adaln:
-            self.modulation_offset = nn.Parameter(torch.zeros(6, width))
-        else:
-            self.modulation = nn.Linear(width, 6 * width)
-        self.shared_adaln = config.shared_adaln
-
-    def forward(
-        self,
-        hidden: Tensor,
-        condition: Tensor,
-        neighborhood: Neighborhood,
-        backend: str,
-        path_keep: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """condition: (B, 6 C) with shared AdaLN, else SiLU of the class embedding (B, C). path_keep: (2, B) factors of the two branches."""
-        if self.shared_adaln:
-            modulation = condition.unflatten(-1, (6, -1)) + self.modulation_offset
-        else:
-            modulation = self.modulation(condition).unflatten(-1, (6, -1))
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).unbind(2)  # (B, 1, C) each
-        if path_keep is not None:
-            gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
-        attention, mlp = self.attention, self.mlp
-        if is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
-            qkv = modulated_linear(hidden, scale1, shift1, attention.qkv.weight, attention.bias())
-            attended = attention.attend(qkv, neighborhood, backend, cache)
-            return after_attention(
-                hidden, attended, gate1, attention.proj, scale2, shift2, mlp.fc1, mlp.fc2, gate2
-            )
-        # Someone put something else in a linear's place, or hooked it: it is called, and backward keeps what autograd keeps.
-        qkv = attention.qkv(modulated_norm(hidden, scale1, shift1)) + attention.bias()
-        hidden = hidden + attention.proj(attention.attend(qkv, neighborhood, backend, cache)) * gate1
-        return hidden + mlp(modulated_norm(hidden, scale2, shift2)) * gate2
 
 
 class ScaleTransformer(PretrainedModel, abc.ABC):
     """Predicts the codes of every scale from the class and the inputs of the scales (`MultiScaleQuantizer.scale_inputs`).
 
-    Subclasses say who attends to whom through `neighborhood`.
+    A subclass says who attends to whom: `neighborhood` for training, `step_neighborhood` for one scale at a time. If
+    sampling carries more than the class embedding from scale to scale, it overrides `new_state` too, and `step` if
+    the state is not a KV cache.
+
+    Attributes:
+        attention_backend: Backend of the attention, see `mvar_kernels`.
+        gradient_checkpointing: Whether backward recomputes whole blocks.
+        skips_guidance_at: Guidance scale at which sampling needs no unconditional pass, besides 0; the released
+            programs of VAR and MVAR differ here.
     """
 
     config: TransformerConfig
+    skips_guidance_at: ClassVar[float]
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
         super().__init__()
@@ -155,7 +59,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         self.positions = nn.Parameter(torch.empty(config.length, width))
         self.scale_embedding = nn.Embedding(len(config.sides), width)
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config, index) for index in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.vocab_size)
         self.reset_buffers()
@@ -168,7 +72,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initial values of the released recipe."""
+        """Draw initial values as the released recipe does."""
         config = self.config
         std = math.sqrt(1 / config.width / 3)
         for module in self.modules():
@@ -194,7 +98,13 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def from_pretrained(
         cls: type[T], name: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any
     ) -> T:
-        """As `PretrainedModel.from_pretrained`; `num_classes` other than the checkpoint's draws the class embeddings anew (`replace_classes`)."""
+        """Load a checkpoint as `PretrainedModel.from_pretrained` does.
+
+        Args:
+            name: As for `PretrainedModel.from_pretrained`.
+            num_classes: If it differs from the checkpoint's, the class embeddings are drawn again (`replace_classes`).
+            options: As for `PretrainedModel.from_pretrained`.
+        """
         model = super().from_pretrained(name, **options)
         if num_classes is not None and num_classes != model.config.num_classes:
             model.replace_classes(num_classes)
@@ -202,7 +112,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @torch.no_grad()
     def replace_classes(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
-        """New class embeddings, drawn as at the start of training (from torch's generator); the unconditional row is kept.
+        """Draw new class embeddings from torch's generator, as at the start of training; keep the unconditional one.
+
+        Args:
+            num_classes: Number of classes.
+            class_names: One name per class, or None.
 
         Raises:
             ValueError: fewer than one class, or another number of names.
@@ -217,23 +131,41 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         new[-1] = old[-1]
         self.class_embedding = nn.Embedding(num_classes + 1, old.shape[1], _weight=new)
 
-    # Guidance at which sampling needs no unconditional pass; the released programs differ here.
-    skips_guidance_at: float
-
     @abc.abstractmethod
     def neighborhood(self, scales: range) -> Neighborhood:
-        """Who attends to whom among the tokens of `scales`, packed."""
+        """Who attends to whom among the packed tokens of `scales`."""
 
     @abc.abstractmethod
     def step_neighborhood(self, scale: int) -> Neighborhood:
-        """Who attends to whom when sampling draws `scale`: its tokens over the cache, or over themselves."""
+        """Who attends to whom while sampling computes `scale`: its tokens over the cache, or over themselves."""
 
-    @abc.abstractmethod
-    def new_cache(self) -> KVCache | None:
-        """What sampling carries from scale to scale, if anything."""
+    def new_state(self, labels: Tensor) -> ScaleState:
+        """Return what sampling carries from scale to scale, before the coarsest scale; labels are (B,) int64."""
+        return ScaleState(self.class_embedding(labels))
+
+    def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
+        """Compute one scale of a batch and advance its state; scales come in order, coarse to fine.
+
+        Args:
+            state: From `new_state`; changed in place.
+            inputs: (B, n, z) for the n tokens of the scale (`MultiScaleQuantizer.next_input`); (B, 0, z) for the
+                coarsest scale, whose input is the class.
+            scale: Index of the scale.
+
+        Returns:
+            (B, n, C) states before the head, for `logits`.
+        """
+        hidden = self.embed(state.class_embedding, inputs, range(scale, scale + 1))
+        return self.run_blocks(
+            hidden, state.class_embedding, self.step_neighborhood(scale), cache=state.cache
+        )
 
     def check_scales(self, scales: range | None) -> range:
-        """The range to compute; ValueError for one that this model cannot compute alone."""
+        """Return the range to compute; None stands for all scales.
+
+        Raises:
+            ValueError: the model cannot compute these scales by themselves.
+        """
         count = len(self.config.sides)
         if scales is None:
             return range(count)
@@ -248,13 +180,17 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         scales: range | None = None,
         path_keep: Tensor | None = None,
     ) -> Tensor:
-        """Teacher-forcing logits, (B, n, V) float32 for the n tokens of `scales` (default: all L).
+        """Compute logits under teacher forcing.
 
         Args:
-            labels: (B,) int64, 0 .. num_classes - 1, or num_classes for the unconditional class. None is dropped here.
-            scale_inputs: (B, L - 1, z), always whole.
-            scales: range of scales to compute; VAR's must start at 0.
+            labels: (B,) int64, 0 .. num_classes - 1, or num_classes for the unconditional class. The caller drops
+                labels, this method does not.
+            scale_inputs: (B, L - 1, z), of all scales even if only some are computed.
+            scales: Scales to compute; default: all. VAR's must start at 0.
             path_keep: (depth, 2, B) factors of the residual branches, for stochastic depth; drawn by the caller.
+
+        Returns:
+            (B, n, V) float32 for the n tokens of `scales`.
         """
         scales = self.check_scales(scales)
         hidden, class_embedding = self.hidden_states(labels, scale_inputs, scales, path_keep)
@@ -263,7 +199,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def hidden_states(
         self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """States before the head (B, n, C) and the class embedding (B, C)."""
+        """Return the states before the head (B, n, C) and the class embedding (B, C); arguments as for `forward`."""
         self._check_inputs(labels, scale_inputs)
         class_embedding = self.class_embedding(labels)
         offsets = (*self.pyramid.offsets, self.pyramid.length)
@@ -272,7 +208,16 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         return self.run_blocks(hidden, class_embedding, self.neighborhood(scales), path_keep), class_embedding
 
     def embed(self, class_embedding: Tensor, inputs: Tensor, scales: range) -> Tensor:
-        """Block inputs (B, n, C) of consecutive scales; `inputs` (B, n', z) holds those of the scales after the first of all."""
+        """Embed consecutive scales.
+
+        Args:
+            class_embedding: (B, C); with the start position it is the input of the coarsest scale.
+            inputs: (B, n', z), inputs of those of the scales that are not the coarsest.
+            scales: The scales.
+
+        Returns:
+            (B, n, C), the input of the first block.
+        """
         parts = []
         if scales.start == 0:
             parts.append(class_embedding.unsqueeze(1) + self.start_position)
@@ -290,6 +235,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         path_keep: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
+        """Run all blocks on (B, n, C); the other arguments are as for `TransformerBlock.forward`, `path_keep` for all."""
         condition = F.silu(class_embedding)
         if self.shared_modulation is not None:
             condition = self.shared_modulation(condition)
@@ -303,7 +249,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         return hidden
 
     def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
-        """(B, n, C) -> (B, n, V) float32; the norm runs in float32, the matmul follows autocast."""
+        """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32. The norm runs in float32, the product follows autocast."""
         scale, shift = (
             self.head_modulation(F.silu(class_embedding)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
         )
@@ -321,7 +267,15 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     ) -> Tensor:
         """Cross-entropy summed over the tokens of `scales`, divided by L (all tokens), averaged over the batch.
 
-        indices: (B, L) int64, always whole. Logits exist for a few thousand tokens at a time and are made again in backward.
+        Float32 logits exist for a few thousand tokens at a time; backward recomputes them.
+
+        Args:
+            labels: As for `forward`.
+            scale_inputs: As for `forward`.
+            indices: (B, L) int64, of all scales.
+            scales: As for `forward`.
+            label_smoothing: Weight of the uniform distribution in the targets.
+            path_keep: As for `forward`.
         """
         return (
             self.token_losses(labels, scale_inputs, indices, scales, label_smoothing, path_keep).sum(1).mean()
@@ -337,7 +291,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         label_smoothing: float = 0.0,
         path_keep: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy of every token of `scales`: (B, n) float32, in nats."""
+        """Cross-entropy of each token of `scales` in nats, (B, n) float32; arguments as for `loss`."""
         scales = self.check_scales(scales)
         if tuple(indices.shape) != (labels.shape[0], self.config.length):
             raise ValueError(
@@ -361,10 +315,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         return torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
 
     def gradient_checkpointing_enable(self) -> None:
-        """Keep only the input of each block for backward and run the block again there."""
+        """Keep only the input of each block for backward, which then recomputes the block."""
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep what each block's own backward needs."""
         self.gradient_checkpointing = False
 
     def _check_inputs(self, labels: Tensor, scale_inputs: Tensor) -> None:
@@ -375,7 +330,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             raise ValueError(
                 f"scale_inputs must be (B, L - 1, z) = {expected}, got {tuple(scale_inputs.shape)}"
             )
-        # Only where looking is free: on a GPU it would wait for the device, and traced or fake labels have no values.
+        # Values are checked only on the CPU: a GPU would have to be waited for, traced and fake labels have none.
         visible = labels.device.type == "cpu" and type(labels) is Tensor and not torch.compiler.is_compiling()
         if (
             visible

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import VARConfig
-from mvar_models.networks.transformer import KVCache, ScaleTransformer
+from mvar_models.networks.state import KVCache, ScaleState
+from mvar_models.networks.transformer import ScaleTransformer
 
 
 class VAR(ScaleTransformer):
-    """Block-causal over scales; sampling keeps the keys and values of the scales already drawn."""
+    """Attends block-causally over scales; sampling keeps the keys and values of the scales already drawn."""
 
     config_class = VARConfig
     skips_guidance_at = 0.0
@@ -22,10 +25,10 @@ class VAR(ScaleTransformer):
     def neighborhood(self, scales: range) -> Neighborhood:
         return self.pyramid.select(scales).causal_neighborhood()
 
-    def new_cache(self) -> KVCache | None:
-        return KVCache()
+    def new_state(self, labels: Tensor) -> ScaleState:
+        return ScaleState(self.class_embedding(labels), KVCache())
 
     def step_neighborhood(self, scale: int) -> Neighborhood:
-        """One sampling step: the tokens of `scale` over everything in the cache."""
+        # Every token of the scale attends to the whole cache, which is laid out as one row of tokens.
         side, length = self.config.sides[scale], self.pyramid.scale_slice(scale).stop
         return Neighborhood.of_grids((side, side), (1, length), (1, length))

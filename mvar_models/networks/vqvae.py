@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(features) + self.conv2(F.silu(self.norm2(hidden)))
 
 
-class AttentionBlock(nn.Module):
+class GlobalAttention(nn.Module):
     """One head over all places of the grid."""
 
     def __init__(self, channels: int) -> None:
@@ -80,7 +80,7 @@ class Level(nn.Module):
             ResidualBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
         )
         self.attentions = nn.ModuleList(
-            AttentionBlock(out_channels) for _ in range(blocks if attention else 0)
+            GlobalAttention(out_channels) for _ in range(blocks if attention else 0)
         )
         self.resize = resize
 
@@ -95,7 +95,7 @@ class Level(nn.Module):
 class Middle(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(
-            ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+            ResidualBlock(channels, channels), GlobalAttention(channels), ResidualBlock(channels, channels)
         )
 
 

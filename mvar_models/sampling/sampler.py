@@ -1,72 +1,109 @@
-"""Sampling, scale by scale (VAR, arXiv 2404.02905, and MVAR, arXiv 2505.12742, as released).
+"""The loop over scales, as released with VAR (arXiv 2404.02905) and MVAR (arXiv 2505.12742), and the table of samplers.
 
-Randomness: one uniform number per token and picture, drawn on the CPU from that picture's own generator, so the picture of a seed does not
-change with batch size, order or device.
+Randomness: one uniform number per token, drawn on the CPU from the image's own generator. So the image of a seed
+does not depend on batch size, order or device.
 
-Memory: hidden states of one scale for the whole batch, logits and their sorted copies for a few pictures at a time (`_LOGITS_AT_A_TIME`);
-with 256 tokens and 4,096 codes a picture's logits are 4 MiB and the filters hold about six copies.
+A new sampler is a subclass of `Sampler` in a file of this folder, and one row of `SAMPLERS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.registry import resolve
+from mvar_models.sampling.filters import check_filters, draw, filter_logits
+from mvar_models.sampling.guidance import (
+    guidance_weight,
+    guided_logits,
+    is_guided,
+    progress_of,
+    with_unconditional,
+)
 
-_TINY = 1e-20
+SAMPLERS: dict[str, str] = {
+    "ancestral": "mvar_models.sampling.sampler:Sampler",
+    "smooth": "mvar_models.sampling.smooth:SmoothSampler",
+}
+
+# Logits that exist at a time. 256 tokens of 4,096 codes are 4 MiB per image, and the filters hold about six copies.
 _LOGITS_AT_A_TIME = 1 << 22
 
 
+@dataclass(frozen=True)
 class SampleResult:
-    """indices (B, L), f_hat (B, z, h, h), and on request the guided logits of the last scale before filtering, (B, n, V)."""
+    """What `sample` returns.
 
-    def __init__(self, indices: Tensor, f_hat: Tensor, final_logits: Tensor | None) -> None:
-        self.indices = indices
-        self.f_hat = f_hat
-        self.final_logits = final_logits
+    Attributes:
+        indices: (B, L) int64, the drawn codes.
+        f_hat: (B, z, h, h) float32, the latent that the decoder takes.
+        final_logits: (B, n, V), the guided logits of the last scale before filtering; None unless asked for.
+    """
+
+    indices: Tensor
+    f_hat: Tensor
+    final_logits: Tensor | None
 
 
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Logits (..., V) with those that may not be drawn set to -inf.
+@dataclass(frozen=True)
+class Choice:
+    """What a sampler knows when it chooses the codes of one scale for b images of the batch.
 
-    Keeps the top_k largest (ties at the k-th are kept), then, renormalised, the smallest set whose probability is at least top_p. 0 switches
-    either off.
+    Attributes:
+        scale: Index of the scale; 0 is the coarsest.
+        progress: Position of the scale, from 0 (coarsest) to 1 (finest).
+        images: Which images of the batch these are.
+        uniform: (b, n) float32 in [0, 1), one number per token.
+        generators: CPU generators of these images, for further random numbers.
+        top_k: See `filter_logits`.
+        top_p: See `filter_logits`.
+        quantizer: Holds the codebook.
+    """
+
+    scale: int
+    progress: float
+    images: slice
+    uniform: Tensor
+    generators: Sequence[torch.Generator]
+    top_k: int
+    top_p: float
+    quantizer: MultiScaleQuantizer
+
+
+class Sampler:
+    """Ancestral sampling: each token's code is drawn from its filtered distribution. Subclasses override the hooks."""
+
+    def choose(self, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Choose codes for guided logits (b, n, V).
+
+        Returns:
+            The codes (b, n) int64, and the vectors (b, n, z) that are added to f_hat for them.
+        """
+        codes = draw(filter_logits(logits, choice.top_k, choice.top_p), choice.uniform)
+        return codes, choice.quantizer.codebook(codes)
+
+    def after_scale(self, scale: int, f_hat: Tensor) -> Tensor:
+        """Return the f_hat (B, z, h, h) to go on with after a scale."""
+        return f_hat
+
+
+def make_sampler(sampler: str | Sampler) -> Sampler:
+    """Return the sampler itself, or a new one by its name in `SAMPLERS`.
 
     Raises:
-        ValueError: top_k below 0 or top_p outside 0 .. 1.
+        ValueError: no sampler of that name.
     """
-    check_filters(top_k, top_p)
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    if 0 < top_p < 1:
-        descending, order = logits.sort(dim=-1, descending=True)
-        probability = descending.softmax(dim=-1)
-        before = probability.cumsum(dim=-1) - probability
-        drop = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
-        logits = logits.masked_fill(drop, float("-inf"))
-    return logits
-
-
-def check_filters(top_k: int, top_p: float) -> None:
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (off) or a positive number of codes, got {top_k}")
-    if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p must be between 0 (off) and 1, got {top_p}")
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Categorical draw by inversion: logits (B, n, V) and uniform (B, n) in [0, 1) -> (B, n) int64."""
-    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
-    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    picked = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    # Rounding can put a threshold on the very end; then the last code with any probability is the right one.
-    last = logits.shape[-1] - 1 - logits.isfinite().flip(-1).int().argmax(dim=-1)
-    return torch.minimum(picked, last)
+    if isinstance(sampler, Sampler):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    made: Sampler = resolve(SAMPLERS[sampler])()
+    return made
 
 
 @torch.no_grad()
@@ -79,78 +116,68 @@ def sample(
     guidance_scale: float,
     top_k: int = 0,
     top_p: float = 0.0,
-    more_smooth: bool = False,
+    sampler: str | Sampler = "ancestral",
     on_scale: Callable[[int, Tensor], None] | None = None,
     keep_logits: bool = True,
 ) -> SampleResult:
-    """Draw codes for labels (B,), one CPU generator per picture.
+    """Draw the codes of one image per label, scale by scale.
 
     Args:
-        guidance_scale: w; at scale s logits are (1 + t) conditional - t unconditional with t = w s / (S - 1). No unconditional pass is made
-            at w = 0, nor for MVAR at w = 1, as its released program defines it.
-        top_k, top_p: see `filter_logits`.
-        more_smooth: mix codes by a Gumbel softmax instead of drawing one; for pictures, not for metrics.
-        on_scale: called after each scale with its number and f_hat so far.
-        keep_logits: return the last scale's guided logits too; off saves their memory.
+        model: The transformer.
+        quantizer: The quantizer of the VQVAE whose codes the model predicts.
+        labels: (B,) int64.
+        generators: One CPU generator per image.
+        guidance_scale: Weight of classifier-free guidance at the finest scale; it grows linearly from 0.
+        top_k: See `filter_logits`.
+        top_p: See `filter_logits`.
+        sampler: A name in `SAMPLERS` or a `Sampler`.
+        on_scale: Called after each scale with its index and f_hat so far.
+        keep_logits: Whether to return the last scale's guided logits.
+
+    Raises:
+        ValueError: filters out of range, an unknown sampler, or not one generator per label.
     """
     check_filters(top_k, top_p)
-    batch, num_scales = labels.shape[0], len(model.config.sides)
+    sampler = make_sampler(sampler)
+    config = model.config
+    batch, num_scales, side = labels.shape[0], len(config.sides), config.sides[-1]
     if len(generators) != batch:
-        raise ValueError(f"one generator per picture is needed: {batch} labels, {len(generators)} generators")
-    guided = guidance_scale not in (0.0, model.skips_guidance_at)
-    classes = torch.cat([labels, torch.full_like(labels, model.config.num_classes)]) if guided else labels
-    class_embedding = model.class_embedding(classes)
-    cache = model.new_cache()
-    side = model.config.sides[-1]
-    f_hat = class_embedding.new_zeros((batch, model.config.z_channels, side, side), dtype=torch.float32)
-    indices = []
+        raise ValueError(f"generators must be one per label ({batch}), got {len(generators)}")
+    guided = is_guided(model, guidance_scale)
+    state = model.new_state(with_unconditional(labels, config.num_classes) if guided else labels)
+    f_hat = torch.zeros((batch, config.z_channels, side, side), device=labels.device)
+    indices, kept = [], []
     for scale in range(num_scales):
         inputs = (
-            quantizer.next_input(f_hat, scale)
-            if scale
-            else f_hat.new_empty((batch, 0, model.config.z_channels))
+            quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty((batch, 0, config.z_channels))
         )
-        inputs = torch.cat([inputs, inputs]) if guided else inputs
-        hidden = model.embed(class_embedding, inputs, range(scale, scale + 1))
-        hidden = model.run_blocks(hidden, class_embedding, model.step_neighborhood(scale), cache=cache)
-        progress = scale / max(num_scales - 1, 1)
-        tokens = hidden.shape[1]
-        uniform = torch.stack([torch.rand(tokens, generator=g, dtype=torch.float64) for g in generators])
-        uniform = uniform.float().clamp_max(1 - 2**-24).to(hidden.device)
-        at_a_time = max(1, _LOGITS_AT_A_TIME // (tokens * model.config.vocab_size))
-        codes, vectors, kept = [], [], []
-        for start in range(0, batch, at_a_time):
-            rows = slice(start, min(start + at_a_time, batch))
-            logits = model.logits(hidden[:batch][rows], class_embedding[:batch][rows])
-            if guided:
-                weight = guidance_scale * progress
-                unconditional = model.logits(hidden[batch:][rows], class_embedding[batch:][rows])
-                logits = (1 + weight) * logits - weight * unconditional
+        hidden = model.step(state, torch.cat([inputs, inputs]) if guided else inputs, scale)
+        tokens, progress = hidden.shape[1], progress_of(scale, num_scales)
+        weight = guidance_weight(guidance_scale, progress) if guided else None
+        uniform = _uniform_numbers(generators, tokens).to(hidden.device)
+        codes, vectors = [], []
+        step = max(1, _LOGITS_AT_A_TIME // (tokens * config.vocab_size))
+        for start in range(0, batch, step):
+            images = slice(start, min(start + step, batch))
+            logits = guided_logits(model, hidden, state.class_embedding, images, weight)
             if keep_logits and scale == num_scales - 1:
                 kept.append(logits)
-            filtered = filter_logits(logits, top_k, top_p)
-            codes.append(draw(filtered, uniform[rows]))
-            if more_smooth:
-                vectors.append(_mixed_codes(filtered, quantizer, generators[rows], progress))
+            choice = Choice(
+                scale, progress, images, uniform[images], generators[images], top_k, top_p, quantizer
+            )
+            chosen_codes, chosen_vectors = sampler.choose(logits, choice)
+            codes.append(chosen_codes)
+            vectors.append(chosen_vectors)
         indices.append(torch.cat(codes))
-        if more_smooth:
-            contribution = quantizer.contribution_of_vectors(torch.cat(vectors), scale)
-        else:
-            contribution = quantizer.contribution(indices[-1], scale)
-        f_hat = f_hat + contribution.float()
+        contribution = quantizer.contribution_of_vectors(torch.cat(vectors), scale)
+        f_hat = sampler.after_scale(scale, f_hat + contribution.float())
         if on_scale is not None:
             on_scale(scale, f_hat)
     return SampleResult(torch.cat(indices, dim=1), f_hat, torch.cat(kept) if kept else None)
 
 
-def _mixed_codes(
-    logits: Tensor, quantizer: MultiScaleQuantizer, generators: Sequence[torch.Generator], progress: float
-) -> Tensor:
-    """Gumbel-softmax mixtures of codes, hardening from coarse to fine: (B, n, z)."""
-    temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
-    shape = logits.shape[1:]
-    uniform = torch.stack([torch.rand(shape, generator=g) for g in generators]).to(logits.device)
-    exponential = -torch.log(uniform.clamp_min(_TINY))
-    gumbel = -torch.log(exponential.clamp_min(_TINY))
-    weights = ((logits * (1 + progress) + gumbel) / temperature).softmax(dim=-1)
-    return weights.to(quantizer.codebook.weight.dtype) @ quantizer.codebook.weight
+def _uniform_numbers(generators: Sequence[torch.Generator], tokens: int) -> Tensor:
+    """One float32 number in [0, 1) per token of each image: (B, n)."""
+    numbers = [torch.rand(tokens, generator=each, dtype=torch.float64) for each in generators]
+    # Rounding to float32 could give 1, which would be past the end of every distribution.
+    return torch.stack(numbers).float().clamp_max(1 - 2**-24)

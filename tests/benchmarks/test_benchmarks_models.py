@@ -20,7 +20,6 @@ from benchmarks.suites import memory as memory_suite
 from benchmarks.suites import model as model_suite
 from benchmarks.suites import sampling as sampling_suite
 from benchmarks.suites.baselines import DenseMask, Ours
-from mvar_models.networks.transformer import KVCache
 
 CPU = torch.device("cpu")
 TINY = Shape(1, width=64, vocab_size=32, sides=(1, 2, 4, 9, 10, 11, 12, 13, 14))
@@ -82,16 +81,12 @@ def test_sampling_is_gated_and_says_what_cannot_run(monkeypatch):
 def test_cache_bytes_are_those_of_a_cache():
     model = TINY.build("var", CPU).eval()
     labels, inputs, _ = example(model, 2, CPU)
-    cache = KVCache()
-    embedding = model.class_embedding(labels)
+    state = model.new_state(labels)
     for scale in range(len(TINY.sides)):
-        model.run_blocks(
-            sampling_suite._block_input(model, embedding, inputs, scale),
-            embedding,
-            model.step_neighborhood(scale),
-            cache=cache,
-        )
-    held = sum(tensor.numel() * tensor.element_size() for pair in cache.entries.values() for tensor in pair)
+        model.step(state, sampling_suite._scale_input(model, inputs, scale), scale)
+    held = sum(
+        tensor.numel() * tensor.element_size() for pair in state.cache.entries.values() for tensor in pair
+    )
     assert (
         held
         == jobs.cache_bytes(dataclasses.replace(TINY, batch=2), guided=False)

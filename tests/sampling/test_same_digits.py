@@ -25,7 +25,7 @@ MODELS = ("var-digits", "mvar-digits")
 WAYS = {
     "unguided": {"guidance_scale": 0.0},
     "guided": {},
-    "more_smooth": {"more_smooth": True},
+    "smooth": {"sampler": "smooth"},
 }
 BATCH_SIZES = (1, 3, 8)
 COUNT, SHOWN = 64, 4

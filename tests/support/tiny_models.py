@@ -1,8 +1,9 @@
-"""Small untrained models that run in milliseconds: 16 px pictures, 3 classes, sides 1, 2, 4."""
+"""Small untrained models that run in milliseconds: 16 px images, 3 classes, sides 1, 2, 4."""
 
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
+from mvar_models.sampling.sampler import sample
 
 SIDES = (1, 2, 4)
 NAMES = ("ant", "bee", "cat")
@@ -51,3 +52,10 @@ def tiny_var():
 def tiny_mvar():
     torch.manual_seed(0)
     return _sharpen(MVAR(MVARConfig(**_shape(), kernel_size=3, dense_scales=2)))
+
+
+def tiny_sample(model, labels, seeds, **options):
+    """`sample` with guidance and filters on, one label and seed per image."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    options = {"guidance_scale": 1.5, "top_k": 8, **options}
+    return sample(model, tiny_vqvae().quantizer, torch.tensor(labels), generators, **options)

@@ -1,0 +1,123 @@
+"""One block of the transformer: attention and feed-forward, both modulated by the class (AdaLN).
+
+Shapes: B images, n tokens, C width, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_kernels.attention import neighborhood_attn
+from mvar_kernels.module import MAX_LOG_SCALE
+from mvar_kernels.pyramid import Neighborhood
+from mvar_models.config import TransformerConfig
+from mvar_models.networks.recompute import after_attention, is_plain, modulated_linear, modulated_norm
+from mvar_models.networks.state import KVCache
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with packed qkv; with cosine attention each head learns a factor exp(min(log_scale, log 100))."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.num_heads = config.num_heads
+        self.scale = config.attention_scale
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        log_scale = torch.full((config.num_heads,), math.log(4)) if config.cosine_attention else None
+        self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def bias(self) -> Tensor:
+        """Return the bias (3 C,) of the packed projection."""
+        # A bias of the keys would shift all scores of a query alike, so the released models have none.
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def attend(
+        self, qkv: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None
+    ) -> Tensor:
+        """Attend with packed qkv (B, n, 3 C); returns (B, n, C), heads concatenated, before `proj`."""
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, n, H, D) views
+        if cache is not None:
+            key, value = cache.extend(self.index, key, value)
+        logit_scale = None if self.log_scale is None else self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
+        return neighborhood_attn(
+            query, key, value, neighborhood, scale=self.scale, logit_scale=logit_scale, backend=backend
+        ).flatten(2)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU (tanh approximation) between them."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        hidden = round(config.width * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc2 = nn.Linear(hidden, config.width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, n, C) -> (B, n, C)."""
+        return self.fc2(F.gelu(self.fc1(hidden), approximate="tanh"))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward as residual branches, modulated by six vectors of width C per image.
+
+    With shared AdaLN the vectors are computed once for all blocks and each block learns an offset; otherwise each
+    block has a linear layer of its own.
+    """
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        width = config.width
+        self.attention = SelfAttention(config, index)
+        self.mlp = FeedForward(config)
+        if config.shared_adaln:
+            self.modulation_offset = nn.Parameter(torch.zeros(6, width))
+        else:
+            self.modulation = nn.Linear(width, 6 * width)
+        self.shared_adaln = config.shared_adaln
+
+    def forward(
+        self,
+        hidden: Tensor,
+        condition: Tensor,
+        neighborhood: Neighborhood,
+        backend: str,
+        path_keep: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Run the block.
+
+        Args:
+            hidden: (B, n, C).
+            condition: (B, 6 C) with shared AdaLN, else SiLU of the class embedding, (B, C).
+            neighborhood: Who attends to whom.
+            backend: Attention backend, see `mvar_kernels`.
+            path_keep: (2, B) factors of the two branches, for stochastic depth.
+            cache: Extended by this block's keys and values; queries then attend to all of them.
+        """
+        if self.shared_adaln:
+            modulation = condition.unflatten(-1, (6, -1)) + self.modulation_offset
+        else:
+            modulation = self.modulation(condition).unflatten(-1, (6, -1))
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).unbind(2)  # (B, 1, C) each
+        if path_keep is not None:
+            gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
+        attention, mlp = self.attention, self.mlp
+        if is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
+            qkv = modulated_linear(hidden, scale1, shift1, attention.qkv.weight, attention.bias())
+            attended = attention.attend(qkv, neighborhood, backend, cache)
+            return after_attention(
+                hidden, attended, gate1, attention.proj, scale2, shift2, mlp.fc1, mlp.fc2, gate2
+            )
+        # A replaced or hooked linear layer must be called, so backward keeps what autograd keeps.
+        qkv = attention.qkv(modulated_norm(hidden, scale1, shift1)) + attention.bias()
+        hidden = hidden + attention.proj(attention.attend(qkv, neighborhood, backend, cache)) * gate1
+        return hidden + mlp(modulated_norm(hidden, scale2, shift2)) * gate2

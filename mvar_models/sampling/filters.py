@@ -1,0 +1,58 @@
+"""Which codes may be drawn, and the draw itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_filters(top_k: int, top_p: float) -> None:
+    """Raise ValueError if top_k is negative or top_p is outside 0 .. 1."""
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (off) or a positive number of codes, got {top_k}")
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p must be between 0 (off) and 1, got {top_p}")
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Set the logits of codes that may not be drawn to -inf; top_k applies first, top_p to what it leaves.
+
+    Args:
+        logits: (..., V).
+        top_k: Number of largest logits to keep; codes tied with the last of them are kept too. 0 is off.
+        top_p: Keep the smallest set of codes with at least this probability in total. 0 and 1 are off.
+
+    Raises:
+        ValueError: `top_k` is negative or `top_p` is outside 0 .. 1.
+    """
+    check_filters(top_k, top_p)
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if 0 < top_p < 1:
+        descending, order = logits.sort(dim=-1, descending=True)
+        probability = descending.softmax(dim=-1)
+        # A code stays while the codes before it do not reach top_p, so the one that crosses it stays too.
+        before = probability.cumsum(dim=-1) - probability
+        drop = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+        logits = logits.masked_fill(drop, float("-inf"))
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw from the categorical distribution of the logits by inverting its cumulative sum.
+
+    Args:
+        logits: (..., V); -inf marks a code that is never drawn.
+        uniform: (...) in [0, 1), one number per draw.
+
+    Returns:
+        (...) int64.
+    """
+    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    # The sum rounds to a little more or less than 1, so the threshold is taken relative to it.
+    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    codes = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    # Rounding can still put a threshold on the very end; the last possible code is then the right one.
+    last = logits.shape[-1] - 1 - logits.isfinite().flip(-1).int().argmax(dim=-1)
+    return torch.minimum(codes, last)
