@@ -1,12 +1,21 @@
-"""VQVAE, VAR and MVAR: networks, pretrained weights, fine-tuning and sampling."""
+"""VQVAE, VAR and MVAR: networks, pretrained weights, fine-tuning and sampling.
 
-from mvar_kernels import __version__
-from mvar_models.checkpoints.zoo import list_models
-from mvar_models.config import MVARConfig, VARConfig, VQVAEConfig
-from mvar_models.networks.mvar import MVAR
-from mvar_models.networks.var import VAR
-from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline import MVARPipeline, VARPipeline
+The names below are imported on first use, so that `mvar --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvar_kernels import __version__
+    from mvar_models.checkpoints.zoo import list_models
+    from mvar_models.config import MVARConfig, VARConfig, VQVAEConfig
+    from mvar_models.networks.mvar import MVAR
+    from mvar_models.networks.var import VAR
+    from mvar_models.networks.vqvae import VQVAE
+    from mvar_models.pipeline import MVARPipeline, VARPipeline
 
 __all__ = [
     "MVAR",
@@ -20,3 +29,28 @@ __all__ = [
     "__version__",
     "list_models",
 ]
+
+_MODULES = {
+    "MVAR": "mvar_models.networks.mvar",
+    "VAR": "mvar_models.networks.var",
+    "VQVAE": "mvar_models.networks.vqvae",
+    "MVARConfig": "mvar_models.config",
+    "MVARPipeline": "mvar_models.pipeline",
+    "VARConfig": "mvar_models.config",
+    "VARPipeline": "mvar_models.pipeline",
+    "VQVAEConfig": "mvar_models.config",
+    "__version__": "mvar_kernels",
+    "list_models": "mvar_models.checkpoints.zoo",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

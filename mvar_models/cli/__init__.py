@@ -1,1 +1,33 @@
-"""The `mvar` command, one file a subcommand."""
+"""The `mvar` command: one file per subcommand in this folder, and one row per subcommand in COMMANDS.
+
+Nothing is imported here, so that `mvar --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A subcommand of `mvar`.
+
+    Attributes:
+        target: Its click command as "module:name", imported when it runs or its own help is shown.
+        summary: Its line in `mvar --help`.
+    """
+
+    target: str
+    summary: str
+
+
+COMMANDS: dict[str, Row] = {
+    "demo": Row("mvar_models.cli.demo:demo", "Fine-tune the embedded VAR into MVAR and compare the two."),
+    "doctor": Row("mvar_models.cli.doctor:doctor", "Check this installation."),
+    "export": Row("mvar_models.cli.export:export", "Write a model for the released programs."),
+    "finetune": Row("mvar_models.cli.finetune:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
+    "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),
+    "sample": Row("mvar_models.cli.sample:sample", "Draw images, or the file that FID programs read."),
+    "tokenize": Row("mvar_models.cli.tokenize:tokenize", "Encode images once, for any number of runs."),
+    "train": Row("mvar_models.cli.train:train", "Train a VAR or an MVAR from scratch."),
+    "train-vqvae": Row("mvar_models.cli.train_vqvae:train_vqvae", "Train a VQVAE on your own images."),
+}

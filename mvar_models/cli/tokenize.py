@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mvar_models.cli.common import clear_errors
-from mvar_models.devices import default_device
+from mvar_models.cli.common import processes_here
+from mvar_models.cli.progress import count_progress
+from mvar_models.data.source import check_data_exists, open_source
+from mvar_models.evaluation.reconstruction import Reconstruction
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import RELEASED_SIDES, fitted
+from mvar_models.tokens.folder import TokenFolder, verify_tokens
+from mvar_models.tokens.writer import TokenWriter, Written
+from mvar_models.training.processes import Processes
+from mvar_models.training.runs import default_vqvae
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 10
 
@@ -21,7 +29,7 @@ _LISTED = 10
 @click.option(
     "--data",
     default=None,
-    help="Pictures: 'digits', a folder, a .parquet file, or a Hugging Face dataset as org/name[:split].",
+    help="Images: 'digits', a folder, a .parquet file, or a Hugging Face dataset as org/name[:split].",
 )
 @click.option(
     "--vqvae",
@@ -39,116 +47,103 @@ _LISTED = 10
     "-o",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make or to finish.",
+    help="Folder to create or to finish.",
 )
 @click.option(
     "--copies",
     type=int,
     default=None,
-    help="Variants of each picture. Default: 2, it and its mirror; 1 for digits.",
+    help="Variants per image. Default: 2, the image and its mirror; 1 for digits.",
 )
-@click.option("--seed", default=0, help="Of variants that are not mirrors.")
-@click.option("--shard-size", default=2048, help="Pictures a file.")
+@click.option("--seed", default=0, help="Seed of the variants that are not mirrors.")
+@click.option("--shard-size", default=2048, help="Images per file.")
 @click.option(
     "--batch-size",
     type=int,
     default=None,
-    help="Pictures encoded at a time. Default: 64, or fewer of more than 256 px.",
+    help="Images encoded at a time. Default: 64, or fewer above 256 px.",
 )
-@click.option("--device", default=None, help="Default: cuda where there is one.")
+@click.option("--device", default=None, help="Default: cuda if available, else cpu.")
 @click.option("--verify", is_flag=True, help="Check the checksums of a finished folder; takes --out alone.")
-@clear_errors
-def tokenize(data: str | None, out: Path, verify: bool, **options: Any) -> None:
-    """Make the codes of all pictures, and of their mirrors, once; training then takes the folder as its --data.
+def tokenize(
+    data: str | None, out: Path, verify: bool, batch_size: int | None, device: str | None, **options: Any
+) -> None:
+    """Encode all images and their mirrors once; training then takes the folder as its --data.
 
-    A stopped run goes on where it was when started again. Under torchrun, or as many processes with RANK and WORLD_SIZE set, the processes
-    share the work; the files are the same.
+    A stopped run continues where it was when started again. Under torchrun, or as several processes with RANK
+    and WORLD_SIZE set, the processes share the work; the files are the same.
     """
-    from mvar_models.tokens import folder as token_cache
-
     if verify:
         if data is not None:
             raise click.UsageError("--verify checks what is in --out; leave out --data")
-        click.echo(f"{token_cache.verify_tokens(out)} shards in {out} have the checksums of the index")
+        click.echo(f"{verify_tokens(out)} shards in {out} have the checksums of the index")
         return
     if data is None:
         raise click.UsageError("--data is missing")
-    _make(data, out, **options)
-
-
-def _make(
-    data: str, out: Path, vqvae: str | None, resolution: int | None, device: str | None, **options: Any
-) -> None:
-    from mvar_models.data.source import check_data_exists, open_source
-    from mvar_models.networks.vqvae import VQVAE
-    from mvar_models.optional import require
-    from mvar_models.pipeline import RELEASED_SIDES, fitted
-    from mvar_models.tokens import folder as token_cache
-    from mvar_models.tokens import writer as token_writer
-    from mvar_models.training.runs import default_vqvae
-
     check_data_exists(data)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = device or default_device()
-    if device == "cuda" and world_size > 1:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    vqvae = vqvae or default_vqvae(data)
-    model = VQVAE.from_pretrained(vqvae, device=device)
-    if resolution is not None and resolution != model.config.resolution:
-        if resolution not in RELEASED_SIDES or model.config.sides not in RELEASED_SIDES.values():
-            raise ValueError(
-                f"{vqvae} is for {model.config.resolution} px; --resolution is for the released VQVAE and 256, 512 or 1024 px"
-            )
-        model = fitted(model, RELEASED_SIDES[resolution])
+    processes = processes_here(device)
+    vqvae = options.pop("vqvae") or default_vqvae(data)
+    model = _load_vqvae(vqvae, options.pop("resolution"), str(processes.device))
     source = open_source(data, model.config.resolution)
-    if isinstance(source, token_cache.TokenFolder):
-        raise ValueError(f"{data} holds codes already, not pictures")
-    given = {name: options.pop(name) for name in ("copies", "seed", "shard_size")}
-    writer = token_writer.TokenWriter(model, source, out, names=(data, vqvae), **given)
-    if rank == 0 and not writer.finished:
-        click.echo(f"{len(source):,} pictures in {len(source.class_names)} classes")
-        _tell_fit(writer.check_reconstruction(), vqvae, out)
-    bar = require("tqdm", "train").tqdm(
-        unit="picture", dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty()
-    )
+    if isinstance(source, TokenFolder):
+        raise ValueError(f"{data} holds codes already, not images")
+    writer = TokenWriter(model, source, out, names=(data, vqvae), **options)
+    if processes.first and not writer.finished:
+        click.echo(f"{len(source):,} images in {len(source.class_names)} classes")
+        _show_fit(writer.check_reconstruction(), vqvae, out)
+    written = _write(writer, processes, batch_size)
+    if written.complete:
+        _show_result(TokenFolder(out))
+    else:
+        click.echo(
+            f"process {processes.rank} is done; the index appears when all {processes.world_size} are "
+            "(or when the command is run again)"
+        )
 
-    def report(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
 
-    begun = time.perf_counter()
-    with bar:
-        written = writer.write(rank=rank, world_size=world_size, report=report, **options)
-    seconds = time.perf_counter() - begun
+def _load_vqvae(name: str, resolution: int | None, device: str) -> VQVAE:
+    """Load a VQVAE; a released one also at another of the released resolutions."""
+    model = VQVAE.from_pretrained(name, device=device)
+    if resolution is None or resolution == model.config.resolution:
+        return model
+    if resolution not in RELEASED_SIDES or model.config.sides not in RELEASED_SIDES.values():
+        raise ValueError(
+            f"{name} is for {model.config.resolution} px; "
+            "--resolution is for the released VQVAE and 256, 512 or 1024 px"
+        )
+    return fitted(model, RELEASED_SIDES[resolution])
+
+
+def _write(writer: TokenWriter, processes: Processes, batch_size: int | None) -> Written:
+    rank, world_size = processes.rank, processes.world_size
+    start = time.perf_counter()
+    with count_progress("image", shown=processes.first) as report:
+        written = writer.write(rank=rank, world_size=world_size, report=report, batch_size=batch_size)
+    seconds = time.perf_counter() - start
     if written.made:
         rate = written.made / seconds
-        click.echo(f"process {rank}: {written.made:,} pictures in {seconds:.1f} s, {rate:,.1f} pictures/s")
-    if not written.complete:
-        click.echo(
-            f"process {rank} is done; the index appears when all {world_size} are (or when the command is run again)"
-        )
-        return
-    _tell_result(token_cache.TokenFolder(out))
+        click.echo(f"process {rank}: {written.made:,} images in {seconds:.1f} s, {rate:,.1f} images/s")
+    return written
 
 
-def _tell_fit(found: Any, vqvae: str, out: Path) -> None:
-    picture = out / "reconstruction.png"
+def _show_fit(found: Reconstruction, vqvae: str, out: Path) -> None:
+    image = out / "reconstruction.png"
     click.echo(
-        f"{vqvae} gives these pictures back with {found.psnr:.1f} dB PSNR (their mean colours: {found.flat:.1f}); {picture}"
+        f"{vqvae} reconstructs these images with {found.psnr:.1f} dB PSNR "
+        f"(their mean colours: {found.flat:.1f}); {image}"
     )
     if not found.fits:
-        logging.getLogger(__name__).warning(
-            "%s does not fit these pictures; look at %s, and train one with `mvar train-vqvae`",
-            vqvae,
-            picture,
+        logger.warning(
+            "%s does not fit these images; look at %s, and train one with `mvar train-vqvae`", vqvae, image
         )
 
 
-def _tell_result(folder: Any) -> None:
+def _show_result(folder: TokenFolder) -> None:
     copies, codes = folder.copies, sum(side**2 for side in folder.index["sides"])
     click.echo(
-        f"{len(folder):,} pictures, {copies} variant{'s' if copies > 1 else ''} each, {codes} codes a variant, "
-        f"{folder.bytes_per_picture:,.0f} bytes a picture in {len(folder.files)} shards of {folder.folder}"
+        f"{len(folder):,} images, {copies} variant{'s' if copies > 1 else ''} each, "
+        f"{codes} codes per variant, {folder.bytes_per_picture:,.0f} bytes per image "
+        f"in {len(folder.files)} shards of {folder.folder}"
     )
     if folder.left_out:
         click.echo(f"{len(folder.left_out)} left out, all listed in index.json:")

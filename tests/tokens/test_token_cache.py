@@ -308,12 +308,12 @@ def test_the_command(tiny, mixed, caplog):
     )
     assert made.exit_code == 0, made.output
     assert (
-        f"{len(ODD) + len(BROKEN) + 8} pictures in 2 classes" in made.output
+        f"{len(ODD) + len(BROKEN) + 8} images in 2 classes" in made.output
         and "dB PSNR (their mean colours:" in made.output
     )
     assert (
         f"{len(ODD) + 8} pictures, 2 variants each, 21 codes a variant" in made.output
-        and "pictures/s" in made.output
+        and "images/s" in made.output
     )
     assert (
         f"{len(BROKEN) + 1} left out, all listed in index.json:" in made.output

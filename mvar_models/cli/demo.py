@@ -1,0 +1,31 @@
+"""The command `mvar demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mvar_models.demo import run_demo
+
+
+@click.command()
+@click.option(
+    "--out", default="demo_out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
+)
+@click.option(
+    "--steps",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Fine-tuning steps. Default: the number that the report's gates were set for.",
+)
+@click.option(
+    "--samples",
+    default=1000,
+    type=click.IntRange(min=20),
+    help="Images to draw from each model for the quality figures.",
+)
+def demo(out: Path, steps: int | None, samples: int) -> None:
+    """Fine-tune the embedded VAR into MVAR on handwritten digits and compare the two."""
+    for line in run_demo(out, steps=steps, samples=samples):
+        click.echo(line)

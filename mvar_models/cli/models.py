@@ -1,0 +1,39 @@
+"""The command `mvar models`."""
+
+from __future__ import annotations
+
+import click
+
+from mvar_models.checkpoints.zoo import Entry, find, list_models
+
+_HEADER = (
+    f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5} {'IS':>6}  "
+    f"{'guidance top_k top_p':20}  {'licence':12}  weights"
+)
+
+
+@click.command()
+@click.argument("pattern", default="*")
+def models(pattern: str) -> None:
+    """List the models of the zoo whose names match PATTERN."""
+    names = list_models(pattern)
+    if not names:
+        raise click.UsageError(f"no model matches {pattern!r}; there are {', '.join(list_models())}")
+    click.echo(_HEADER)
+    for name in names:
+        entry = find(name)
+        assert entry is not None
+        click.echo(_line(name, entry))
+    click.echo("FID and IS: as published by the authors for 50,000 images, not measured here.")
+
+
+def _line(name: str, entry: Entry) -> str:
+    fid = f"{entry.scores['FID']:.2f}" if "FID" in entry.scores else "-"
+    inception = f"{entry.scores['IS']:.1f}" if "IS" in entry.scores else "-"
+    preset = "" if entry.model_type == "vqvae" else "in its config"
+    if "top_k" in entry.preset:
+        preset = "{guidance_scale:8.1f} {top_k:5} {top_p:5.2f}".format(**entry.preset)
+    return (
+        f"{name:20} {entry.model_type:6} {entry.resolution:4} {entry.parameters:>10} "
+        f"{fid:>5} {inception:>6}  {preset:20}  {entry.licence:12}  {entry.repository}/{entry.file}"
+    )

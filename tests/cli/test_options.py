@@ -1,0 +1,137 @@
+"""Options made from settings: every field has one, with the type, choices and default of its field."""
+
+import dataclasses
+import importlib
+
+import click
+import pytest
+
+from mvar_models.cli.options import INTERNAL, flag_of, settings_options
+from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings, setting
+
+COMMANDS = {"train": TransformerSettings, "finetune": TransformerSettings, "train_vqvae": VQVAESettings}
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(RunSettings):
+    """Settings with a field of every type."""
+
+    count: int | None = setting(None, "How many.", shown="all")
+    rate: float = setting(0.25, "How fast.")
+    sides: tuple[int, ...] = setting((1, 2), "How large.")
+    shape: str = setting("round", "Which.", choices=lambda: ["round", "square"])
+    loud: bool = setting(False, "Whether.")
+    start: str = setting("here", "From where.", flag="--from")
+
+
+@pytest.fixture
+def toy():
+    @click.command()
+    @settings_options(Toy)
+    def command(**options):
+        raise RuntimeError("only parsed")
+
+    return command
+
+
+@pytest.fixture(params=COMMANDS)
+def command(request):
+    """A training command, its settings class, and the fields it has no option for."""
+    module = importlib.import_module(f"mvar_models.cli.{request.param}")
+    return getattr(module, request.param), COMMANDS[request.param], module.WITHOUT
+
+
+def values(command, *arguments):
+    given = command.make_context("toy", list(arguments)).params
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def test_every_setting_is_an_option_or_has_a_reason_not_to_be(command):
+    command, kind, without = command
+    fields = {field.name for field in dataclasses.fields(kind)}
+    options = {option.name for option in command.params}
+    assert fields - set(INTERNAL) - set(without) == options & fields
+    assert options - fields <= {"resume", "epochs", "resolution"}
+    assert set(without) <= fields, "a field that is gone is still listed"
+
+
+def test_nothing_is_internal_that_is_no_setting():
+    fields = {field.name for kind in COMMANDS.values() for field in dataclasses.fields(kind)}
+    assert set(INTERNAL) <= fields
+
+
+@pytest.mark.parametrize("kind", [TransformerSettings, VQVAESettings])
+def test_every_setting_says_what_it_is(kind):
+    for field in dataclasses.fields(kind):
+        assert field.metadata["help"].endswith("."), field.name
+
+
+def test_a_plain_default_is_shown(command):
+    command, kind, _ = command
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for option in command.params:
+        field = fields.get(option.name)
+        if field is None or field.metadata.get("shown") is not None or isinstance(field.default, bool):
+            continue
+        if field.default is None or field.default is dataclasses.MISSING:
+            assert "Default" not in option.help, option.name
+            continue
+        shown = option.help.rpartition("Default: ")[2].rstrip(".")
+        if isinstance(field.default, tuple):
+            assert tuple(map(int, shown.split(","))) == field.default, option.name
+        else:
+            assert type(field.default)(shown) == field.default, option.name
+
+
+def test_values_have_the_types_of_their_fields(toy):
+    arguments = [
+        "--count",
+        "3",
+        "--rate",
+        "1e-3",
+        "--sides",
+        "4,5",
+        "--shape",
+        "square",
+        "--loud",
+        "--from",
+        "x",
+    ]
+    assert values(toy, *arguments) == {
+        "count": 3,
+        "rate": 1e-3,
+        "sides": (4, 5),
+        "shape": "square",
+        "loud": True,
+        "start": "x",
+    }
+    assert values(toy, "--no-loud") == {"loud": False}
+
+
+def test_what_is_not_given_is_none(toy):
+    assert values(toy) == {}
+
+
+def test_defaults_in_words(toy):
+    texts = {option.name: option.help for option in toy.params}
+    assert texts["count"] == "How many. Default: all."
+    assert texts["rate"] == "How fast. Default: 0.25."
+    assert texts["sides"] == "How large. Default: 1,2."
+    assert texts["loud"] == "Whether."
+
+
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [("--shape", "oval", "square"), ("--sides", "1,b", "1,b"), ("--count", "few", "few")],
+)
+def test_a_wrong_value_is_refused_by_its_flag(toy, flag, value, message):
+    with pytest.raises(click.BadParameter) as refused:
+        values(toy, flag, value)
+    assert flag in refused.value.format_message()
+    assert message in refused.value.format_message()
+
+
+def test_flags():
+    assert flag_of("init", TransformerSettings) == "--model"
+    assert flag_of("batch_size", TransformerSettings) == "--batch-size"
+    assert flag_of("epochs", VQVAESettings) == "--epochs"
