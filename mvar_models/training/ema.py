@@ -1,4 +1,8 @@
-"""A moving average of the weights (Polyak and Juditsky, 1992): smoother samples than the last step's weights."""
+"""A moving average of the weights (Polyak and Juditsky, 1992), whose samples are smoother than the last step's.
+
+Own code, because `torch.optim.swa_utils.AveragedModel` deep-copies the module, which FSDP2 refuses ("FSDP does not
+support deepcopy"); here the average is sharded as the weights are.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mvar_models.training.processes import local
-
 
 class WeightAverage:
-    """average <- d average + (1 - d) weights after every step; sharded as the model is.
+    """average <- d average + (1 - d) weights after every step, where d = min(decay, (1 + step) / (10 + step)).
 
-    d at step n (from 1) is the smaller of `decay` and (1 + n) / (10 + n), so that a short run's average is not what it began with.
+    Attributes:
+        model: The module whose parameters are averaged.
+        decay: The largest d. Early steps take a smaller one, or a short run's average would be its initial weights.
+        average: Name -> average, of the parameter's shape, type and sharding.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -24,13 +29,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Move the average towards the weights after `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.model.named_parameters():
-            local(self.average[name]).lerp_(local(parameter.detach()), 1 - decay)
+            _local(self.average[name]).lerp_(_local(parameter.detach()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the average for its weights inside the block, and its own again after."""
+        """Give the model the averaged weights inside the block, and its own again afterwards."""
         self._exchange()
         try:
             yield
@@ -40,10 +46,17 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, parameter in self.model.named_parameters():
-            weights, average = local(parameter.detach()), local(self.average[name])
-            kept = weights.clone()
+            weights, average = _local(parameter.detach()), _local(self.average[name])
+            kept = weights.clone()  # one parameter at a time, so that no second copy of the model is held
             weights.copy_(average)
             average.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the averages by parameter name, for a checkpoint."""
         return self.average
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's shard, sharing its memory; a plain tensor is returned as it is."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard

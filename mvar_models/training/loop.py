@@ -1,7 +1,7 @@
-"""The loop that every kind of training shares: learning rate, precision, clipping, metrics, checkpoints, resume.
+"""The loop that every kind of training shares: learning rate, precision, clipping, metrics, checkpoints, resuming.
 
-Because random choices are functions of (seed, step, place in the batch), a checkpoint is the weights, the optimizer and the step, and resuming
-is exact; the number of processes and of micro-batches changes nothing but the rounding of sums.
+Random choices are functions of (seed, step, place in the batch). So weights, optimizer and step are a whole checkpoint,
+resuming is exact, and the number of processes and of micro-batches changes only the rounding of sums.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +24,11 @@ from mvar_models.training.optimizer import learning_rate_factor, parameter_group
 from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.settings import PRECISIONS, RunSettings
 from mvar_models.training.signals import RunStopped, StopSignals, stopped_by
 from mvar_models.training.state import TrainingState, prepare_optimizer
 from mvar_models.training.task import Task
-
-__all__ = ["Loop", "Report", "Task"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,18 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Loop:
-    """Trains a task into a run folder; `fit` returns the figures of the last validation.
+    """Trains a task into a run folder. All processes of the run create one and call the same methods.
 
-    All processes of the run make one and call the same methods; only the first one writes and reports.
+    Args:
+        task: What to train.
+        settings: The run's settings.
+        folder: The run folder, which rank 0 writes.
+        report: Called on rank 0 with the figures of each step.
+        processes: The processes of the run; this one alone by default.
+
+    Attributes:
+        start: Number of steps done before `fit`, 0 unless resumed.
+        best: The best value of the task's `best_figure` so far.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class Loop:
         self.task = task
         self.settings = settings
         self.folder = folder
-        self.processes = processes or Processes(0, 1, torch.device(settings.device))
+        self.processes = processes or Processes(device=settings.device)
         self.report = report if report is not None and self.processes.first else (lambda values: None)
         self.parts = pieces(settings.batch_size, self.processes.world_size * settings.accumulate)
         if settings.activation_checkpointing:
@@ -60,7 +69,7 @@ class Loop:
             if enable is None:
                 raise ValueError(f"a {settings.kind} has no activation checkpointing")
             enable()
-        task.share_validation(self.processes.rank, self.processes.world_size, self.processes.total)
+        task.join(self.processes)
         self.parallel = Parallel(
             task,
             self.processes,
@@ -77,11 +86,12 @@ class Loop:
         self.state = TrainingState(task.model, self.optimizer, self.average)
         self.loss_scale = LossScale(settings.precision == "fp16")
         self.metrics = Metrics(folder, tensorboard=settings.tensorboard)
+        self.writer = RunWriter(folder, self.processes, self.metrics)
         self.best: float | None = None
         self.start = 0
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder, if there is one.
+        """Load the newest checkpoint of the run folder, if there is one.
 
         Raises:
             RunStopped: the data is not what the run was trained on.
@@ -102,19 +112,23 @@ class Loop:
         count, fingerprint = progress["examples"], progress["fingerprint"]
         if (count, fingerprint) == (self.task.num_examples, self.task.fingerprint):
             return
-        now = "as many of other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
+        now = (
+            "as many with other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
+        )
         self.processes.stop(
             RunStopped(
-                f"the data of {self.folder.path} has changed: the run had {count:,} training examples, now there are {now}; put the data back to go on,"
-                f" or start a new run from {self.folder.path / 'best'}"
+                f"the data of {self.folder.path} has changed: the run had {count:,} training examples, now there "
+                f"are {now}; restore the data to continue, or start a new run from {self.folder.path / 'best'}"
             )
         )
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last step. Steps are counted from 1 in metrics.jsonl and in the names of checkpoints.
+        """Train to the last step and return the figures of the last validation.
+
+        Steps are counted from 1 in metrics.jsonl and in the names of checkpoints.
 
         Raises:
-            RunStopped: a signal, a lost process or a full disk ended the run; the message says how to go on.
+            RunStopped: a signal, a lost process or a full disk ended the run; the message says how to continue.
             FloatingPointError: the loss or the gradients are no longer finite.
         """
         try:
@@ -123,45 +137,26 @@ class Loop:
         except RuntimeError as error:
             if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
                 raise
-            raise stopped_by_loss(
-                self.processes.rank, self.folder.last_step(), self.folder.path, error
-            ) from error
+            last, path = self.folder.last_step(), self.folder.path
+            raise stopped_by_loss(self.processes.rank, last, path, error) from error
 
     def _fit(self, signals: StopSignals) -> dict[str, Any]:
-        settings, results = self.settings, {}
+        settings = self.settings
         self.task.model.train()
         saved = self.start
-        # What a signal left no time for.
-        if (
-            saved
-            and _due(saved, settings.validate_every)
-            and not self.processes.on_first(lambda: self.folder.has_figure(saved, self.task.best_figure))
-        ):
-            results = self.validate(saved)
-        if (
-            saved
-            and _due(saved, settings.sample_every or 0)
-            and not self.processes.on_first(lambda: self.folder.has_samples(saved))
-        ):
-            self.sample(saved)
+        results = self._catch_up(saved) if saved else {}
         for index in range(self.start, settings.steps):
             values, signal = self.step(index, signals)
             done = index + 1
-            self._log(values)
             last = done == settings.steps
-            leaving = signal and not last  # often with half a minute before a kill: save, the rest can wait
-            if not leaving and (last or _due(done, settings.validate_every)):
+            self.writer.log(values)
+            # A signal may precede a kill by half a minute: save at once, the resumed run catches up on the rest.
+            if last or (not signal and _due(done, settings.validate_every)):
                 results = self.validate(done)
-                values = {
-                    **values,
-                    **{name: value for name, value in results.items() if isinstance(value, float)},
-                }
-                signal = self._signal(signals)
-                leaving = signal and not last
-            if (
-                not leaving
-                and settings.sample_every is not None
-                and (last or _due(done, settings.sample_every))
+                values |= {name: value for name, value in results.items() if isinstance(value, float)}
+                signal = _first_signal(self.processes.total(_received(signals)).tolist())
+            if settings.sample_every is not None and (
+                last or (not signal and _due(done, settings.sample_every))
             ):
                 self.sample(done)
             if last or signal or _due(done, settings.save_every):
@@ -175,8 +170,26 @@ class Loop:
         self.task.model.eval()
         return results
 
+    def _catch_up(self, step: int) -> dict[str, Any]:
+        """Validate and sample the checkpoint of `step`, where a signal left no time to."""
+
+        def missing(every: int | None, done: Callable[[], bool]) -> bool:
+            return _due(step, every or 0) and not self.processes.on_first(done)
+
+        results: dict[str, Any] = {}
+        best_figure = self.task.best_figure
+        if missing(self.settings.validate_every, lambda: self.folder.has_figure(step, best_figure)):
+            results = self.validate(step)
+        if missing(self.settings.sample_every, lambda: self.folder.has_samples(step)):
+            self.sample(step)
+        return results
+
     def step(self, index: int, signals: StopSignals | None = None) -> tuple[dict[str, Any], int]:
-        """One optimizer step; returns its line of metrics.jsonl, and the signal that one of the processes got, or 0."""
+        """Take one optimizer step.
+
+        Returns:
+            The step's line of metrics.jsonl, and the signal that one of the processes received, or 0.
+        """
         begun = time.perf_counter()
         settings = self.settings
         lr = settings.lr * learning_rate_factor(index, settings.steps)
@@ -184,12 +197,9 @@ class Loop:
             group["lr"] = lr
         loss, figures = self.gradients(index)
         norm = (global_norm(self.task.model) / self.loss_scale.factor).item()
-        received = 0 if signals is None else signals.received
-        summed = self.processes.total(
-            torch.tensor([loss, *(float(received == number) for number in _SIGNALS)], dtype=torch.float64)
-        ).tolist()
-        loss = summed[0]
-        signal = next((number for number, count in zip(_SIGNALS, summed[1:]) if count), 0)
+        # Loss and signals travel in one message.
+        shares = torch.cat([torch.tensor([loss], dtype=torch.float64), _received(signals)])
+        loss, *counts = self.processes.total(shares).tolist()
         finite = self._check_finite(index + 1, loss, norm)
         if finite:
             self._scale_gradients(min(1.0, settings.clip / (norm + 1e-6)) / self.loss_scale.factor)
@@ -205,17 +215,16 @@ class Loop:
             values |= {"loss_scale": self.loss_scale.factor, "skipped_steps": self.loss_scale.skipped_steps}
         values["images_per_second"] = settings.batch_size / (time.perf_counter() - begun)
         memory = memory_gb(self.processes.device)
-        return (values if memory is None else {**values, "memory_gb": memory}), signal
-
-    def _signal(self, signals: StopSignals) -> int:
-        """The signal that one of the processes got, or 0; all must ask."""
-        counts = self.processes.total(
-            torch.tensor([float(signals.received == number) for number in _SIGNALS])
-        ).tolist()
-        return next((number for number, count in zip(_SIGNALS, counts) if count), 0)
+        if memory is not None:
+            values["memory_gb"] = memory
+        return values, _first_signal(counts)
 
     def gradients(self, index: int) -> tuple[float, dict[str, float]]:
-        """Gradients of the global batch's mean loss, times the loss scale, left in `.grad`; returns this process's share of the loss."""
+        """Leave the gradients of the global batch's mean loss, times the loss scale, in `.grad`.
+
+        Returns:
+            This process's share of the loss, and figures to log.
+        """
         settings, world_size = self.settings, self.processes.world_size
         dtype = PRECISIONS[settings.precision]
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,7 +238,7 @@ class Loop:
                     loss, figures = (
                         self.task.loss(index) if len(self.parts) == 1 else self.task.loss(index, rows)
                     )
-                # Wrappers average gradients over processes, and the parts' weights add up to one over all of them.
+                # DDP and FSDP average over processes; the weights of all parts already add up to one.
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight
         return share.item(), figures
@@ -241,7 +250,7 @@ class Loop:
                     parameter.grad.mul_(factor)
 
     def _check_finite(self, step: int, loss: float, norm: float) -> bool:
-        """False where fp16 gradients overflowed and the step is to be skipped."""
+        """Return False where fp16 gradients overflowed and the step is to be skipped."""
         if math.isfinite(loss) and math.isfinite(norm):
             return True
         if math.isfinite(loss) and self.loss_scale.enabled:
@@ -258,11 +267,10 @@ class Loop:
                 f"the {what}; {kept}: lower the learning rate, or use bf16 or fp32, in a new run"
             )
         )
-        return False
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, and the averaged weights where there are any."""
+        """Evaluation mode without gradients, on the averaged weights where there are any."""
         self.task.model.eval()
         with (
             torch.no_grad(),
@@ -277,9 +285,9 @@ class Loop:
             return self.task.validate()
 
     def validate(self, step: int) -> dict[str, Any]:
-        """Figures on the held-out examples, logged; the model is kept where it is the best so far."""
+        """Return and log figures on the held-out examples, and save the model if it is the best so far."""
         results = self._evaluate()
-        self._log({"step": step, **results})
+        self.writer.log({"step": step, **results})
         figure = results.get(self.task.best_figure)
         if figure is not None and self._is_best(figure):
             self.best = figure
@@ -291,46 +299,32 @@ class Loop:
             return False
         return self.best is None or (figure > self.best if self.task.higher_is_better else figure < self.best)
 
-    def _log(self, values: dict[str, Any]) -> None:
-        """Without asking the others, for it happens every step: if the first process cannot write, they will find it gone."""
-        if self.processes.first:
-            with self.folder.clear_failure("metrics"):
-                self.metrics.add(values)
-
     def sample(self, step: int) -> None:
-        """Draw a grid in the first process."""
-        drawn: list[Image.Image] = []
+        """Draw samples on rank 0 and write them."""
+        drawn: list[Image.Image | None] = []
+        with self._evaluating():
+            model = self.parallel.plain_model()
 
-        def draw() -> None:
-            try:
-                drawn.append(self.task.sample())
-            except torch.OutOfMemoryError:
-                logger.warning(
-                    "no samples of step %d: drawing them beside the optimizer's state takes more memory than there is",
-                    step,
-                )
+            def draw() -> None:
+                try:
+                    drawn.append(self.task.sample(model.to(self.processes.device)))
+                except torch.OutOfMemoryError:
+                    logger.warning(
+                        "no samples of step %d: there is not enough memory to draw them while the optimizer's state is held",
+                        step,
+                    )
 
-        with self._evaluating(), self.parallel.plain_model():
             self.processes.on_first(draw)
-            self._write("samples", lambda: self.metrics.add_picture(step, drawn[0] if drawn else None))
+        self.writer.samples(step, drawn[0] if drawn else None)
 
-    def save_model(self, what: str, folder: Any) -> None:
-        """Write a model folder: the averaged weights where there are any."""
-        with self._evaluating(), self.parallel.plain_model():
-            self._write(what, lambda: self.folder.write_model(self.task.save, folder))
+    def save_model(self, what: str, target: Path) -> None:
+        """Write a model folder, of the averaged weights where there are any."""
+        with self._evaluating():
+            model = self.parallel.plain_model()
+            self.writer.model(what, target, lambda folder: self.task.save(folder, model))
 
     def save_checkpoint(self, step: int) -> None:
-        temporary = self.processes.on_first(lambda: self._begin(step))
-        problem: RunStopped | None = None
-        try:
-            with self.folder.clear_failure(f"the checkpoint of step {step}"):
-                if self.settings.fsdp:
-                    self.state.save_shards(temporary)
-                elif self.processes.first:
-                    self.state.save(temporary)
-        except RunStopped as error:
-            problem = error
-        self.processes.all_well(problem)
+        """Write everything that resuming after `step` needs."""
         progress = {
             "step": step,
             "loss_scale": self.loss_scale.state_dict(),
@@ -338,28 +332,26 @@ class Loop:
             "examples": self.task.num_examples,
             "fingerprint": self.task.fingerprint,
         }
-        task = self.task.state_dict()
-        self._write(
-            f"the checkpoint of step {step}",
-            lambda: self.folder.finish_checkpoint(temporary, progress, task, self.settings.keep),
+        sharded = self.settings.fsdp
+        self.writer.checkpoint(
+            self.state.save_shards if sharded else self.state.save,
+            progress,
+            self.task.state_dict(),
+            everywhere=sharded,
+            keep=self.settings.keep,
         )
-
-    def _begin(self, step: int) -> Any:
-        with self.folder.clear_failure(f"the checkpoint of step {step}"):
-            return self.folder.begin_checkpoint(step)
-
-    def _write(self, what: str, write: Callable[[], Any]) -> None:
-        """Let the first process write; all end where it cannot."""
-
-        def guarded() -> None:
-            with self.folder.clear_failure(what):
-                write()
-
-        self.processes.on_first(guarded)
-
-
-_SIGNALS = StopSignals.NUMBERS
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _received(signals: StopSignals | None) -> torch.Tensor:
+    """Return one float64 per signal that stops a run: 1 if this process received it."""
+    received = 0 if signals is None else signals.received
+    return torch.tensor([float(received == number) for number in StopSignals.NUMBERS], dtype=torch.float64)
+
+
+def _first_signal(counts: list[float]) -> int:
+    """Return the first signal that any process received, or 0."""
+    return next((int(number) for number, count in zip(StopSignals.NUMBERS, counts) if count), 0)

@@ -1,7 +1,7 @@
 """Loss scaling for fp16 (Micikevicius et al., arXiv 1710.03740), with the global gradient norm as the test for overflow.
 
-torch's GradScaler asks each process about its own gradients; the norm, which clipping needs anyway, is the same in all of them, also when
-every process holds a shard, so that all skip the same steps without another exchange.
+Own code rather than `torch.amp.GradScaler`: the norm, which clipping needs anyway and which is the same on every rank,
+also notices when only the sum of squares overflows, and a scale that falls without end is an error here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ _SMALLEST = 2.0**-10
 
 
 class LossScale:
-    """The factor of the loss: halved when gradients overflow, doubled after 2,000 steps without; 1 for ever where it is not enabled."""
+    """The factor of the loss: halved when gradients overflow, doubled after 2,000 steps without an overflow.
+
+    Attributes:
+        enabled: Whether the factor ever differs from 1.
+        factor: What the loss is multiplied by.
+        good_steps: Steps since the last overflow.
+        skipped_steps: Overflows since the run began.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -21,7 +28,7 @@ class LossScale:
         self.skipped_steps = 0
 
     def overflowed(self) -> None:
-        """A step was skipped.
+        """Record a skipped step and halve the factor.
 
         Raises:
             FloatingPointError: the gradients overflow whatever the factor.
@@ -35,6 +42,7 @@ class LossScale:
             )
 
     def stepped(self) -> None:
+        """Record a step without an overflow."""
         self.good_steps += 1
         if self.enabled and self.good_steps % _GROW_EVERY == 0:
             self.factor *= 2

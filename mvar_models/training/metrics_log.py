@@ -1,4 +1,4 @@
-"""Figures and pictures of a run as they come: metrics.jsonl, samples/, and TensorBoard where it is asked for."""
+"""Figures and samples of a run as they come: metrics.jsonl, samples/, and TensorBoard if it is switched on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from mvar_models.training.run_folder import RunFolder
 
 
 class Metrics:
-    """What the first process writes. TensorBoard opens with the first figure, and forgets what a resumed run makes again."""
+    """Writes figures and samples; only rank 0 uses it.
+
+    TensorBoard opens with the first figure, and drops what a resumed run will compute again.
+
+    Args:
+        folder: The run folder.
+        tensorboard: Also write for TensorBoard.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
 
     def __init__(self, folder: RunFolder, *, tensorboard: bool) -> None:
         if tensorboard:
@@ -36,7 +46,7 @@ class Metrics:
             self._writer = None
 
     def add(self, values: dict[str, Any]) -> None:
-        """One line; lists, such as a loss per scale, become several curves."""
+        """Write one line. In TensorBoard a list, such as the loss per scale, becomes several curves."""
         self.folder.log(values)
         if not self.tensorboard:
             return
@@ -48,14 +58,13 @@ class Metrics:
             elif name != "step" and value is not None:
                 writer.add_scalar(name, value, step)
 
-    def add_picture(self, step: int, picture: Image.Image | None) -> None:
-        if picture is None:
-            return
+    def add_image(self, step: int, image: Image.Image) -> None:
+        """Write the samples of `step`."""
         self.folder.samples.mkdir(exist_ok=True)
         with replacing(self.folder.samples_of(step)) as temporary:
-            picture.save(temporary)
+            image.save(temporary)
         if self.tensorboard:
-            self._open(step).add_image("samples", np.asarray(picture), step, dataformats="HWC")
+            self._open(step).add_image("samples", np.asarray(image), step, dataformats="HWC")
 
     def _open(self, step: int) -> Any:
         if self._writer is None:
@@ -65,7 +74,10 @@ class Metrics:
 
 
 def memory_gb(device: torch.device) -> float | None:
-    """Peak memory in 10^9 bytes: the device's that PyTorch allocated, or this process's on a CPU; None where the system does not say."""
+    """Return peak memory in 10^9 bytes, or None where the system does not report it.
+
+    On a GPU it is what PyTorch allocated there, on a CPU the resident memory of this process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = peak_resident_bytes()

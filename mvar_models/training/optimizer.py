@@ -27,7 +27,8 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for AdamW: decayed and not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (kept if parameter.dim() < 2 or _NOT_DECAYED.search(name) else decayed).append(parameter)

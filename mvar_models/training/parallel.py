@@ -1,4 +1,4 @@
-"""One model in several processes: whole in each (DistributedDataParallel), or in shards (fully_shard, FSDP2)."""
+"""One model in several processes: a whole copy in each (DistributedDataParallel), or shards (fully_shard, FSDP2)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from mvar_models.training.processes import Processes, whole
+from mvar_models.training.processes import Processes
 from mvar_models.training.task import Task
 
-# Renamed in torch 2.13. The only buffers are tables that never change.
+# torch 2.13 renamed the argument. All buffers are constant tables, so broadcasting them is waste.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
@@ -25,7 +26,17 @@ _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadc
 class Parallel:
     """Wraps a task's `compute` for the processes of the run; with one process and no FSDP it changes nothing.
 
-    Gradients come out averaged over processes, so each one's loss is multiplied by `world_size` where losses of parts should add up.
+    DDP and FSDP average gradients over processes. Multiply each process's loss by `world_size` to get a sum.
+
+    Args:
+        task: The task, whose `compute` is replaced under DDP and sharded in place under FSDP.
+        processes: The processes of the run.
+        fsdp: Shard weights, gradients and optimizer state.
+        compiled: Apply torch.compile to `task.compiled_modules()`.
+        unused_parameters: Whether some steps leave parameters without a gradient.
+
+    Raises:
+        ValueError: the task trains in one process only, or `fully_shard` does not run on this device.
     """
 
     def __init__(
@@ -67,73 +78,60 @@ class Parallel:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Forward and backward of one micro-batch; gradients travel between processes after the last one only."""
+        """Run one micro-batch inside; gradients are exchanged after the `last` one only."""
         if self.sharded:
             self._wrapped.set_requires_gradient_sync(last)
-        with (
-            self._wrapped.no_sync()
-            if self._wrapped is not None and not self.sharded and not last
-            else nullcontext()
-        ):
+        silent = self._wrapped is not None and not self.sharded and not last
+        with self._wrapped.no_sync() if silent else nullcontext():
             yield
 
     def reshard(self) -> None:
-        """After passes without backward, which leave the outermost weights whole."""
+        """Free the outermost weights, which FSDP leaves gathered after a forward without a backward."""
         if self.sharded:
             self._wrapped.reshard()
 
-    @contextmanager
-    def plain_model(self) -> Iterator[None]:
-        """Inside, in the first process, `task.model` is an ordinary module with all the weights; all processes must enter."""
-        if not self.sharded:
-            yield
-            return
-        model, state = self.task.model, self._whole_state()
-        if self.processes.first:
-            with torch.device("meta"):
-                plain = type(model)(copy.deepcopy(model.config))
-            plain.load_state_dict(state, strict=True, assign=True)
-            for name, buffer in model.named_buffers():
-                if name not in state:
-                    module, _, own = name.rpartition(".")
-                    plain.get_submodule(module).register_buffer(own, buffer, persistent=False)
-            self.task.model = plain.eval()
-        try:
-            yield
-        finally:
-            self.task.model = model
+    def plain_model(self) -> Any:
+        """Return an ordinary module in evaluation mode with all weights, on rank 0; every process must call it.
 
-    def _whole_state(self) -> dict[str, Tensor]:
-        """The state dict gathered in the first process, tensor by tensor; empty elsewhere."""
-        state = {}
-        for name, tensor in self.task.model.state_dict().items():
-            gathered = whole(tensor.detach())
-            if self.processes.first:
-                state[name] = gathered
-        return state
+        Without FSDP that is `task.model` itself. With it rank 0 gets a new module on the CPU, where all weights
+        fit also when they do not fit beside the optimizer's shards; the other ranks get their sharded model.
+        """
+        model: Any = self.task.model
+        if not self.sharded:
+            return model
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if not self.processes.first:
+            return model
+        with torch.device("meta"):
+            plain = type(model)(copy.deepcopy(model.config))
+        plain.load_state_dict(state, strict=True, assign=True)
+        for name, buffer in model.named_buffers():
+            if name not in state:  # a table that no state dict holds, which is on "meta" so far
+                parent, _, own = name.rpartition(".")
+                plain.get_submodule(parent).register_buffer(own, buffer.cpu(), persistent=False)
+        return plain.eval()
 
 
 def cannot_shard(device: torch.device) -> str | None:
-    """Why `fully_shard` does not run on this device; None where it does."""
+    """Return why `fully_shard` does not run on this device, or None where it does."""
     if device.type == "cpu" and not hasattr(torch.cpu.current_stream(), "record_event"):
         return f"fully_shard of torch {torch.__version__} does not run on a CPU; leave out --fsdp, or take a newer torch"
     return None
 
 
 def global_norm(model: nn.Module) -> Tensor:
-    """2-norm of all gradients, over all shards: a plain scalar tensor."""
-    return whole(
-        torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        )
-    )
+    """Return the 2-norm of all gradients over all shards, as a plain scalar tensor."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
 
 
 def pieces(size: int, count: int) -> list[slice]:
-    """A batch cut into `count` runs of rows that differ by one at most.
+    """Cut a batch of `size` rows into `count` consecutive slices whose lengths differ by at most one.
 
     Raises:
-        ValueError: fewer rows than pieces.
+        ValueError: there are fewer rows than pieces.
     """
     if size < count:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""The processes of a run: none but this one, or those that torchrun started.
+"""The processes of a run: this one alone, or those that torchrun started.
 
-Decisions and figures travel between CPUs over gloo; gradients over NCCL on CUDA devices, over gloo elsewhere.
+Decisions and figures travel between CPUs over gloo. Gradients travel over NCCL on CUDA devices, over gloo elsewhere.
 """
 
 from __future__ import annotations
@@ -9,63 +9,85 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mvar_models.devices import checked_device, default_device
 from mvar_models.training.signals import RunStopped
 
 T = TypeVar("T")
 
-# How long processes wait for the first one to prepare data, or for each other to save. gloo notices a process that died at once; one that waits
-# in NCCL for it is ended by torchrun, or by NCCL's own watchdog.
+# Rank 0 may prepare data for hours while the others wait. A peer that died is not waited for: gloo notices it at
+# once; a process that waits for it inside NCCL is ended by torchrun or by NCCL's own watchdog.
 _PATIENCE = timedelta(days=1)
 
 
 class Processes:
-    """Who takes part. Alone (`world_size` 1) nothing is communicated and no process group exists, unless FSDP asks for one.
+    """This process's place among those of a run.
+
+    Alone (`world_size` 1) nothing is communicated, and no process group exists unless FSDP asks for one.
 
     Attributes:
-        rank, world_size: 0 and 1 when alone.
-        device: this process's: `cuda:LOCAL_RANK` under torchrun, else the one that was asked for.
+        rank: this process's number, 0 when alone.
+        world_size: how many processes take part.
+        device: this process's own device.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device, control: Any = None) -> None:
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu", control: Any = None
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
-        self.device = device
-        self.control = control
+        self.device = torch.device(device)
+        self._control = control
 
     @classmethod
-    def start(cls, device: str, *, group: bool = False) -> Processes:
-        """Meet the other processes that torchrun started; `group` makes a process group even for one alone.
+    def from_environment(cls, device: torch.device | str | None = None) -> Processes:
+        """Read rank, world size and device as torchrun sets them; `connect` must follow before anything is communicated.
+
+        Args:
+            device: a device by name, None for a GPU where there is one. Of several processes with a LOCAL_RANK,
+                each takes the CUDA device of that number.
 
         Raises:
-            ValueError: more processes on this machine than CUDA devices.
+            ValueError: torch does not know the device or does not find it, or a process has no CUDA device of its own.
         """
-        world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        place = torch.device(device)
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        place = checked_device(device or default_device())
         if world_size > 1 and place.type == "cuda":
-            local_rank, available = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            local_rank, available = (
+                int(os.environ.get("LOCAL_RANK", place.index or 0)),
+                torch.cuda.device_count(),
+            )
             if local_rank >= available:
                 raise ValueError(
-                    f"process {local_rank} of this machine has no CUDA device of its own: there are {available}; start fewer processes"
+                    f"process {local_rank} of this machine has no CUDA device of its own: there are {available}; "
+                    "start fewer processes"
                 )
             place = torch.device("cuda", local_rank)
-        if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # what FSDP takes, whatever its tensors are on
-        if rank > 0:
-            logging.getLogger("mvar_models").setLevel(logging.ERROR)  # what all would say, the first one says
-        if world_size == 1 and not group:
-            return cls(0, 1, place)
+        return cls(rank, world_size, place)
+
+    def connect(self, *, always: bool = False) -> Processes:
+        """Join the process group of the run and return this object; `always` makes a group even for one process."""
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # FSDP takes the current device, whatever its tensors are on
+        if self.rank > 0:
+            # Every process would log the same lines.
+            logging.getLogger("mvar_models").setLevel(logging.ERROR)
+        if self.alone and not always:
+            return self
         if not dist.is_initialized():
-            meeting: dict[str, Any] = (
-                {} if world_size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            rendezvous: dict[str, Any] = (
+                {"store": dist.HashStore(), "rank": 0, "world_size": 1} if self.alone else {}
             )
-            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", **meeting)
-        return cls(rank, world_size, place, dist.new_group(backend="gloo", timeout=_PATIENCE))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", **rendezvous
+            )
+        self._control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return self
 
     @property
     def first(self) -> bool:
@@ -76,13 +98,20 @@ class Processes:
         return self.world_size == 1
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums over all processes of a CPU tensor, the same bits in each."""
+        """Sum a CPU tensor over all processes, in place; every process gets the same bits."""
         if not self.alone:
-            dist.all_reduce(values, group=self.control)
+            dist.all_reduce(values, group=self._control)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average a tensor on this process's device over all processes, in place."""
+        if not self.alone:
+            dist.all_reduce(values)
+            values /= self.world_size
         return values
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process, in every process; where it fails there, all end, and only the first says why."""
+        """Run `work` on rank 0 and broadcast its result. If it raises, rank 0 re-raises and all other ranks exit."""
         if self.alone:
             return work()
         result: Any = None
@@ -90,10 +119,10 @@ class Processes:
         if self.first:
             try:
                 result = work()
-            except Exception as error:  # sent on below, so that nobody waits for ever
+            except Exception as error:  # broadcast first, or the other ranks would wait forever
                 failure = error
         sent = [(result, failure is not None)]
-        dist.broadcast_object_list(sent, src=0, group=self.control)
+        dist.broadcast_object_list(sent, src=0, group=self._control)
         if failure is not None:
             raise failure
         result, failed = sent[0]
@@ -102,20 +131,15 @@ class Processes:
         return result
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Run `work` everywhere, but in the first process alone before the others: what it leaves in a cache, they find there."""
+        """Run `work` on rank 0, then on the other ranks, which find in the cache what rank 0 left there."""
         if self.alone:
             return work()
         kept: list[T] = []
         self.on_first(lambda: kept.append(work()))
         return kept[0] if self.first else work()
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if not self.alone:
-            dist.barrier(group=self.control)
-
     def all_well(self, problem: Exception | None) -> None:
-        """Meet after work that each did for itself. One that failed raises its own `problem`, the others leave."""
+        """Wait for the others after independent work. A process that failed raises its `problem`, the others exit."""
         failures = self.total(torch.tensor([problem is not None], dtype=torch.float64)).item()
         if problem is not None:
             raise problem
@@ -123,20 +147,20 @@ class Processes:
             raise SystemExit(1)
 
     def close(self) -> None:
-        """Part from the others; nothing is communicated any more."""
-        if self.control is not None:
+        """Leave the process group; nothing can be communicated afterwards."""
+        if self._control is not None:
             dist.destroy_process_group()
-            self.control = None
+            self._control = None
 
-    def stop(self, error: Exception) -> None:
-        """End all processes, each of which calls this with the same error: the first raises it."""
+    def stop(self, error: Exception) -> NoReturn:
+        """End all processes, each of which calls this with the same error; rank 0 raises it."""
         if self.first:
             raise error
         raise SystemExit(getattr(error, "exit_code", 1))
 
 
 def lost_process(error: Exception) -> bool:
-    """Whether an error is what is seen when another process of the run has gone."""
+    """Whether `error` is how the loss of another process shows."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
@@ -146,22 +170,11 @@ def lost_process(error: Exception) -> bool:
 
 
 def stopped_by_loss(rank: int, step: int, run: object, error: Exception) -> RunStopped:
-    """What to raise when another process has gone, by what `error` says; `step` is the last one that is saved."""
+    """The exception to raise when another process was lost; `step` is the last one saved."""
     saved = (
-        f"the last checkpoint is step {step}, go on with --resume {run}"
+        f"the last checkpoint is step {step}, continue with --resume {run}"
         if step
         else "there is no checkpoint yet, start again"
     )
-    return RunStopped(
-        f"process {rank} lost another process of the run, so it ends here: {saved} ({' '.join(str(error).split())[:300]})"
-    )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, sharing its memory; a plain tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor (all processes must ask); a plain tensor itself."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    reason = " ".join(str(error).split())[:300]
+    return RunStopped(f"process {rank} lost another process of the run, so it ends here: {saved} ({reason})")

@@ -1,11 +1,11 @@
 """A run folder that a person can read.
 
-    config.yaml          the settings, all of them
+    config.yaml          all settings
     environment.json     versions, machine and command of every start
-    metrics.jsonl        a line a step, and a line a validation
-    samples/             what the model drew, step by step
-    checkpoints/         step-000500/: everything that going on needs
-    best/  model/        the best and the final model, as `from_pretrained` takes them
+    metrics.jsonl        one line per step, and one per validation
+    samples/             what the model drew, one file per step
+    checkpoints/         step-000500/: everything that resuming needs
+    best/  model/        the best and the final model, which `from_pretrained` loads
 
 Checkpoints and models appear complete or not at all: they are written under another name, flushed, and renamed.
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 
 from mvar_models.files import write_text
-from mvar_models.optional import require
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 from mvar_models.training.signals import RunStopped
 
@@ -37,7 +37,13 @@ _WRITING = ".writing-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder, its small figures, and what the task put beside (`Task.state_dict`)."""
+    """A complete checkpoint.
+
+    Attributes:
+        folder: Where its tensors are.
+        progress: Step, loss scale, best figure, and what identifies the data.
+        task: The task's own state (`Task.state_dict`).
+    """
 
     folder: Path
     progress: dict[str, Any]
@@ -49,7 +55,11 @@ class Checkpoint:
 
 
 class RunFolder:
-    """Everything that a run writes."""
+    """The files of a run.
+
+    Args:
+        path: The folder, which need not exist.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -62,32 +72,41 @@ class RunFolder:
 
     @classmethod
     def create(cls, settings: RunSettings) -> RunFolder:
-        """A new run; FileExistsError if the folder already holds one."""
+        """Create the folder of a new run.
+
+        Raises:
+            FileExistsError: it already holds a run.
+        """
         run = cls(settings.out)
-        begun = run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*"))
-        if begun:  # a folder with settings alone is what a run leaves that stopped before its first step
+        # A folder with settings alone is left by a run that stopped before its first step; it may be reused.
+        if run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*")):
             raise FileExistsError(
-                f"{run.path} already holds a run; go on with --resume {run.path}, or choose another --out"
+                f"{run.path} already holds a run; continue with --resume {run.path}, or choose another --out"
             )
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(
-            run.path / "config.yaml", require("yaml", "train").safe_dump(settings.to_dict(), sort_keys=False)
+            run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False)
         )
         return run
 
-    def read_config(self) -> RunSettings:
-        """The settings the run was started with; FileNotFoundError where there is no run."""
+    def read_settings(self) -> RunSettings:
+        """Return the settings that the run was started with.
+
+        Raises:
+            FileNotFoundError: there is no run.
+            ValueError: config.yaml is not the configuration of a run.
+        """
         file = self.path / "config.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml")
-        values = require("yaml", "train").safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
         kind = _KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
         if kind is None:
             raise ValueError(f"{file} is not the configuration of a run")
         return kind.from_dict({**values, "out": str(self.path)})
 
     def add_start(self, environment: dict[str, Any]) -> None:
-        """Record where and with what the run is started or goes on."""
+        """Record the environment of a start, or of a resumption."""
         starts = (
             json.loads(self.environment_file.read_text(encoding="utf-8"))
             if self.environment_file.is_file()
@@ -96,40 +115,44 @@ class RunFolder:
         write_text(self.environment_file, json.dumps([*starts, environment], indent=2) + "\n")
 
     def log(self, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl."""
         if not self.metrics_file.is_file():
             return []
         return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
 
     def has_figure(self, step: int, name: str) -> bool:
-        """Whether metrics.jsonl has that figure of that step."""
+        """Whether metrics.jsonl holds the figure `name` of `step`."""
         return any(line["step"] == step and name in line for line in self.metrics())
 
     def has_samples(self, step: int) -> bool:
+        """Whether the samples of `step` are written."""
         return self.samples_of(step).exists()
 
     def samples_of(self, step: int) -> Path:
+        """Return the file that holds the samples of `step`."""
         return self.samples / f"step-{step:06d}.png"
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that will be made again; a line cut short by a kill goes too."""
+        """Drop the metrics of steps that will be recomputed."""
         kept = []
         for line in (
             self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
         ):
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError:
+            except json.JSONDecodeError:  # cut short by a kill
                 break
             if values["step"] <= step:
                 kept.append(line + "\n")
         write_text(self.metrics_file, "".join(kept))
 
     def begin_checkpoint(self, step: int) -> Path:
-        """The folder to write the checkpoint of `step` to, until `finish_checkpoint`."""
+        """Return the folder that the checkpoint of `step` is written to until `finish_checkpoint`."""
         temporary = self.checkpoints / f"{_WRITING}{step:06d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -138,7 +161,14 @@ class RunFolder:
     def finish_checkpoint(
         self, temporary: Path, progress: dict[str, Any], task: dict[str, Any], keep: int
     ) -> Path:
-        """Add the small figures, give the folder its name, and remove all but the last `keep`."""
+        """Complete a checkpoint and remove old ones.
+
+        Args:
+            temporary: The folder that `begin_checkpoint` returned, with the tensors.
+            progress: Small figures, of which `step` names the checkpoint.
+            task: The task's own state.
+            keep: Number of checkpoints to keep.
+        """
         if task:
             with (temporary / _TASK).open("wb") as file:
                 torch.save(task, file)
@@ -153,18 +183,22 @@ class RunFolder:
         return target
 
     def last_step(self) -> int:
-        """Step of the newest complete checkpoint, 0 without one."""
+        """Return the step of the newest complete checkpoint, 0 without one."""
         complete = self._complete()
         return _step_of(complete[-1]) if complete else 0
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """A complete checkpoint."""
+        """Read the checkpoint of `step`.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         folder = self.checkpoints / f"step-{step:06d}"
         try:
             progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{folder} is not a checkpoint that this version wrote ({error}); remove it to go on from an earlier one"
+                f"{folder} is not a checkpoint that this version wrote ({error}); remove it to resume from an earlier one"
             ) from None
         task = (
             torch.load(folder / _TASK, map_location="cpu", weights_only=True)
@@ -174,13 +208,13 @@ class RunFolder:
         return Checkpoint(folder, progress, task)
 
     def remove_leftovers(self) -> None:
-        """What a killed process was writing."""
+        """Remove what a killed process was writing."""
         for parent in (self.checkpoints, self.path):
             for leftover in parent.glob(f"{_WRITING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def write_model(self, save: Callable[[Path], None], target: Path) -> None:
-        """Let `save` write a model folder, which then takes the place of `target`."""
+        """Let `save` write a model folder, which then replaces `target`."""
         temporary = self.path / f"{_WRITING}{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -189,16 +223,16 @@ class RunFolder:
 
     @contextmanager
     def clear_failure(self, what: str) -> Iterator[None]:
-        """RunStopped, in one line, where the block cannot write (a full disk, a quota); what it had begun is removed."""
+        """Turn a failure to write (a full disk, a quota) into a RunStopped of one line, and remove partial files."""
         try:
             yield
         except torch.OutOfMemoryError:
-            raise  # the device's, which no room on the disk would mend
+            raise  # the GPU's memory, not the disk's
         except (OSError, SafetensorError, RuntimeError) as error:
             self.remove_leftovers()
             last = self.last_step()
             kept = (
-                f"the checkpoint of step {last} is intact; make room and go on with --resume {self.path}"
+                f"the checkpoint of step {last} is intact; free some space and continue with --resume {self.path}"
                 if last
                 else "there is no checkpoint yet"
             )
@@ -220,7 +254,7 @@ def _flush(file: Any) -> None:
 
 
 def _take_place(temporary: Path, target: Path) -> None:
-    """Rename a complete folder over an older one of that name."""
+    """Rename a complete folder to `target`, replacing an older folder of that name."""
     if target.exists():
         replaced = temporary.with_name(f"{temporary.name}-replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -229,7 +263,7 @@ def _take_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(replaced)
     else:
         temporary.rename(target)
-    if hasattr(os, "O_DIRECTORY"):  # the names too must survive a power cut
+    if hasattr(os, "O_DIRECTORY"):  # so that the rename survives a power cut too
         handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

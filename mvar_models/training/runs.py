@@ -21,13 +21,21 @@ from mvar_models.pipeline import fitted, vqvae_of
 from mvar_models.tokens import folder as token_cache
 from mvar_models.tokens.encode import TokenSet, check_classes, default_copies, tokenize
 from mvar_models.tokens.writer import TokenWriter
+from mvar_models.training.build import (
+    build_transformer,
+    build_vqvae,
+    check_codes,
+    load_initial,
+    new_vqvae_config,
+    released_vqvae_shape,
+)
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
 from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
-from mvar_models.training.transformer_task import TransformerTask, build_model, check_fit, checkpoint_of
-from mvar_models.training.vqvae_task import VQVAETask, build_vqvae, new_vqvae_config, released_vqvae_shape
+from mvar_models.training.transformer_task import TransformerTask
+from mvar_models.training.vqvae_task import VQVAETask
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +115,7 @@ def describe_vqvae(settings: VQVAESettings) -> str:
 
 
 def _created(settings: RunSettings) -> Run:
-    processes = Processes.start(settings.device, group=settings.fsdp)
+    processes = Processes.from_environment(settings.device).connect(always=settings.fsdp)
     pieces(
         settings.batch_size, processes.world_size * settings.accumulate
     )  # refused before there is a folder
@@ -117,11 +125,11 @@ def _created(settings: RunSettings) -> Run:
 
 def _resumed(path: str, kind: type[RunSettings], device: str) -> Run:
     folder = RunFolder(path)
-    settings = folder.read_config()
+    settings = folder.read_settings()
     checked_device(device)
     if not isinstance(settings, kind):
         raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
-    processes = Processes.start(device, group=settings.fsdp)
+    processes = Processes.from_environment(device).connect(always=settings.fsdp)
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
@@ -232,17 +240,21 @@ def train_transformer(
     settings = run.settings
     assert isinstance(settings, TransformerSettings)
     vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
-    checkpoint = checkpoint_of(settings)
+    checkpoint = load_initial(settings)
     if checkpoint is not None:
         vqvae = fitted(vqvae, checkpoint.config.sides)
-        check_fit(checkpoint, vqvae, settings)  # before hours of coding
+        check_codes(checkpoint, vqvae, settings)  # before hours of coding
     elif token_cache.is_token_folder(Path(settings.data)):
         vqvae = fitted(vqvae, token_cache.read_index(Path(settings.data))["sides"])
     source = open_source(settings.data, vqvae.config.resolution)
     train, val = tokens or _tokens_of_run(run, vqvae, source)
     resuming = run.folder.last_step() > 0
     task = TransformerTask(
-        build_model(settings, vqvae, source.class_names, resuming, checkpoint), vqvae, train, val, settings
+        build_transformer(settings, vqvae, source.class_names, resuming, checkpoint),
+        vqvae,
+        train,
+        val,
+        settings,
     )
     logger.info("%d pictures to train on, %d held out", len(train), len(val))
     return _fit(task, run, report)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from mvar_models.config import residual_assignment
-from mvar_models.registry import drawing_names
+from mvar_models.registry import architecture, drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "alternating")
@@ -177,9 +177,10 @@ class TransformerSettings(RunSettings):
             raise ValueError(f"arch must be one of {', '.join(drawing_names())}, got {self.arch!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.schedule == "alternating" and self.arch == "var":
+        row = architecture(self.arch)
+        if self.schedule == "alternating" and not row.config_class().scales_alone:
             raise ValueError(
-                "schedule 'alternating' trains scales apart, which only MVAR can; use 'packed' for VAR"
+                f"schedule 'alternating' trains scales apart, which {row.title} cannot; use 'packed'"
             )
         for name in ("label_drop", "drop_path", "label_smoothing"):
             value = getattr(self, name)

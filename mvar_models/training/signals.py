@@ -1,4 +1,4 @@
-"""How a run ends early: in one line that says why and how to go on, with its last checkpoint complete."""
+"""How a run ends early: with its last checkpoint complete, and one line that says why and how to continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 
 
 class RunStopped(RuntimeError):
-    """A run ended before its last step; nothing of its last checkpoint is lost. `exit_code` is the command's."""
+    """A run ended before its last step; its last checkpoint is intact.
+
+    Attributes:
+        exit_code: The exit code of the command.
+    """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -18,13 +22,16 @@ class RunStopped(RuntimeError):
 
 
 class StopSignals:
-    """While open, SIGTERM and Ctrl-C are noted instead of ending the process; the loop finishes its step and saves.
+    """Notes SIGTERM and Ctrl-C while open, instead of ending the process; the loop finishes its step and saves.
 
-    A second signal ends the process at once. One that follows within two seconds does not count: torchrun passes on to its processes what the
-    terminal has sent them already. Outside the main thread, which alone gets signals, it does nothing.
+    A second signal ends the process at once. Outside the main thread, which alone receives signals, it does nothing.
+
+    Attributes:
+        received: The first signal received, or 0.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
+    # torchrun forwards to its processes what the terminal has already sent them; such a repetition does not count.
     _REPEAT_AFTER = 2.0
 
     def __init__(self) -> None:
@@ -56,8 +63,9 @@ class StopSignals:
 
 
 def stopped_by(number: int, step: int, run: object) -> RunStopped:
-    """What to raise when a signal has ended a run after `step`; the exit code is 128 + the signal's number, as shells have it."""
+    """Return the exception to raise when a signal ended a run after `step`."""
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    exit_code = 128 + number  # a shell's convention
     return RunStopped(
-        f"stopped by {name} after step {step}, which is saved; go on with --resume {run}", 128 + number
+        f"stopped by {name} after step {step}, which is saved; continue with --resume {run}", exit_code
     )

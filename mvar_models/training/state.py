@@ -1,7 +1,11 @@
 """The tensors of a checkpoint by name, and their files.
 
-One process's run, and DDP's, is two safetensors files. FSDP's is written by torch.distributed.checkpoint, each process its own shards, and can
-be read by any number of processes. Nothing read here can run code.
+A run of one process, or of DDP, is stored as safetensors files. A run of FSDP is stored by
+torch.distributed.checkpoint: each process writes its own shards, and any number of processes can read them. Nothing
+that is read here can run code.
+
+Own code rather than `get_optimizer_state_dict`: that one takes a step to create the moments of a fresh optimizer, so
+its step counts begin at 1 and resuming before the first step would not be exact (an fp16 run may skip it).
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def prepare_optimizer(optimizer: torch.optim.AdamW) -> None:
-    """Zero moments from the start, as the first step would make them, so that what a checkpoint holds does not depend on the step."""
+    """Create zero moments, as the first step would, so that a checkpoint's contents do not depend on the step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             place = parameter.device if group["fused"] else torch.device("cpu")
@@ -39,7 +43,7 @@ def prepare_optimizer(optimizer: torch.optim.AdamW) -> None:
 
 
 class TrainingState:
-    """The model's tensors, the optimizer's moments and the weights' average: sharded together or whole together."""
+    """The model's tensors, the optimizer's moments and the average of the weights, all sharded or all whole."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, average: WeightAverage | None) -> None:
         self.model = model
@@ -61,12 +65,17 @@ class TrainingState:
         return files
 
     def save(self, folder: Path) -> None:
+        """Write whole tensors, one safetensors file per group."""
         for file, tensors in self._files().items():
             save_safetensors(tensors, folder / file)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Take a checkpoint's values, strictly; ValueError where it is another model's."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the checkpoint's names are not those of this run.
+        """
         for file, tensors in self._files().items():
             read = read_state(folder / file)
             if set(read) != set(tensors):
@@ -77,14 +86,22 @@ class TrainingState:
                 tensor.copy_(read[name])
 
     def save_shards(self, folder: Path) -> None:
-        """Write this process's shards; all processes must call it. OSError in all where one cannot write."""
+        """Write this process's shards; all processes must call it.
+
+        Raises:
+            OSError: one of the processes cannot write; it is raised in all of them.
+        """
         try:
             dcp.save(self._flat(), storage_writer=dcp.FileSystemWriter(folder / _SHARDS, sync_files=True))
         except dcp.CheckpointException as error:
             raise OSError(_causes(error)) from error
 
     def load_shards(self, folder: Path) -> None:
-        """Read what this process holds, whatever the number of processes that wrote it. ValueError where it is no checkpoint of this run."""
+        """Read this process's shards of a checkpoint that any number of processes wrote.
+
+        Raises:
+            ValueError: it is not a checkpoint of this run.
+        """
         try:
             dcp.load(self._flat(), storage_reader=_SafeReader(folder / _SHARDS))
         except dcp.CheckpointException as error:
@@ -103,9 +120,9 @@ def _causes(error: dcp.CheckpointException) -> str:
 
 
 class _SafeReader(dcp.FileSystemReader):
-    """torch's reader, but its index may hold nothing other than descriptions of tensors: a pickle could otherwise run code.
+    """torch's reader, except that the pickled index may contain only descriptions of tensors, so that it runs no code.
 
-    The shards themselves torch reads with weights_only=True, and only tensors are asked for.
+    torch reads the shards themselves with weights_only=True.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -138,6 +155,6 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise ValueError(
-                f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run holds; it is not read"
+                f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run contains; it is not read"
             )
         return super().find_class(module, name)

@@ -3,82 +3,92 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor, nn
 
-# Given figures of which each is a sum over this process's part, the sums over all processes.
-SumOverProcesses = Callable[[Tensor], Tensor]
+from mvar_models.training.processes import Processes
 
 
 class Task(abc.ABC):
     """A model with its data.
 
     Attributes:
-        model: what is trained, saved and averaged.
-        compute: the module whose forward gives the loss, where several processes or FSDP train; they hook into its forward. None: the task
-            trains in one process only.
-        best_figure: the figure of `validate` by which the best model is kept; lower is better unless `higher_is_better`.
+        model: The module that is trained, averaged and checkpointed.
+        compute: The module whose forward gives the loss, which DDP and FSDP hook into. None: the task trains in
+            one process only.
+        processes: The processes that share the work; this one alone until `join`.
+        best_figure: The figure of `validate` that decides which model is kept as the best.
+        higher_is_better: Whether a larger `best_figure` is better.
     """
 
     model: nn.Module
     compute: nn.Module | None = None
+    processes: Processes = Processes()
     best_figure: ClassVar[str] = "val_loss"
     higher_is_better: ClassVar[bool] = False
 
     @abc.abstractmethod
     def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of the global batch of `step`, and figures to log.
+        """Return the mean loss of a part of the global batch of `step`, and figures to log.
 
-        rows: the part of the batch to compute, None for all of it; only tasks with a `compute` are asked for parts.
+        Args:
+            step: Optimizer step, from 0.
+            rows: The part of the batch, None for all of it. Only tasks with a `compute` are asked for parts.
         """
 
     @abc.abstractmethod
     def validate(self) -> dict[str, Any]:
-        """Figures on the held-out examples; called by all processes, and the same in all of them."""
+        """Return figures on the held-out examples. All processes call it and get the same figures."""
 
     @abc.abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the model as `from_pretrained` takes it."""
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write `model` so that `from_pretrained` loads the folder.
+
+        Args:
+            folder: An empty folder.
+            model: An ordinary module of the kind of `self.model`, with the weights to write.
+        """
 
     @property
     def fingerprint(self) -> str:
-        """Tells one dataset from another: a run does not go on with other data. Empty: not checked."""
+        """A digest of the data: a run is not resumed on other data. Empty: not checked."""
         return ""
 
     @property
     def num_examples(self) -> int:
-        """Training examples; 0 where not known."""
+        """Number of training examples; 0 where unknown."""
         return 0
 
     def sharded_modules(self) -> Sequence[nn.Module]:
-        """Parts of `compute` that FSDP shards one by one: a transformer's blocks."""
+        """Return the parts of `compute` that FSDP shards one by one, such as a transformer's blocks."""
         return ()
 
     def compiled_modules(self) -> Sequence[nn.Module]:
-        """What `--compile` compiles one by one: modules whose forward is called."""
+        """Return the modules that `--compile` compiles one by one; their forward must be what is called."""
         return self.sharded_modules() or [self.model]
 
     def unused_parameters(self) -> bool:
-        """Whether some steps leave parameters without a gradient, which DDP must look for."""
+        """Whether some steps leave parameters without a gradient, which DDP then has to look for."""
         return False
 
-    def share_validation(self, rank: int, world_size: int, total: SumOverProcesses) -> None:  # noqa: B027
-        """Validate one part in `world_size` from now on; `total` adds up over processes."""
+    def join(self, processes: Processes) -> None:
+        """Share validation, and sums over the global batch, with these processes from now on."""
+        self.processes = processes
 
     def after_step(self, step: int) -> None:  # noqa: B027  (a hook: doing nothing is right for most tasks)
-        """Called after the optimizer's step."""
+        """Run after the optimizer's step."""
 
-    def sample(self) -> Image.Image | None:
-        """A picture of what the model draws by now, or None."""
+    def sample(self, model: nn.Module) -> Image.Image | None:
+        """Return an image of what `model` draws or reconstructs by now, or None."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the model and its optimizer: tensors, numbers and containers of them."""
+        """Return what a checkpoint must hold besides model and optimizer: tensors, numbers, containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""

@@ -1,5 +1,8 @@
-"""Optional losses of the VQVAE beside reconstruction: a perceptual one (LPIPS, extra `perceptual`) and an adversarial one (VQGAN,
-arXiv 2012.09841: a patch discriminator, hinge losses, and a weight that balances gradients)."""
+"""Optional losses of the VQVAE: a perceptual one (LPIPS) and an adversarial one.
+
+The adversarial loss is VQGAN's (arXiv 2012.09841): a patch discriminator, hinge losses, and a weight that balances
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,22 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.optional import require
+from mvar_models.training.processes import Processes
 
 _BETAS = (0.5, 0.9)
 _LARGEST_WEIGHT = 1e4
-# Both gradients are taken of losses this much larger, so that under fp16 they are not rounded to zero; their ratio stays.
+# Both losses are scaled up before their gradients are taken, which fp16 would round to zero; the ratio is the same.
 _LIFT = 1024.0
 
 
 class PatchDiscriminator(nn.Module):
-    """Real or not, for every patch: pictures (n, 3, R, R) -> logits (n, 1, r, r) (PatchGAN, arXiv 1611.07004).
+    """Judges every patch of an image as real or not (PatchGAN, arXiv 1611.07004).
 
-    GroupNorm in place of its BatchNorm: no statistics of one batch leak into another, so nothing depends on how a batch is divided.
+    GroupNorm replaces its BatchNorm, so that results do not depend on how a batch is divided.
     """
 
     def __init__(self, resolution: int, width: int = 64) -> None:
@@ -40,31 +43,31 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+        """Map images (n, 3, R, R) to logits (n, 1, r, r), one per patch."""
+        logits: Tensor = self.layers(images)
+        return logits
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Of the discriminator: real logits above 1 and fake ones below -1 cost nothing."""
+    """Return the discriminator's loss, which is zero for real logits above 1 and fake logits below -1."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def balance(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
-    """Factor that makes the adversarial loss pull at `weight`, the decoder's last, as hard as the other losses do: at most 1e4."""
-    of_reconstruction, of_adversarial = (
-        mean_over_processes(torch.autograd.grad(loss * _LIFT, weight, retain_graph=True)[0].float()).norm()
-        for loss in (reconstruction, adversarial)
-    )
-    return (of_reconstruction / (of_adversarial + 1e-4 * _LIFT)).clamp(0, _LARGEST_WEIGHT).detach()
-
-
 class Adversary:
-    """The discriminator with its optimizer: judges reconstructions, and learns from the same step's pictures.
+    """The discriminator with its optimizer: it judges reconstructions, and learns from the same step's images.
 
     Args:
-        resolution: side of the pictures.
-        weight: of the adversarial loss, over the balance of gradients.
-        lr: peak learning rate.
+        resolution: Side of the images.
+        weight: Factor of the adversarial loss, on top of the balance of gradients.
+        lr: Peak learning rate.
+        device: Where the discriminator computes.
+        seed: Seed of the discriminator's weights.
+
+    Attributes:
+        processes: The processes over which gradients are averaged; this one alone unless the task joins others.
     """
+
+    processes: Processes = Processes()
 
     def __init__(
         self, resolution: int, weight: float, lr: float, device: torch.device | str, seed: int
@@ -81,10 +84,16 @@ class Adversary:
     def loss(
         self, reconstructed: Tensor, others: Tensor, last_weight: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """What the decoder is to lower, given the sum of its other losses and its last weight."""
+        """Return the adversarial loss of the decoder, and figures to log.
+
+        Args:
+            reconstructed: (n, 3, R, R) reconstructions.
+            others: Scalar sum of the decoder's other losses.
+            last_weight: The decoder's last weight, at which gradients are balanced.
+        """
         self.discriminator.requires_grad_(False)
         adversarial = -self._judge(reconstructed).mean()
-        factor = balance(others, adversarial, last_weight)
+        factor = self._balance(others, adversarial, last_weight)
         self.discriminator.requires_grad_(True)
         return self.weight * factor * adversarial, {
             "adversarial": adversarial.item(),
@@ -92,7 +101,13 @@ class Adversary:
         }
 
     def learn(self, images: Tensor, reconstructed: Tensor, share: float) -> dict[str, float]:
-        """Add to the discriminator's gradients those of a part of the batch, which is `share` of what this process has of it."""
+        """Add the discriminator's gradients on a part of the batch, and return figures to log.
+
+        Args:
+            images: (n, 3, R, R) real images.
+            reconstructed: (n, 3, R, R) their reconstructions.
+            share: Size of this part over what this process has of the batch.
+        """
         real, fake = self._judge(images).float(), self._judge(reconstructed.detach()).float()
         loss = hinge_loss(real, fake)
         (loss * share).backward()
@@ -102,18 +117,29 @@ class Adversary:
         }
 
     def step(self, factor: float) -> None:
-        """One step of the discriminator with the gradients that `learn` left, at `factor` of its peak rate."""
+        """Apply the gradients that `learn` left, at `factor` times the peak learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
         for parameter in self.discriminator.parameters():
             if parameter.grad is not None:
-                parameter.grad = mean_over_processes(parameter.grad)
+                parameter.grad = self.processes.mean(parameter.grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _balance(self, others: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
+        """Return the factor that makes both losses pull equally hard at `weight`, at most 1e4."""
+        of_others, of_adversarial = (
+            self.processes.mean(
+                torch.autograd.grad(loss * _LIFT, weight, retain_graph=True)[0].float()
+            ).norm()
+            for loss in (others, adversarial)
+        )
+        return (of_others / (of_adversarial + 1e-4 * _LIFT)).clamp(0, _LARGEST_WEIGHT).detach()
+
     def _judge(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            return self.discriminator(images.float())
+            logits: Tensor = self.discriminator(images.float())
+        return logits
 
     def state_dict(self) -> dict[str, Any]:
         return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -123,16 +149,8 @@ class Adversary:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def mean_over_processes(tensor: Tensor) -> Tensor:
-    """The mean over the processes of a distributed run; the tensor itself where there is one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
-    return tensor
-
-
 class Perceptual(nn.Module):
-    """LPIPS (arXiv 1801.03924) between pictures (n, 3, R, R) in [-1, 1]: mean over pictures. Its first use downloads the weights of VGG16.
+    """LPIPS (arXiv 1801.03924), averaged over images. Its first use downloads the weights of VGG16.
 
     Raises:
         ImportError: the extra `perceptual` is not installed.
@@ -140,10 +158,11 @@ class Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = (
-            require("lpips", "perceptual").LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
-        )
+        lpips = require("lpips", "perceptual")
+        self.network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
+        """Return a scalar for two batches (n, 3, R, R) in [-1, 1]."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.network(images.float(), originals.float()).mean()
+            distance: Tensor = self.network(images.float(), originals.float()).mean()
+        return distance

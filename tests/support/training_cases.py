@@ -12,12 +12,13 @@ import torch
 from mvar_models.data.digits import Digits
 from mvar_models.data.source import split
 from mvar_models.tokens.encode import TokenSet
+from mvar_models.training.build import build_vqvae
 from mvar_models.training.loop import Loop
 from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 from mvar_models.training.transformer_task import TransformerTask
-from mvar_models.training.vqvae_task import VQVAETask, build_vqvae
+from mvar_models.training.vqvae_task import VQVAETask
 
 from tiny_models import tiny_mvar, tiny_vqvae
 
@@ -43,7 +44,7 @@ def tiny_tokens(copies=2, count=30):
 def new_loop(folder, processes=None, report=None, **settings):
     given = dict(data="tiny", steps=4, batch_size=6, lr=1e-2, drop_path=0.3, label_drop=0.3)
     config = TransformerSettings(**{**given, **settings, "out": str(folder)})
-    processes = processes or Processes.start("cpu", group=config.fsdp)
+    processes = processes or Processes.from_environment("cpu").connect(always=config.fsdp)
     run = processes.on_first(
         lambda: RunFolder.create(config) if not (Path(folder) / "config.yaml").exists() else RunFolder(folder)
     )
@@ -55,7 +56,7 @@ def new_loop(folder, processes=None, report=None, **settings):
 
 def new_vqvae_loop(folder, processes=None):
     """A small VQVAE of the digits, long enough for dead codes to be put to work once (step 21)."""
-    processes = processes or Processes.start("cpu")
+    processes = processes or Processes.from_environment("cpu").connect()
     config = VQVAESettings(
         data="digits",
         out=str(folder),

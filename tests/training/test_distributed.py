@@ -205,7 +205,9 @@ def test_signals_and_a_killed_process(tmp_path):
     wait_for_step(launcher, out, 15)
     launcher.send_signal(signal.SIGTERM)
     output = launcher.communicate()[0]
-    stopped = re.findall(r"stopped by SIGTERM after step (\d+), which is saved; go on with --resume", output)
+    stopped = re.findall(
+        r"stopped by SIGTERM after step (\d+), which is saved; continue with --resume", output
+    )
     assert launcher.returncode != 0 and len(stopped) == 1, output
     reached = int(stopped[0])
     assert (
@@ -219,7 +221,7 @@ def test_signals_and_a_killed_process(tmp_path):
     saved = RunFolder(out).last_step()
     assert launcher.returncode != 0 and reached < saved < 200, output
     assert (
-        f"process 0 lost another process of the run, so it ends here: the last checkpoint is step {saved}, go on with --resume {out}"
+        f"process 0 lost another process of the run, so it ends here: the last checkpoint is step {saved}, continue with --resume {out}"
         in output
     )
     assert "Traceback (most recent call last)" not in output.split("ChildFailedError")[0].split("elastic")[0]

@@ -9,13 +9,15 @@ import torch
 
 from mvar_models import MVAR, VAR
 from mvar_models.checkpoints.official import official_name
+from mvar_models.registry import architecture
 from mvar_models.tokens.encode import TokenSet
+from mvar_models.training.build import _windows, build_transformer
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.loop import Loop
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
-from mvar_models.training.transformer_task import TransformerTask, build_model
+from mvar_models.training.transformer_task import TransformerTask
 
 from golden_weights import Case, case_names
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
@@ -34,7 +36,7 @@ def golden(request, tmp_path_factory):
     )  # fmt: skip
     tokens = TokenSet(case.tensors["vae.indices"][None].numpy().astype(np.uint16), case.labels.numpy())
     loop = Loop(
-        TransformerTask(build_model(config, vqvae, names), vqvae, tokens, tokens, config),
+        TransformerTask(build_transformer(config, vqvae, names), vqvae, tokens, tokens, config),
         config,
         RunFolder.create(config),
     )
@@ -83,7 +85,7 @@ def saved(tmp_path):
 
 def test_classes_that_fit_are_kept(saved, caplog):
     with caplog.at_level(logging.WARNING):
-        model = build_model(settings(init=str(saved / "var")), tiny_vqvae(), NAMES)
+        model = build_transformer(settings(init=str(saved / "var")), tiny_vqvae(), NAMES)
     assert torch.equal(model.class_embedding.weight, tiny_var().class_embedding.weight)
     assert not [record for record in caplog.records if "class" in record.getMessage()]
     assert "no scale has windows" in caplog.text, "sides of at most 4 are all dense by default"
@@ -92,7 +94,7 @@ def test_classes_that_fit_are_kept(saved, caplog):
 
 def test_image_net_folders_named_by_wordnet_id_keep_the_embeddings(saved):
     names = ("n01440764", "n01443537", "n01484850")
-    model = build_model(settings(init=str(saved / "var")), tiny_vqvae(), names)
+    model = build_transformer(settings(init=str(saved / "var")), tiny_vqvae(), names)
     assert (
         torch.equal(model.class_embedding.weight, tiny_var().class_embedding.weight)
         and model.config.class_names == names
@@ -104,12 +106,12 @@ def test_other_classes_start_anew(saved, caplog, names):
     """Drawn from the run's seed, said in the log; the unconditional class and everything else stay."""
     with caplog.at_level(logging.WARNING):
         first, again, other = (
-            build_model(settings(init=str(saved / "var"), seed=seed), tiny_vqvae(), names)
+            build_transformer(settings(init=str(saved / "var"), seed=seed), tiny_vqvae(), names)
             for seed in (0, 0, 1)
         )
     assert (
         f"the classes of the data ({len(names)}: " in caplog.text
-        and "class embeddings start anew (seed 0)" in caplog.text
+        and "class embeddings are initialised (seed 0)" in caplog.text
     )
     assert first.config.class_names == names and first.class_embedding.weight.shape[0] == len(names) + 1
     assert torch.equal(first.class_embedding.weight, again.class_embedding.weight)
@@ -121,22 +123,26 @@ def test_other_classes_start_anew(saved, caplog, names):
 def test_windows(saved):
     """What is asked for; else as released: 8 of the 256 px scales attend to all of themselves, 6 of the 512 px ones. An MVAR keeps its own."""
     from mvar_models.config import SIDES_256, SIDES_512
-    from mvar_models.training.transformer_task import _windows
 
-    assert _windows(settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
-    assert _windows(settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
-    model = build_model(settings(init=str(saved / "var"), kernel_size=3, dense_scales=1), tiny_vqvae(), NAMES)
+    row = architecture("mvar")
+    assert _windows(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
+    assert _windows(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
+    model = build_transformer(
+        settings(init=str(saved / "var"), kernel_size=3, dense_scales=1), tiny_vqvae(), NAMES
+    )
     assert (model.config.kernel_size, model.config.dense_scales) == (3, 1)
-    model = build_model(settings(init=str(saved / "mvar")), tiny_vqvae(), NAMES)
+    model = build_transformer(settings(init=str(saved / "mvar")), tiny_vqvae(), NAMES)
     assert (model.config.kernel_size, model.config.dense_scales) == (3, 2) and torch.equal(
         model.head.weight, tiny_mvar().head.weight
     )
     with pytest.raises(ValueError, match="is an MVAR with kernel_size 3, not 5; leave kernel_size out"):
-        build_model(settings(init=str(saved / "mvar"), kernel_size=5), tiny_vqvae(), NAMES)
+        build_transformer(settings(init=str(saved / "mvar"), kernel_size=5), tiny_vqvae(), NAMES)
     with pytest.raises(ValueError, match="is a vqvae model"):
         tiny_vqvae().save_pretrained(saved / "vae")
-        build_model(settings(init=str(saved / "vae")), tiny_vqvae(), NAMES)
-    assert isinstance(build_model(settings(init=str(saved / "var"), arch="var"), tiny_vqvae(), NAMES), VAR)
+        build_transformer(settings(init=str(saved / "vae")), tiny_vqvae(), NAMES)
+    assert isinstance(
+        build_transformer(settings(init=str(saved / "var"), arch="var"), tiny_vqvae(), NAMES), VAR
+    )
 
 
 def test_average_of_weights(seed):

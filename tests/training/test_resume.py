@@ -104,7 +104,7 @@ def test_signals_save_and_leave(folder, tmp_path, monkeypatch, number, code, nam
     result = invoke(*arguments(folder, out, validate_every=4))
     assert (
         result.exit_code == code
-        and f"stopped by {name} after step 7, which is saved; go on with --resume {out}" in result.output
+        and f"stopped by {name} after step 7, which is saved; continue with --resume {out}" in result.output
     )
     assert RunFolder(out).last_step() == 7 and losses(out)[-1]["step"] == 7
     monkeypatch.undo()
@@ -153,7 +153,7 @@ def test_a_signal_during_validation_saves_right_after_it(folder, tmp_path, monke
 
 
 def test_no_memory_for_samples_does_not_end_the_run(folder, tmp_path, monkeypatch, caplog):
-    def sample(self):
+    def sample(self, model):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TransformerTask, "sample", sample)
@@ -202,7 +202,7 @@ def test_a_full_disk(folder, tmp_path):
     assert (
         said.startswith("Error: the checkpoint of step 8 could not be written") and "File too large" in said
     )
-    assert "the checkpoint of step 4 is intact; make room and go on with --resume" in said
+    assert "the checkpoint of step 4 is intact; free some space and continue with --resume" in said
     assert RunFolder(out).last_step() == 4 and not list(out.rglob(".writing-*"))
     assert invoke("train", "--resume", out).exit_code == 0
     assert losses(straight) == losses(out)

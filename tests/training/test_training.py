@@ -95,7 +95,7 @@ def test_label_drop_and_drop_path():
     assert first_loss(label_drop=0.0, drop_path=0.0) == plain
     assert first_loss(label_drop=0.9, drop_path=0.0) != plain
     assert first_loss(label_drop=0.0, drop_path=0.5) != plain
-    keep = task(drop_path=0.5)._path_keep(3)
+    keep = task(drop_path=0.5).path_keep(3)
     assert (
         keep.shape == (2, 2, 6)
         and set(keep[0].unique().tolist()) == {1.0}
@@ -220,7 +220,7 @@ def test_wrong_runs(tmp_path, pretrained):
         pretrained, "run"
     )  # nothing has begun: whatever was wrong with the first command does not stand in the second one's way
     run.folder.log({"step": 1})
-    with pytest.raises(FileExistsError, match="already holds a run; go on with --resume"):
+    with pytest.raises(FileExistsError, match="already holds a run; continue with --resume"):
         new_run(pretrained, "run")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         commands.start_transformer_run(resume=str(tmp_path / "none"))

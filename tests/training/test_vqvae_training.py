@@ -16,9 +16,10 @@ from mvar_models.config import SIDES_512
 from mvar_models.data.digits import Digits
 from mvar_models.data.source import open_source, split
 from mvar_models.training import runs as commands
+from mvar_models.training.build import new_vqvae_config
 from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.vqvae_losses import Adversary, PatchDiscriminator, hinge_loss
-from mvar_models.training.vqvae_task import VQVAETask, new_vqvae_config
+from mvar_models.training.vqvae_task import VQVAETask
 
 from odd_pictures import BROKEN, fill
 from tiny_models import tiny_vqvae
@@ -213,14 +214,14 @@ def test_a_step_in_parts_and_processes_equals_a_whole_step():
     def summed(ask):
         return sum(ask(subject) for subject in (first, second))
 
-    counts = whole._draws(whole._parts[0][2])
-    assert torch.equal(counts, summed(lambda subject: subject._draws(subject._parts[0][2]))) and counts.sum(
+    counts = whole.dead_codes.draws()
+    assert torch.equal(counts, summed(lambda subject: subject.dead_codes.draws())) and counts.sum(
         1
     ).tolist() == [8, 32, 128]
     places = np.random.default_rng(0).permutation(8 * 21)[:50]
-    residuals = whole._residuals_at([whole._parts[0][:2]], places)
+    residuals = whole.dead_codes.residuals_at(places)
     assert torch.allclose(
-        residuals, summed(lambda subject: subject._residuals_at([subject._parts[0][:2]], places)), atol=1e-5
+        residuals, summed(lambda subject: subject.dead_codes.residuals_at(places)), atol=1e-5
     )
     assert residuals.abs().amax(1).min() > 0, "every place is filled by one of them"
     whole.after_step(20)

@@ -1,0 +1,194 @@
+"""From a run's settings to the network that it trains: new, or from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, released_dense_scales
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import kind_of
+from mvar_models.registry import Architecture, architecture
+from mvar_models.training.settings import TransformerSettings, VQVAESettings
+
+logger = logging.getLogger(__name__)
+
+_KERNEL_SIZE = 7
+_WORDNET_ID = re.compile(r"n\d{8}")
+# Settings of a windowed architecture that a checkpoint of another one does not hold.
+_WINDOWS = ("kernel_size", "dense_scales")
+# Settings that a VQVAE's run shares with the model's configuration.
+_VQVAE_SHAPE = (
+    "vocab_size",
+    "z_channels",
+    "channels",
+    "channel_multipliers",
+    "blocks_per_level",
+    "sides",
+    "num_residual_convolutions",
+)
+
+
+def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
+    """Load the initial checkpoint, converting VAR to MVAR if needed. None when training from scratch.
+
+    Raises:
+        ValueError: it is another kind of model, or an MVAR with other windows than the settings ask for.
+    """
+    if settings.init is None:
+        return None
+    row = architecture(settings.arch)
+    network = row.network_class()
+    # Released files of VAR and MVAR hold the same tensors. One that does not name its kind is read as the kind to
+    # convert from, or else as the kind asked for.
+    kind = kind_of(settings.init, arch=(row.starts_from or (row.name,))[0])
+    if kind in row.starts_from:
+        parent = architecture(kind).network_class().from_pretrained(settings.init)
+        converted: ScaleTransformer = getattr(network, f"from_{kind}")(
+            parent, **_windows(row, settings, parent.config.sides)
+        )
+        return converted
+    model: ScaleTransformer = network.from_pretrained(settings.init)
+    for name in _WINDOWS if _has_windows(row) else ():
+        asked, actual = getattr(settings, name), getattr(model.config, name)
+        if asked is not None and asked != actual:
+            raise ValueError(
+                f"{settings.init} is an {row.title} with {name} {actual}, not {asked}; leave {name} out to train it further"
+            )
+    return model
+
+
+def check_codes(model: ScaleTransformer, vqvae: VQVAE, settings: TransformerSettings) -> None:
+    """Raise ValueError unless the checkpoint's codes have the shape of the VQVAE's."""
+    for name in ("sides", "vocab_size", "z_channels"):
+        if getattr(model.config, name) != getattr(vqvae.config, name):
+            raise ValueError(f"{settings.vqvae} does not fit {settings.init}: {name} differs")
+
+
+def build_transformer(
+    settings: TransformerSettings,
+    vqvae: VQVAE,
+    class_names: tuple[str, ...],
+    resuming: bool = False,
+    checkpoint: ScaleTransformer | None = None,
+) -> ScaleTransformer:
+    """Build the transformer of a run, with the classes of the data.
+
+    Args:
+        settings: The run's settings.
+        vqvae: The VQVAE whose codes it predicts.
+        class_names: One name per class of the data.
+        resuming: Do not repeat the warning about replaced classes, which the run gave when it began.
+        checkpoint: The result of `load_initial(settings)`, where it is at hand.
+
+    Raises:
+        ValueError: see `load_initial` and `check_codes`.
+    """
+    model = checkpoint or load_initial(settings) or _new_transformer(settings, vqvae, class_names)
+    check_codes(model, vqvae, settings)
+    if not _same_classes(model.config, class_names):
+        if not resuming:
+            logger.warning(
+                "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings are initialised (seed %d)",
+                len(class_names), _shortened(class_names), settings.init, model.config.num_classes, settings.seed,
+            )  # fmt: skip
+        torch.manual_seed(settings.seed)
+        model.replace_classes(len(class_names), class_names)
+    # A run saves its VQVAE inside the model's folder, where a pipeline looks only if the config names none.
+    model.config = model.config.replace(class_names=class_names, vqvae=None)
+    return model.to(settings.device)
+
+
+def build_vqvae(settings: VQVAESettings) -> VQVAE:
+    """Build the VQVAE of a run: a new one, or the one that `init` names."""
+    if settings.init is not None:
+        return VQVAE.from_pretrained(settings.init, device=settings.device)
+    torch.manual_seed(settings.seed)
+    return VQVAE(new_vqvae_config(settings)).to(settings.device)
+
+
+def new_vqvae_config(settings: VQVAESettings) -> VQVAEConfig:
+    """Return the model's part of a run's settings."""
+    return VQVAEConfig(**{name: getattr(settings, name) for name in _VQVAE_SHAPE})
+
+
+def released_vqvae_shape(resolution: int) -> dict[str, Any]:
+    """Return settings of a run that give the released VQVAE (109 M parameters) for images of that side.
+
+    Raises:
+        ValueError: the resolution is not 256, 512 or 1024.
+    """
+    sides = RELEASED_SIDES.get(resolution)
+    if sides is None:
+        raise ValueError(
+            f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers"
+        )
+    shape = dataclasses.asdict(VQVAEConfig(sides=sides))
+    return {name: shape[name] for name in _VQVAE_SHAPE}
+
+
+def _new_transformer(
+    settings: TransformerSettings, vqvae: VQVAE, class_names: tuple[str, ...]
+) -> ScaleTransformer:
+    row = architecture(settings.arch)
+    torch.manual_seed(settings.seed)
+    config = row.config_class()(
+        depth=settings.depth,
+        width=settings.width,
+        num_heads=settings.num_heads,
+        shared_adaln=settings.shared_adaln,
+        num_classes=len(class_names),
+        class_names=class_names,
+        vocab_size=vqvae.config.vocab_size,
+        z_channels=vqvae.config.z_channels,
+        sides=vqvae.config.sides,
+        top_k=0,
+        **_windows(row, settings, vqvae.config.sides),
+    )
+    model: ScaleTransformer = row.network_class()(config)
+    return model
+
+
+def _has_windows(row: Architecture) -> bool:
+    return set(_WINDOWS) <= set(row.config_class().field_names())
+
+
+def _windows(row: Architecture, settings: TransformerSettings, sides: Sequence[int]) -> dict[str, int]:
+    """Return the windows asked for, by default the released ones.
+
+    Empty for an architecture without windows.
+    """
+    if not _has_windows(row):
+        return {}
+    dense, kernel_size = settings.dense_scales, settings.kernel_size
+    if dense is None:
+        dense = released_dense_scales(sides)
+    if kernel_size is None:
+        kernel_size = _KERNEL_SIZE
+    if all(side <= kernel_size for side in sides[dense:]):
+        logger.warning(
+            "no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some"
+        )
+    return {"kernel_size": kernel_size, "dense_scales": dense}
+
+
+def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
+    """Whether a checkpoint's class embeddings belong to these classes."""
+    if config.num_classes != len(names):
+        return False
+    return (
+        config.class_names is None
+        or config.class_names == names
+        # ImageNet's folders are often named by WordNet id, whose order is that of ImageNet's labels.
+        or all(_WORDNET_ID.fullmatch(name) for name in names)
+    )
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

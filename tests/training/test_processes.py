@@ -1,0 +1,109 @@
+"""Where a process finds itself under torchrun, and what it does when it is alone."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Set what torchrun sets."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def launch(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def test_alone(launched):
+    processes = Processes.from_environment("cpu")
+    assert (processes.rank, processes.world_size, processes.device) == (0, 1, torch.device("cpu"))
+    assert processes.alone
+    assert processes.first
+    processes.connect()
+    assert not dist.is_initialized(), "one process needs no group"
+    values = torch.arange(3.0)
+    assert torch.equal(processes.total(values.clone()), values)
+    assert torch.equal(processes.mean(values.clone()), values)
+    assert processes.on_first(lambda: 5) == processes.first_then_others(lambda: 5) == 5
+
+
+def test_rank_and_device_under_torchrun(launched, two_gpus):
+    launched(RANK=3, WORLD_SIZE=4, LOCAL_RANK=1)
+    for device in (None, "cuda", "cuda:0"):
+        processes = Processes.from_environment(device)
+        assert (processes.rank, processes.world_size) == (3, 4)
+        assert processes.device == torch.device("cuda:1"), f"each process has its own GPU, given {device}"
+    assert Processes.from_environment("cpu").device == torch.device("cpu")
+    assert not dist.is_initialized(), "reading the environment communicates nothing"
+
+
+def test_a_chosen_gpu_without_torchrun(launched, two_gpus):
+    """One process, and several that were started by hand with RANK and WORLD_SIZE, keep the GPU that they name."""
+    assert Processes.from_environment("cuda:1").device == torch.device("cuda:1")
+    launched(RANK=1, WORLD_SIZE=2)
+    assert Processes.from_environment("cuda:1").device == torch.device("cuda:1")
+    assert Processes.from_environment("cuda").device == torch.device("cuda:0")
+
+
+def test_more_processes_than_gpus(launched, two_gpus):
+    launched(RANK=2, WORLD_SIZE=3, LOCAL_RANK=2)
+    with pytest.raises(ValueError, match=r"process 2 .* no CUDA device of its own: there are 2"):
+        Processes.from_environment("cuda")
+
+
+def test_a_device_that_is_not_there(launched, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'cuda'"):
+        Processes.from_environment("cuda")
+
+
+def test_failures_alone(launched):
+    processes = Processes.from_environment("cpu")
+    with pytest.raises(OSError, match="full"):
+        processes.all_well(OSError("full"))
+    processes.all_well(None)
+    with pytest.raises(KeyError):
+        processes.stop(KeyError("x"))
+
+
+def test_other_ranks_leave_with_the_exit_code():
+    error = RuntimeError("stopped")
+    error.exit_code = 143
+    with pytest.raises(SystemExit) as left:
+        Processes(1, 2).stop(error)
+    assert left.value.code == 143
+
+
+@pytest.mark.parametrize(
+    "error, lost",
+    [
+        (dist.DistBackendError("anything"), True),
+        (RuntimeError("[enforce fail at gloo/transport] Connection closed by peer"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_how_a_lost_process_shows(error, lost):
+    assert lost_process(error) is lost
+
+
+def test_the_message_about_a_lost_process():
+    cause = RuntimeError("gloo:\n  closed")
+    saved, unsaved = (str(stopped_by_loss(1, step, "runs/a", cause)) for step in (40, 0))
+    assert "process 1" in saved
+    assert "step 40" in saved
+    assert "--resume runs/a" in saved
+    assert saved.endswith("(gloo: closed)")
+    assert "no checkpoint yet" in unsaved
