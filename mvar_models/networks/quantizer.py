@@ -29,6 +29,8 @@ class ResidualConvolution(nn.Conv2d):
 class MultiScaleQuantizer(nn.Module):
     """Codes of all scales packed coarse to fine, row-major inside a scale; L tokens of z channels, latents (B, z, h, h)."""
 
+    code_usage: Tensor
+
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.sides = config.sides

@@ -84,9 +84,7 @@ class RunFolder:
                 f"{run.path} already holds a run; continue with --resume {run.path}, or choose another --out"
             )
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_text(
-            run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False)
-        )
+        write_text(run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         return run
 
     def read_settings(self) -> RunSettings:

@@ -133,7 +133,8 @@ class TransformerTask(Task):
         """Return the scales to train at `step`, None for all."""
         if self.settings.schedule == "packed":
             return None
-        dense, count = self.model.config.dense_scales, len(self.model.config.sides)
+        config: Any = self.model.config  # settings allow this schedule only where there are dense scales
+        dense, count = config.dense_scales, len(config.sides)
         phase = step % (_DENSE_STEPS + count - dense)
         if phase < _DENSE_STEPS:
             return range(dense)
