@@ -93,7 +93,7 @@ def test_a_sampler_is_taken_as_it_is():
 
 
 def test_unknown_samplers_are_refused():
-    with pytest.raises(ValueError, match="sampler.*ancestral, smooth.*'greedy'"):
+    with pytest.raises(ValueError, match=r"sampler.*ancestral, smooth.*'greedy'"):
         make_sampler("greedy")
 
 
