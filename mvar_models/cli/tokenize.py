@@ -11,11 +11,11 @@ import click
 
 from mvar_models.cli.common import processes_here
 from mvar_models.cli.progress import count_progress
-from mvar_models.data.source import check_data_exists, open_source
-from mvar_models.evaluation.reconstruction import Reconstruction
+from mvar_models.data.open import check_data_exists, open_images
+from mvar_models.evaluation.reconstruction import Reconstruction, check_reconstruction
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import RELEASED_SIDES, fitted
-from mvar_models.tokens.folder import TokenFolder, verify_tokens
+from mvar_models.tokens.folder import TokenFolder, refuse_tokens, verify_tokens
 from mvar_models.tokens.writer import TokenWriter, Written
 from mvar_models.training.processes import Processes
 from mvar_models.training.runs import default_vqvae
@@ -80,17 +80,17 @@ def tokenize(
         return
     if data is None:
         raise click.UsageError("--data is missing")
+    refuse_tokens(data)
     check_data_exists(data)
     processes = processes_here(device)
     vqvae = options.pop("vqvae") or default_vqvae(data)
     model = _load_vqvae(vqvae, options.pop("resolution"), str(processes.device))
-    source = open_source(data, model.config.resolution)
-    if isinstance(source, TokenFolder):
-        raise ValueError(f"{data} holds codes already, not images")
-    writer = TokenWriter(model, source, out, names=(data, vqvae), **options)
+    source = open_images(data, model.config.resolution)
+    num_variants = options.pop("copies")
+    writer = TokenWriter(model, source, out, names=(data, vqvae), num_variants=num_variants, **options)
     if processes.first and not writer.finished:
         click.echo(f"{len(source):,} images in {len(source.class_names)} classes")
-        _show_fit(writer.check_reconstruction(), vqvae, out)
+        _show_fit(check_reconstruction(model, source, out / "reconstruction.png"), vqvae, out)
     written = _write(writer, processes, batch_size)
     if written.complete:
         _show_result(TokenFolder(out))
@@ -139,13 +139,13 @@ def _show_fit(found: Reconstruction, vqvae: str, out: Path) -> None:
 
 
 def _show_result(folder: TokenFolder) -> None:
-    copies, codes = folder.copies, sum(side**2 for side in folder.index["sides"])
+    variants, codes = folder.num_variants, sum(side**2 for side in folder.index["sides"])
     click.echo(
-        f"{len(folder):,} images, {copies} variant{'s' if copies > 1 else ''} each, "
-        f"{codes} codes per variant, {folder.bytes_per_picture:,.0f} bytes per image "
+        f"{len(folder):,} images, {variants} variant{'s' if variants > 1 else ''} each, "
+        f"{codes} codes per variant, {folder.bytes_per_image:,.0f} bytes per image "
         f"in {len(folder.files)} shards of {folder.folder}"
     )
-    if folder.left_out:
-        click.echo(f"{len(folder.left_out)} left out, all listed in index.json:")
-        for name, reason in list(folder.left_out.items())[:_LISTED]:
+    if folder.skipped:
+        click.echo(f"{len(folder.skipped)} skipped, all listed in index.json:")
+        for name, reason in list(folder.skipped.items())[:_LISTED]:
             click.echo(f"  {name} {reason}")

@@ -1,1 +1,1 @@
-"""Labelled images from wherever they lie."""
+"""Labelled images: where they come from, how they are decoded, and how they are split."""

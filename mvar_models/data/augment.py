@@ -1,4 +1,4 @@
-"""Light geometric augmentation for small datasets whose classes a mirror would change (digits): shift, turn, scale, shear."""
+"""Light geometric augmentation (shift, rotation, scale, shear) for classes that a mirror would change, such as digits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_SHIFT = 0.06  # of the side
-MAX_TURN = 0.12  # radians
+MAX_ROTATION = 0.12  # radians
 MAX_SCALE = 0.08
 MAX_SHEAR = 0.08
-MOVES = 6
+_NUM_PARAMETERS = 6
 
 
-def random_moves(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 6) in [-1, 1]: shift x, shift y, turn, scale x, scale y, shear."""
-    return rng.uniform(-1, 1, (count, MOVES))
+def random_affine(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw (count, 6) parameters in [-1, 1]: shift x, shift y, rotation, scale x, scale y, shear."""
+    return rng.uniform(-1, 1, (count, _NUM_PARAMETERS))
 
 
-def affine(images: Tensor, moves: np.ndarray) -> Tensor:
-    """A small affine map for each picture of (n, 3, R, R), its moves (n, 6); what enters from outside repeats the border."""
-    shift_x, shift_y, turn, scale_x, scale_y, shear = moves.T
-    cos, sin = np.cos(turn * MAX_TURN), np.sin(turn * MAX_TURN)
+def affine(images: Tensor, parameters: np.ndarray) -> Tensor:
+    """Apply a small affine map to each image; pixels from outside repeat the border.
+
+    Args:
+        images: (n, 3, R, R).
+        parameters: (n, 6), as `random_affine` draws them.
+    """
+    shift_x, shift_y, rotation, scale_x, scale_y, shear = parameters.T
+    cos, sin = np.cos(rotation * MAX_ROTATION), np.sin(rotation * MAX_ROTATION)
     grow_x, grow_y, slant = 1 + scale_x * MAX_SCALE, 1 + scale_y * MAX_SCALE, shear * MAX_SHEAR
+    # affine_grid's coordinates run from -1 to 1, so a shift by a fraction of the side counts twice.
     rows = [
         [cos * grow_x, (slant - sin) * grow_y, 2 * MAX_SHIFT * shift_x],
         [sin * grow_x, cos * grow_y, 2 * MAX_SHIFT * shift_y],

@@ -1,4 +1,4 @@
-"""The digits that need no download."""
+"""The digits dataset, which needs no download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models.data.source import ImageSource, digest
+from mvar_models.data.fingerprint import digest
+from mvar_models.data.source import ImageSource
 from mvar_models.images import to_tensor
 from mvar_models.optional import require
 
@@ -17,21 +18,19 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 class Digits(ImageSource):
-    """The 1,797 handwritten digits that ship inside scikit-learn (8 x 8, 17 grey levels), resized to R x R RGB."""
+    """The 1,797 handwritten digits of scikit-learn (8 x 8, 17 grey levels), resized to R x R RGB."""
 
     def __init__(self, resolution: int = 32) -> None:
         digits = require("sklearn.datasets", "train").load_digits()
-        super().__init__(digits.target, _NAMES, flips=False)
+        super().__init__(digits.target, _NAMES, mirror_safe=False)
         self._grey = (digits.images * (255 / 16)).round().astype(np.uint8)
         size = (resolution, resolution)
-        pictures = [
-            Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-            for picture in self._grey
-        ]
-        self._images = torch.stack([to_tensor(picture) for picture in pictures])
+        resized = [Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC) for grey in self._grey]
+        self._images = torch.stack([to_tensor(image.convert("RGB")) for image in resized])
 
     @cached_property
     def fingerprint(self) -> str:
+        # Of the digits as they come, so that it does not depend on the resolution.
         return digest(self.labels.astype("<i8").tobytes(), self._grey.tobytes())
 
     def name(self, index: int) -> str:
@@ -40,8 +39,8 @@ class Digits(ImageSource):
     def read(self, index: int) -> Tensor:
         return self._images[index]
 
-    def readable(self, which: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        return self.images(which), np.arange(len(which))
+    def readable(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        return self.images(indices), np.arange(len(indices))
 
-    def images(self, which: np.ndarray) -> Tensor:
-        return self._images[torch.as_tensor(which)]
+    def images(self, indices: np.ndarray) -> Tensor:
+        return self._images[torch.as_tensor(indices)]

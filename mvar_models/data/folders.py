@@ -1,4 +1,4 @@
-"""Pictures in folders: one folder per class."""
+"""Images in folders: one folder per class."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.decode import SUFFIXES, load_picture
-from mvar_models.data.source import ImageSource, content_fingerprint
+from mvar_models.data.decode import SUFFIXES, load_image
+from mvar_models.data.fingerprint import content_fingerprint
+from mvar_models.data.source import ImageSource
 
-_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_DANGLING = -1
 
 
 class ClassFolders(ImageSource):
-    """A folder with one folder per class, names sorted; a folder of pictures alone is one class of its own name.
+    """A folder with one folder per class, sorted by name; a folder of images alone is one class of its own name.
 
-    Pictures are found at any depth below a class and read when asked for. Hidden files are passed over, empty files are left out, and files
-    with other endings than a picture's are counted in `left_out` as a group.
+    Images are found at any depth below a class and read on demand. Hidden files are ignored. Empty files, dangling
+    links, images outside the class folders and files that are no images are listed in `skipped`.
 
     Raises:
-        ValueError: there is no picture, a class has none, or the folders are parts of a divided dataset.
+        ValueError: there is no image, a class has none, or the folders are the splits of a dataset.
     """
 
     def __init__(self, folder: Path, resolution: int) -> None:
@@ -30,47 +32,38 @@ class ClassFolders(ImageSource):
             child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
         )
         classes = children or [folder]
-        if len(classes) > 1 and {child.name.lower() for child in classes} <= _PARTS:
-            parts = ", ".join(child.name for child in classes)
+        if len(classes) > 1 and {child.name.lower() for child in classes} <= _SPLIT_NAMES:
+            splits = ", ".join(child.name for child in classes)
             raise ValueError(
-                f"{folder} holds the parts of a divided dataset ({parts}), not classes; give one part, for instance {classes[-1]}"
+                f"{folder} holds the splits of a dataset ({splits}), not classes; "
+                f"name one of them, for instance {classes[-1]}"
             )
         self.folder = folder
         self.resolution = resolution
         self.files: list[str] = []
         self._sizes: list[int] = []
         labels: list[int] = []
-        unusable: dict[str, str] = {}
-        others = 0
+        skipped: dict[str, str] = {}
+        num_others = 0
         for label, child in enumerate(classes):
             found = _files(child)
-            pictures = [(path, size) for path, size in found if Path(path).suffix.lower() in SUFFIXES]
-            others += len(found) - len(pictures)
-            empty = {
-                path: "is empty (0 bytes)" if size == 0 else "is a link to nothing"
-                for path, size in pictures
-                if size <= 0
-            }
-            if len(empty) == len(pictures):
-                raise _no_pictures(child, len(empty), alone=not children)
-            unusable.update(empty)
-            self.files += [path for path, size in pictures if size > 0]
-            self._sizes += [size for _, size in pictures if size > 0]
-            labels += [label] * (len(pictures) - len(empty))
+            images = [(path, size) for path, size in found if _is_image(path)]
+            num_others += len(found) - len(images)
+            empty = {path: _why_empty(size) for path, size in images if size <= 0}
+            if len(empty) == len(images):
+                raise _no_images(child, len(empty), alone=not children)
+            skipped.update(empty)
+            self.files += [path for path, size in images if size > 0]
+            self._sizes += [size for _, size in images if size > 0]
+            labels += [label] * (len(images) - len(empty))
         names = [child.name for child in classes] if children else [folder.resolve().name]
-        super().__init__(np.array(labels), names, flips=True)
-        self.left_out = unusable
-        loose = (
-            sum(Path(path).suffix.lower() in SUFFIXES for path, _ in _files(folder, deep=False))
-            if children
-            else 0
-        )
+        super().__init__(np.array(labels), names, mirror_safe=True)
+        loose = sum(_is_image(path) for path, _ in _files(folder, deep=False)) if children else 0
         if loose:
-            self.left_out[str(folder)] = (
-                f"has {loose} pictures outside the class folders, which belong to no class"
-            )
-        if others:
-            self.left_out[f"{others} files"] = f"do not end in {', '.join(sorted(SUFFIXES))}"
+            skipped[str(folder)] = f"has {loose} images outside the class folders, which belong to no class"
+        if num_others:
+            skipped[f"{num_others} files"] = f"do not end in {', '.join(sorted(SUFFIXES))}"
+        self.skipped = skipped
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,23 +75,33 @@ class ClassFolders(ImageSource):
         return self.files[index]
 
     def read(self, index: int) -> Tensor:
-        return load_picture(self.files[index], self.resolution)
+        return load_image(self.files[index], self.resolution)
 
 
-def _no_pictures(folder: Path, empty: int, alone: bool) -> ValueError:
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def _why_empty(size: int) -> str:
+    return "is a link to nothing" if size == _DANGLING else "is empty (0 bytes)"
+
+
+def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
     if alone and not empty:
         return ValueError(
-            f"{folder} has no class folders and no pictures; put the pictures of each class into a folder named after it"
+            f"{folder} has no class folders and no images; put the images of each class into a folder named after it"
         )
     why = f"{empty} empty files" if empty else ", ".join(sorted(SUFFIXES))
     return ValueError(
-        f"{folder} has no pictures ({why}); a class needs at least one, so add some or remove the folder"
+        f"{folder} has no images ({why}); a class needs at least one, so add some or remove the folder"
     )
 
 
 def _files(folder: Path, deep: bool = True) -> list[tuple[str, int]]:
-    """Paths and sizes of what lies in a folder, sorted, -1 for links to nothing; links to files are followed, links to folders and hidden
-    names are not."""
+    """List (path, size in bytes) of the files below a folder, sorted; the size of a dangling link is -1.
+
+    Hidden names are left out. Links to files are followed, links to folders are not, since they may form a loop.
+    """
     found = []
     pending = [str(folder)]
     while pending:
@@ -111,5 +114,5 @@ def _files(folder: Path, deep: bool = True) -> list[tuple[str, int]]:
                 elif entry.is_file():
                     found.append((entry.path, entry.stat().st_size))
                 elif entry.is_symlink() and not entry.is_dir():
-                    found.append((entry.path, -1))
+                    found.append((entry.path, _DANGLING))
     return sorted(found)

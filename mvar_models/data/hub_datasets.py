@@ -1,7 +1,4 @@
-"""Datasets of the Hugging Face `datasets` library (extra `data`): from the Hub, from local parquet, or from `save_to_disk`.
-
-Version 4 of the library, the oldest accepted, cannot run code that a dataset brings along; older ones could.
-"""
+"""Datasets of the Hugging Face `datasets` library (extra `data`): from the Hub, local parquet, or `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -14,18 +11,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.decode import BrokenPicture, load_picture
-from mvar_models.data.source import ImageSource, content_fingerprint
+from mvar_models.data.decode import UnreadableImage, load_image
+from mvar_models.data.fingerprint import content_fingerprint
+from mvar_models.data.source import ImageSource
 from mvar_models.optional import require
 
 _IMAGE_NAMES = ("image", "img", "picture", "png", "jpg", "webp", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "class", "category", "cls", "target")
 _DEFAULT_SPLIT = "train"
-_SCAN = 4096
+# Versions below 4 run code that a dataset brings along.
+_OLDEST_VERSION = 4
+# Rows per read of the fingerprint, which must not hold all images in memory.
+_ROWS_PER_READ = 4096
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path holds parquet (itself, or a folder or its folders) or what `save_to_disk` wrote."""
+    """Return whether a path is parquet, holds some up to one folder down, or was written by `save_to_disk`."""
     if path.is_file():
         return path.suffix == ".parquet"
     return path.is_dir() and (_is_saved(path) or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")))
@@ -36,15 +37,16 @@ def _is_saved(path: Path) -> bool:
 
 
 class HubDataset(ImageSource):
-    """One split of a dataset; pictures are decoded here, so that odd and broken ones are treated as those of folders.
+    """One split of a dataset.
 
     Args:
         place: a dataset id of the Hub as org/name, or what `is_local` accepts.
-        part: "split" or "config:split"; empty is the split "train", or the only one.
+        resolution: side of the images in pixels.
+        part: "split" or "config:split"; empty means the split "train", or the only one.
 
     Raises:
-        FileNotFoundError: the Hub does not give the dataset.
-        ValueError: no such split, or no column of pictures or labels that can be told.
+        FileNotFoundError: the Hub does not have the dataset, or does not give access.
+        ValueError: there is no such split, or no unambiguous column of images or of labels.
     """
 
     def __init__(self, place: str, resolution: int, part: str = "") -> None:
@@ -54,23 +56,22 @@ class HubDataset(ImageSource):
         self._image = _image_column(rows, place)
         label = _label_column(rows, place)
         labels, names = _labels(rows, label, place)
-        super().__init__(labels, names, flips=True)
+        super().__init__(labels, names, mirror_safe=True)
+        # Not decoded by the library, so that odd and broken images are treated as in folders.
         image_type = require("datasets", "data").Image(decode=False)
         self._rows = rows.select_columns([self._image]).cast_column(self._image, image_type)
+        # The library's tables are not documented as safe to read from several threads.
         self._lock = threading.Lock()
 
     @cached_property
     def fingerprint(self) -> str:
-        names, sizes = [], []
-        for table in self._rows.with_format("arrow").iter(_SCAN):
+        binary_length = require("pyarrow.compute", "data").binary_length
+        names: list[str] = []
+        sizes: list[int] = []
+        for table in self._rows.with_format("arrow").iter(_ROWS_PER_READ):
             column = table[self._image].combine_chunks()
             names += [str(path or "") for path in column.field("path").to_pylist()]
-            sizes += [
-                size or 0
-                for size in require("pyarrow.compute", "data")
-                .binary_length(column.field("bytes"))
-                .to_pylist()
-            ]
+            sizes += [size or 0 for size in binary_length(column.field("bytes")).to_pylist()]
         return content_fingerprint(self.class_names, self.labels, names, np.array(sizes))
 
     def name(self, index: int) -> str:
@@ -80,19 +81,20 @@ class HubDataset(ImageSource):
         with self._lock:
             entry = self._rows[index][self._image]
         if entry is None or (entry["bytes"] is None and not entry["path"]):
-            raise BrokenPicture("holds no picture")
+            raise UnreadableImage("holds no image")
         if entry["bytes"] is not None:
-            return load_picture(entry["bytes"], self.resolution)
+            return load_image(entry["bytes"], self.resolution)
         if "://" in entry["path"]:
-            raise BrokenPicture(f"is a link ({entry['path']}), not a picture; download the pictures first")
-        return load_picture(entry["path"], self.resolution)
+            raise UnreadableImage(f"is a link ({entry['path']}), not an image; download the images first")
+        return load_image(entry["path"], self.resolution)
 
 
 def _load(place: str, part: str) -> Any:
     datasets = require("datasets", "data")
-    if int(datasets.__version__.split(".")[0]) < 4:
+    if int(datasets.__version__.split(".")[0]) < _OLDEST_VERSION:
         raise ImportError(
-            f"datasets {datasets.__version__} can run code from a dataset; install 4 or newer: pip install 'datasets>=4'"
+            f"datasets {datasets.__version__} can run code from a dataset; "
+            f"install {_OLDEST_VERSION} or newer: pip install 'datasets>={_OLDEST_VERSION}'"
         )
     config, _, split = part.rpartition(":")
     path = Path(place)
@@ -106,11 +108,10 @@ def _load(place: str, part: str) -> Any:
             loaded = datasets.load_dataset(str(path) if path.is_dir() else place, **options)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{place}: no such folder here, and the Hub does not give a dataset of that name: {_line(error)}"
+            f"{place}: no such folder here, and the Hub gives no dataset of that name: {_line(error)}"
         ) from None
-    except (
-        Exception
-    ) as error:  # the library raises its own kinds for damaged files, missing configurations and more
+    # The library raises its own kinds of error for damaged files, missing configurations and more.
+    except Exception as error:
         raise ValueError(f"{place} cannot be opened as a dataset: {_line(error)}") from None
     if not isinstance(loaded, dict):
         return loaded
@@ -118,7 +119,8 @@ def _load(place: str, part: str) -> Any:
         split = _DEFAULT_SPLIT if _DEFAULT_SPLIT in loaded or len(loaded) > 1 else next(iter(loaded))
     if split not in loaded:
         raise ValueError(
-            f"{place} has no split {split!r}; it has {', '.join(loaded)} (choose with {place}:{next(iter(loaded))})"
+            f"{place} has no split {split!r}; it has {', '.join(loaded)} "
+            f"(choose with {place}:{next(iter(loaded))})"
         )
     return loaded[split]
 
@@ -128,15 +130,14 @@ def _line(error: Exception) -> str:
 
 
 def _image_column(rows: Any, place: str) -> str:
-    """The column typed as pictures, or one that holds their files' bytes under a usual name."""
-    return _column(rows, place, "pictures", require("datasets", "data").Image, _IMAGE_NAMES, _holds_bytes)
+    """Return the column typed as images, or one of a usual name that holds the bytes of files."""
+    return _column(rows, place, "images", require("datasets", "data").Image, _IMAGE_NAMES, _holds_bytes)
 
 
 def _label_column(rows: Any, place: str) -> str:
-    """The column typed as classes, or one of numbers or words under a usual name."""
-    return _column(
-        rows, place, "labels", require("datasets", "data").ClassLabel, _LABEL_NAMES, _names_classes
-    )
+    """Return the column typed as classes, or one of a usual name that holds integers or strings."""
+    class_label = require("datasets", "data").ClassLabel
+    return _column(rows, place, "labels", class_label, _LABEL_NAMES, _names_classes)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -152,7 +153,16 @@ def _names_classes(kind: Any) -> bool:
 def _column(
     rows: Any, place: str, what: str, typed: type, usual: tuple[str, ...], fits: Callable[[Any], bool]
 ) -> str:
-    """The one column of the type `typed`, else the one of a usual name that `fits`; of several the one of a usual name."""
+    """Choose a column by its type or, failing that, by its name.
+
+    Args:
+        rows: the dataset.
+        place: its name, for the error.
+        what: what the column holds, for the error.
+        typed: the feature type looked for first; of several such columns the one with a usual name is chosen.
+        usual: column names looked for, lower case.
+        fits: whether the type of a column with a usual name will do.
+    """
     found = [name for name, kind in rows.features.items() if isinstance(kind, typed)]
     found = found or [name for name, kind in rows.features.items() if name.lower() in usual and fits(kind)]
     chosen = found if len(found) < 2 else [name for name in found if name.lower() in usual]
@@ -167,7 +177,7 @@ def _column(
 
 
 def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
-    """Class of every row, and the classes' names: those that the dataset gives, else its values, sorted."""
+    """Return (N,) labels, and the class names: those of the dataset, else its distinct values, sorted."""
     values = np.array(rows.with_format(None)[column])
     if not len(values):
         raise ValueError(f"{place} has no rows")
@@ -177,7 +187,8 @@ def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
     if hasattr(kind, "names"):
         if values.min() < 0:
             raise ValueError(
-                f"{place}: some rows of column {column!r} have the label -1, which means none; choose a labelled split"
+                f"{place}: some rows of column {column!r} have the label -1, which means none; "
+                "choose a labelled split"
             )
         _refuse_empty(values, list(kind.names), place)
         return values.astype(np.int64), list(kind.names)
@@ -189,4 +200,4 @@ def _refuse_empty(labels: np.ndarray, names: list[str], place: str) -> None:
     empty = [name for label, name in enumerate(names) if not (labels == label).any()]
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise ValueError(f"{place}: class {empty[0]!r}{more} has no pictures in this split")
+        raise ValueError(f"{place}: class {empty[0]!r}{more} has no images in this split")

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from mvar_models.data.digits import Digits
-from mvar_models.data.source import split
 from mvar_models.demo import plots, report
 from mvar_models.demo.draw import draw_in_process
 from mvar_models.demo.quality import DigitJudge, features
@@ -26,8 +25,9 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.optional import require
-from mvar_models.tokens.encode import TokenSet
-from mvar_models.training.runs import cached_tokens, start_transformer_run, train_transformer
+from mvar_models.tokens.encode import tokenize_split
+from mvar_models.tokens.token_set import TokenSet
+from mvar_models.training.runs import start_transformer_run, train_transformer
 from mvar_models.training.settings import TransformerSettings
 from mvar_models.training.transformer_task import TransformerTask
 
@@ -54,9 +54,9 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
 
     vqvae, var = VQVAE.from_pretrained("vae-digits"), VAR.from_pretrained("var-digits")
     source = Digits(vqvae.config.resolution)
-    train, val = split(source)
-    yield f"{len(train)} training and {len(val)} held-out digits of {len(source)}; making codes of {_COPIES} light variants of each ..."
-    tokens = cached_tokens(vqvae, source, _COPIES, seed=0)
+    train, held_out = source.train, source.held_out
+    yield f"{len(train)} training and {len(held_out)} held-out digits of {len(source)}; making codes of {_COPIES} light variants of each ..."
+    tokens = tokenize_split(vqvae, source, _COPIES, seed=0)
 
     untuned = MVAR.from_var(var, KERNEL_SIZE, DENSE_SCALES)
     results: dict[str, Any] = {
@@ -79,7 +79,7 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
 
     yield f"drawing {samples} digits from each model and judging them ..."
     drawn = _draw(out, runs, samples)
-    results.update(_judge(source, train, val, vqvae, drawn))
+    results.update(_judge(source, train, held_out, vqvae, drawn))
     results["attention"] = _attention_figures(untuned)
     results["seconds"] = time.perf_counter() - begun
     results["environment"] = environment()

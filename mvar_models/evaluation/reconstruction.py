@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
+from mvar_models.files import replacing
 from mvar_models.images import grid, to_pil
 from mvar_models.networks.vqvae import VQVAE
 
 _SHOWN = 8
+_CHECKED = 16
 # Decoded at a time: the released decoder holds about 0.3 GB for a picture of 256 px.
 _BATCH, _PIXELS = 8, 8 * 256 * 256
 # A VQVAE that has seen such pictures is far above both: released ones reach 20 dB and more on photographs.
@@ -44,6 +49,27 @@ def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     return Reconstruction(
         psnr(back, images).mean().item(), psnr(flat, images).mean().item(), side_by_side(images, back)
     )
+
+
+def check_reconstruction(vqvae: VQVAE, source: ImageSource, file: Path) -> Reconstruction:
+    """Measure how well a VQVAE fits a dataset, from up to 16 images spread over it, and draw eight of them.
+
+    Args:
+        vqvae: encodes and decodes.
+        source: gives the images.
+        file: the PNG to write.
+
+    Raises:
+        ValueError: none of the images can be read.
+    """
+    images, _ = source.readable(np.unique(np.linspace(0, len(source) - 1, _CHECKED).astype(np.int64)))
+    if not len(images):
+        name, reason = next(iter(source.problems().items()))
+        raise ValueError(f"none of {min(_CHECKED, len(source))} images can be read; {name} {reason}")
+    found = reconstruct(vqvae, images)
+    with replacing(file) as temporary:
+        found.picture.save(temporary)
+    return found
 
 
 def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:

@@ -1,169 +1,180 @@
-"""Pictures as codes: made once by the VQVAE, trained on many times.
+"""Encoding images once, so that a transformer trains on their codes many times.
 
-2 bytes a code. Copy 0 of an example is the picture itself; the others are its mirror or lightly moved versions. A variant is a function of
-(seed, copy, example), so that codes made here in memory and codes that `mvar tokenize` keeps in a folder are the same.
+Variant 0 of an image is the image itself; the others are its mirror, or slightly distorted versions. A variant is a function of (seed,
+variant, example), so codes made here in memory equal those that `mvar tokenize` keeps in a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_models.data.augment import affine, random_moves
-from mvar_models.data.source import ImageSource, digest
+from mvar_models.data.augment import affine, random_affine
+from mvar_models.data.fingerprint import digest
+from mvar_models.data.prefetch import Prefetcher
+from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, generator
+from mvar_models.tokens.token_set import TokenSet
 
-_BATCH, _PIXELS = 64, 64 * 256 * 256
-MOST_COPIES = 64
+# Per pass of the encoder: 64 images up to 256 px and fewer of larger ones, since memory grows with pixels.
+_MOST_IMAGES, _MOST_PIXELS = 64, 64 * 256 * 256
+MOST_VARIANTS = 64
 Progress = Callable[[Iterable[int]], Iterable[int]]
-
-
-class Codes(Protocol):
-    """(copies, N, L) uint16, in memory or on disk: what `TokenSet` reads of it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, which: tuple[np.ndarray | int, np.ndarray], /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class TokenSet:
-    """codes: (copies, N, L) uint16; labels: (N,) int64; fingerprint: hex digits that change with the pictures, the VQVAE and the variants."""
-
-    codes: Codes
-    labels: np.ndarray
-    fingerprint: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.fingerprint:
-            content = self.codes[:, np.arange(len(self))]  # type: ignore[index]
-            object.__setattr__(self, "fingerprint", digest(self.labels.tobytes(), content.tobytes()))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def copies(self) -> int:
-        return self.codes.shape[0]
-
-    def batch(self, members: np.ndarray, copies: np.ndarray | int = 0) -> tuple[Tensor, Tensor]:
-        """labels (n,) and indices (n, L), both int64."""
-        codes = self.codes[copies, members]
-        return torch.from_numpy(self.labels[members]), torch.from_numpy(codes.astype(np.int64))
 
 
 def tokenize(
     vqvae: VQVAE,
     source: ImageSource,
-    which: np.ndarray,
+    indices: np.ndarray,
     *,
-    copies: int = 1,
+    num_variants: int = 1,
     seed: int = 0,
     progress: Progress = iter,
 ) -> TokenSet:
-    """Codes of the examples `which` that can be read: the pictures, then `copies - 1` variants of each.
+    """Encode examples in memory; those that cannot be read are left out.
 
-    Variants are the mirror where classes allow it (then copies is at most 2), small affine maps otherwise, drawn by (seed, copy, example).
+    Args:
+        vqvae: gives the codes.
+        source: gives the images.
+        indices: (n,) examples to encode.
+        num_variants: the image and `num_variants - 1` variants: the mirror where classes allow it (then at most 2),
+            small affine maps otherwise.
+        seed: of the affine maps.
+        progress: wraps the iteration over batches, for a progress bar.
     """
-    codes = np.empty((copies, len(which), vqvae.config.length), dtype=np.uint16)
-    kept = np.zeros(len(which), dtype=bool)
-    batches = encoded(vqvae, source, which, copies=copies, seed=seed)
-    for _ in progress(range(0, len(which), pictures_at_a_time(vqvae))):
+    codes = np.empty((num_variants, len(indices), vqvae.config.length), dtype=np.uint16)
+    kept = np.zeros(len(indices), dtype=bool)
+    batches = encode_batches(vqvae, source, indices, num_variants=num_variants, seed=seed)
+    for _ in progress(range(0, len(indices), images_per_batch(vqvae))):
         positions, part = next(batches)
         codes[:, positions] = part
         kept[positions] = True
-    fingerprint = token_fingerprint(source.fingerprint, vqvae_identity(vqvae), copies, seed, which)
-    return TokenSet(codes if kept.all() else codes[:, kept], source.labels[which[kept]], fingerprint)
+    fingerprint = token_fingerprint(source.fingerprint, vqvae_identity(vqvae), num_variants, seed, indices)
+    return TokenSet(codes if kept.all() else codes[:, kept], source.labels[indices[kept]], fingerprint)
 
 
-def encoded(
+def tokenize_split(
+    vqvae: VQVAE, source: ImageSource, num_variants: int | None = None, seed: int = 0
+) -> tuple[TokenSet, TokenSet]:
+    """Encode the training images with their variants, and the held-out images as they are, in memory.
+
+    Args:
+        vqvae: gives the codes.
+        source: gives the images and the split.
+        num_variants: per training image; default: as many as `default_num_variants` says.
+        seed: of variants that are not mirrors.
+
+    Raises:
+        ValueError: no image of a class can be read.
+    """
+    if num_variants is None:
+        num_variants = default_num_variants(source.mirror_safe)
+    train = tokenize(vqvae, source, source.train, num_variants=num_variants, seed=seed)
+    check_classes(source, train.labels)
+    held_out = tokenize(vqvae, source, source.held_out)
+    source.log_problems()
+    # All held-out images may be unreadable; validation then uses the training images.
+    return train, held_out if len(held_out) else train
+
+
+def encode_batches(
     vqvae: VQVAE,
     source: ImageSource,
-    which: np.ndarray,
+    indices: np.ndarray,
     *,
-    copies: int,
+    num_variants: int,
     seed: int,
     batch_size: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batch by batch: positions in `which` of the m pictures that could be read, and their codes (copies, m, L) uint16.
+    """Yield, batch by batch, the positions in `indices` that could be read (m,) and their codes (num_variants, m, L).
 
-    The next batch is read while one is encoded.
+    The next batch is read while the current one is encoded.
     """
-    batch_size = batch_size or pictures_at_a_time(vqvae)
-    check_copies(copies, source.flips)
+    batch_size = batch_size or images_per_batch(vqvae)
+    check_num_variants(num_variants, source.mirror_safe)
     if vqvae.config.vocab_size > np.iinfo(np.uint16).max + 1:
-        raise ValueError(f"vocab_size {vqvae.config.vocab_size} does not fit the cache's 16 bits a code")
-    starts = range(0, len(which), batch_size)
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(source.readable, which[:batch_size])
-        for start in starts:
-            images, kept = coming.result()
-            coming = ahead.submit(source.readable, which[start + batch_size : start + 2 * batch_size])
-            codes = np.empty((copies, len(kept), vqvae.config.length), dtype=np.uint16)
-            for copy in range(copies if len(kept) else 0):
-                variant = _variant(images, which[start + kept], copy, source.flips, seed)
-                codes[copy] = vqvae.encode(variant.to(vqvae.device, vqvae.dtype)).cpu().numpy()
+        raise ValueError(
+            f"vocab_size {vqvae.config.vocab_size} does not fit the 16 bits per code of a TokenSet"
+        )
+    reader = Prefetcher(lambda start: source.readable(indices[start : start + batch_size]))
+    try:
+        for start in range(0, len(indices), batch_size):
+            following = start + batch_size
+            images, kept = reader.get(start, following if following < len(indices) else None)
+            codes = np.empty((num_variants, len(kept), vqvae.config.length), dtype=np.uint16)
+            for variant in range(num_variants if len(kept) else 0):
+                varied = _variant(images, indices[start + kept], variant, source.mirror_safe, seed)
+                codes[variant] = vqvae.encode(varied.to(vqvae.device, vqvae.dtype)).cpu().numpy()
             yield start + kept, codes
+    finally:
+        reader.close()
 
 
-def pictures_at_a_time(vqvae: VQVAE) -> int:
-    """To encode: 64 up to 256 px, fewer of larger ones, as memory goes with pixels (0.7 GB for a layer of the released encoder's finest level)."""
-    return fit_batch(_PIXELS, vqvae.config.resolution**2, most=_BATCH)
+def images_per_batch(vqvae: VQVAE) -> int:
+    """Return how many images to encode at a time: 64 up to 256 px, fewer of larger ones."""
+    return fit_batch(_MOST_PIXELS, vqvae.config.resolution**2, most=_MOST_IMAGES)
 
 
-def default_copies(flips: bool) -> int:
-    """The picture and its mirror, as in the released recipe, where a mirror is still of its class; else the picture."""
-    return 2 if flips else 1
+def default_num_variants(mirror_safe: bool) -> int:
+    """Return 2, the image and its mirror as in the released recipe, where a mirror keeps the class; else 1."""
+    return 2 if mirror_safe else 1
 
 
-def check_copies(copies: int, flips: bool) -> None:
-    """ValueError unless that many variants exist."""
-    most = 2 if flips else MOST_COPIES
-    if not 1 <= copies <= most:
-        why = " (the picture and its mirror)" if flips else ""
-        raise ValueError(f"copies must be between 1 and {most} for this data{why}, got {copies}")
+def check_num_variants(num_variants: int, mirror_safe: bool) -> None:
+    """Raise ValueError unless that many variants exist; users know them as `copies`."""
+    most = 2 if mirror_safe else MOST_VARIANTS
+    if not 1 <= num_variants <= most:
+        why = " (the image and its mirror)" if mirror_safe else ""
+        raise ValueError(f"copies must be between 1 and {most} for this data{why}, got {num_variants}")
 
 
 def check_classes(source: ImageSource, labels: np.ndarray) -> None:
-    """ValueError naming the first class of the data that none of `labels` is of."""
+    """Raise ValueError naming the first class of the source that has no example in `labels`."""
     missing = set(np.unique(source.labels).tolist()) - set(np.unique(labels).tolist())
     if missing:
         raise source.unusable_class(min(missing))
 
 
 def vqvae_identity(vqvae: VQVAE) -> str:
-    """16 hex digits of everything that decides codes and reconstructions: configuration and weights (without the count of codes' use)."""
+    """Return 16 hex digits of everything that decides codes and reconstructions: configuration and weights."""
     total = hashlib.sha256(vqvae.config.to_json().encode())
     for name, value in sorted(vqvae.state_dict().items()):
+        # Statistics of training, which encode and decode do not read.
         if not name.endswith("code_usage"):
-            total.update(
-                name.encode()
-                + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            total.update(name.encode() + content.tobytes())
     return total.hexdigest()[:16]
 
 
-def token_fingerprint(data: str, vqvae: str, copies: int, seed: int, which: np.ndarray) -> str:
-    """Of the codes of the examples `which` of a dataset, from the fingerprints of what they are made of."""
-    return digest(data, vqvae, str(copies), str(seed), which.astype("<i8").tobytes())
+def same_codes(first: VQVAE, second: VQVAE) -> bool:
+    """Return whether two VQVAEs encode every image alike, wherever they were loaded from."""
+    return vqvae_identity(first) == vqvae_identity(second)
 
 
-def _variant(images: Tensor, examples: np.ndarray, copy: int, flips: bool, seed: int) -> Tensor:
-    if copy == 0:
+def token_fingerprint(data: str, vqvae: str, num_variants: int, seed: int, indices: np.ndarray) -> str:
+    """Return the fingerprint of codes from those of what they are made of.
+
+    Args:
+        data: fingerprint of the dataset.
+        vqvae: identity of the VQVAE.
+        num_variants: per image.
+        seed: of the variants.
+        indices: (n,) examples of the dataset.
+    """
+    return digest(data, vqvae, str(num_variants), str(seed), indices.astype("<i8").tobytes())
+
+
+def _variant(images: Tensor, examples: np.ndarray, variant: int, mirror_safe: bool, seed: int) -> Tensor:
+    if variant == 0:
         return images
-    if flips:
+    if mirror_safe:
         return images.flip(-1)
-    return affine(
-        images,
-        np.concatenate([random_moves(generator(seed + copy, Purpose.AUGMENT, int(i)), 1) for i in examples]),
-    )
+    # Drawn per example and not per batch, so that the batch size does not change a variant.
+    drawn = [random_affine(generator(seed + variant, Purpose.AUGMENT, int(i)), 1) for i in examples]
+    return affine(images, np.concatenate(drawn))

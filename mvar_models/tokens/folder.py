@@ -8,18 +8,21 @@ settings.json             only while shards are missing
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mvar_models.config import read_config
-from mvar_models.data.source import ImageSource, split
+from mvar_models.data.open import open_images
+from mvar_models.data.source import ImageSource
+from mvar_models.data.split import Split
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.tokens.encode import TokenSet, token_fingerprint, vqvae_identity
+from mvar_models.tokens.encode import token_fingerprint, vqvae_identity
 from mvar_models.tokens.shard import ShardedCodes, file_hash, map_tensor
+from mvar_models.tokens.token_set import TokenSet
 
 INDEX, SETTINGS = "index.json", "settings.json"
 FORMAT = "mvar-tokens-1"
@@ -69,8 +72,31 @@ def verify_tokens(folder: Path) -> int:
     return len(shards)
 
 
-class TokenFolder(ImageSource):
-    """A finished folder of codes as a dataset without pictures: labels, names, the split, and `token_sets`.
+def open_data(data: str | os.PathLike[str], resolution: int) -> ImageSource | TokenFolder:
+    """Open a folder of codes, or anything that `open_images` takes."""
+    path = Path(data)
+    return TokenFolder(path) if is_token_folder(path) else open_images(data, resolution)
+
+
+def refuse_tokens(data: str | os.PathLike[str]) -> None:
+    """Raise ValueError if `data` is a folder of codes where images are needed."""
+    path = Path(data)
+    if is_token_folder(path):
+        source = read_index(path)["data"] if (path / INDEX).is_file() else ""
+        hint = f"; give the images that they were made of ({source})" if source else ""
+        raise ValueError(f"{data} holds codes, not images{hint}")
+
+
+class TokenFolder:
+    """A finished folder of codes: labels, class names, the split, and `token_sets`.
+
+    Attributes:
+        index: contents of index.json.
+        files: the shards.
+        labels: (N,) int64.
+        class_names: one name per label.
+        mirror_safe: whether a mirrored image still belongs to its class.
+        skipped: name -> reason of images that have no codes.
 
     Raises:
         ValueError: the folder is not complete, or a shard is missing or of another size than the index says.
@@ -87,55 +113,75 @@ class TokenFolder(ImageSource):
                 raise ValueError(
                     f"{file} {state}; remove {folder / INDEX} and run `mvar tokenize` again to make it anew"
                 )
-        super().__init__(self._all("labels"), self.index["class_names"], self.index["flips"])
-        self.held_out = self._all("held_out").astype(bool)
-        self.left_out = dict(self.index["left_out"])
+        self.labels = self._all("labels").astype(np.int64)
+        self.class_names: tuple[str, ...] = tuple(self.index["class_names"])
+        self.mirror_safe: bool = self.index["flips"]
+        self.skipped: dict[str, str] = dict(self.index["left_out"])
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     def fingerprint(self) -> str:
-        return self.index["data_fingerprint"]
+        """That of the images."""
+        return str(self.index["data_fingerprint"])
 
     @property
-    def copies(self) -> int:
-        return self.index["copies"]
+    def num_variants(self) -> int:
+        return int(self.index["copies"])
 
     @property
-    def bytes_per_picture(self) -> float:
+    def bytes_per_image(self) -> float:
         return sum(shard["bytes"] for shard in self.index["shards"]) / len(self)
 
-    def name(self, index: int) -> str:
-        return f"{self.folder} example {self._examples[index]}"
+    @cached_property
+    def split(self) -> Split:
+        """The split of the images that the codes were made of."""
+        return Split.of_flags(self._all("held_out").astype(bool))
 
-    def read(self, index: int) -> Tensor:
-        raise ValueError(
-            f"{self.folder} holds codes, not pictures; give --data the pictures that they were made of ({self.index['data']})"
-        )
+    @property
+    def train(self) -> np.ndarray:
+        """Indices of the training examples."""
+        return self.split.train
 
-    def token_sets(self, vqvae: VQVAE) -> tuple[TokenSet, TokenSet]:
-        """Codes of the training pictures, all copies, and of the held-out ones, mapped into memory.
+    @property
+    def held_out(self) -> np.ndarray:
+        """Indices of the validation examples; of a dataset too small to spare any, the training examples."""
+        return self.split.held_out
+
+    def token_sets(self, vqvae: VQVAE, num_variants: int | None = None) -> tuple[TokenSet, TokenSet]:
+        """Return the codes of the training and of the held-out images in all variants, mapped into memory.
+
+        Args:
+            vqvae: the one whose codes they must be.
+            num_variants: how many variants are needed; all there are are used.
 
         Raises:
-            ValueError: the codes are another VQVAE's.
+            ValueError: the codes are another VQVAE's, or there are fewer variants.
         """
+        if num_variants is not None and num_variants > self.num_variants:
+            raise ValueError(
+                f"{self.folder} holds {self.num_variants} variants per image, copies asks for {num_variants}; "
+                "tokenize again with --copies"
+            )
         for key, value in vqvae_settings(vqvae).items():
             if self.index[key] != value:
                 raise ValueError(
                     f"{self.folder} was made with another VQVAE ({self.index['vqvae']}: its {key} is {self.index[key]}, this one's {value}); "
                     "train with that one, or run `mvar tokenize` with this one into another folder"
                 )
-        train, val = split(self)
-        return self._token_set(train), self._token_set(val)
+        return self._token_set(self.train), self._token_set(self.held_out)
 
-    def _token_set(self, which: np.ndarray) -> TokenSet:
+    def _token_set(self, indices: np.ndarray) -> TokenSet:
         index = self.index
         counts = [shard["pictures"] for shard in index["shards"]]
         codes = ShardedCodes(
-            self.files, counts, (index["copies"], sum(side * side for side in index["sides"])), which
+            self.files, counts, (index["copies"], sum(side * side for side in index["sides"])), indices
         )
         fingerprint = token_fingerprint(
-            self.fingerprint, index["vqvae_identity"], index["copies"], index["seed"], self._examples[which]
+            self.fingerprint, index["vqvae_identity"], index["copies"], index["seed"], self._examples[indices]
         )
-        return TokenSet(codes, self.labels[which], fingerprint)
+        return TokenSet(codes, self.labels[indices], fingerprint)
 
     @cached_property
     def _examples(self) -> np.ndarray:

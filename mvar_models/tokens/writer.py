@@ -16,19 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.data.source import ImageSource, split
-from mvar_models.evaluation.reconstruction import Reconstruction, reconstruct
-from mvar_models.files import claim, compare, replacing, write_text
+from mvar_models.data.source import ImageSource
+from mvar_models.files import claim, compare, write_text
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.tokens.encode import check_classes, check_copies, default_copies, encoded, pictures_at_a_time
+from mvar_models.tokens.encode import (
+    check_classes,
+    check_num_variants,
+    default_num_variants,
+    encode_batches,
+    images_per_batch,
+)
 from mvar_models.tokens.folder import FORMAT, INDEX, SETTINGS, read_index, vqvae_settings
 from mvar_models.tokens.shard import Shard, check_shard, map_tensor, write_shard
 
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 2048
-_PICTURE = "reconstruction.png"
-_CHECKED = 16
 Report = Callable[[int, int], None]
 
 
@@ -45,7 +48,7 @@ class TokenWriter:
 
     Args:
         names: of the data and of the VQVAE, for people to read; they are not compared.
-        copies: variants of each picture; default: the picture and its mirror where classes allow one, else the picture.
+        num_variants: per image; default: the picture and its mirror where classes allow one, else the picture.
         seed: of variants that are not mirrors.
         shard_size: examples a shard.
 
@@ -60,15 +63,15 @@ class TokenWriter:
         folder: Path,
         *,
         names: tuple[str, str] = ("", ""),
-        copies: int | None = None,
+        num_variants: int | None = None,
         seed: int = 0,
         shard_size: int = SHARD_SIZE,
     ) -> None:
         self.vqvae, self.source, self.folder, self.names = vqvae, source, folder, names
-        self.copies = default_copies(source.flips) if copies is None else copies
+        self.num_variants = default_num_variants(source.mirror_safe) if num_variants is None else num_variants
         self.seed = seed
         self.shard_size = shard_size
-        check_copies(self.copies, source.flips)
+        check_num_variants(self.num_variants, source.mirror_safe)
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
         self.settings = self._settings()
@@ -78,21 +81,6 @@ class TokenWriter:
             compare(folder, {key: index[key] for key in self.settings}, self.settings, "codes")
         else:
             claim(folder / SETTINGS, self.settings, "codes")
-
-    def check_reconstruction(self) -> Reconstruction:
-        """Whether the VQVAE fits the data, from up to 16 pictures spread over it; the first eight are drawn in the folder."""
-        images, _ = self.source.readable(
-            np.unique(np.linspace(0, len(self.source) - 1, _CHECKED).astype(np.int64))
-        )
-        if not len(images):
-            name, reason = next(iter(self.source.problems().items()))
-            raise ValueError(
-                f"none of {min(_CHECKED, len(self.source))} pictures can be read; {name} {reason}"
-            )
-        found = reconstruct(self.vqvae, images)
-        with replacing(self.folder / _PICTURE) as temporary:
-            found.picture.save(temporary)
-        return found
 
     def write(
         self,
@@ -105,15 +93,15 @@ class TokenWriter:
         """Make this process's shards, and the index when all are there.
 
         Args:
-            batch_size: pictures encoded at a time; default: `pictures_at_a_time`. Another one may change a code in very
+            batch_size: pictures encoded at a time; default: `images_per_batch`. Another one may change a code in very
                 many, where two are equally near.
-            rank, world_size: which process of how many this is.
+            rank, world_size: indices process of how many this is.
             report: called with pictures done and pictures to do by this process.
 
         Raises:
             ValueError: no picture of a class can be read.
         """
-        batch_size = pictures_at_a_time(self.vqvae) if batch_size is None else batch_size
+        batch_size = images_per_batch(self.vqvae) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if self.finished:
@@ -126,26 +114,26 @@ class TokenWriter:
             for number in missing
         ]
         total, done = sum(map(len, ranges)), 0
-        for number, which in zip(missing, ranges):
+        for number, indices in zip(missing, ranges):
             step = None if report is None else lambda count, before=done: report(before + count, total)
-            self._write_shard(shards[number], which, batch_size, step)
-            done += len(which)
+            self._write_shard(shards[number], indices, batch_size, step)
+            done += len(indices)
         self.finished = all(shard.exists() for shard in shards)
         if self.finished:
             self._write_index([check_shard(shard) for shard in shards])
         return Written(self.finished or (self.folder / INDEX).exists(), total)
 
     def _write_shard(
-        self, path: Path, which: np.ndarray, batch_size: int, report: Callable[[int], None] | None
+        self, path: Path, indices: np.ndarray, batch_size: int, report: Callable[[int], None] | None
     ) -> None:
         source, parts, kept = self.source, [], []
-        for positions, codes in encoded(
-            self.vqvae, source, which, copies=self.copies, seed=self.seed, batch_size=batch_size
+        for positions, codes in encode_batches(
+            self.vqvae, source, indices, num_variants=self.num_variants, seed=self.seed, batch_size=batch_size
         ):
             parts.append(codes)
-            kept.append(which[positions])
+            kept.append(indices[positions])
             if report is not None:
-                report(min(len(parts) * batch_size, len(which)))
+                report(min(len(parts) * batch_size, len(indices)))
         examples = np.concatenate(kept)
         tensors = {
             "codes": np.concatenate(parts, axis=1),
@@ -153,15 +141,13 @@ class TokenWriter:
             "labels": source.labels[examples],
             "held_out": self._held_out[examples],
         }
-        lost = np.setdiff1d(which, examples).tolist()
+        lost = np.setdiff1d(indices, examples).tolist()
         write_shard(path, tensors, {source.name(i): source.unreadable[i] for i in lost})
 
     @cached_property
     def _held_out(self) -> np.ndarray:
         flags = np.zeros(len(self.source), dtype=bool)
-        train, val = split(self.source)
-        flags[val] = True
-        flags[train] = False  # where nothing can be spared, both are the same examples
+        flags[self.source.split.reserved] = True
         return flags
 
     def _settings(self) -> dict[str, Any]:
@@ -171,8 +157,8 @@ class TokenWriter:
             **vqvae_settings(self.vqvae),
             "data_fingerprint": self.source.fingerprint,
             "class_names": list(self.source.class_names),
-            "flips": self.source.flips,
-            "copies": self.copies,
+            "flips": self.source.mirror_safe,
+            "copies": self.num_variants,
             "seed": self.seed,
             "shard_size": self.shard_size,
         }
@@ -187,7 +173,7 @@ class TokenWriter:
             "data": self.names[0],
             "vqvae": self.names[1],
             "pictures": sum(shard.pictures for shard in shards),
-            "left_out": {**self.source.left_out, **lost},
+            "left_out": {**self.source.skipped, **lost},
             "shards": [
                 {key: value for key, value in asdict(shard).items() if key != "unreadable"}
                 for shard in shards

@@ -12,14 +12,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mvar_models.data.source import DIGITS, ImageSource, check_data_exists, open_source, split
+from mvar_models.data.open import DIGITS, check_data_exists, open_images
+from mvar_models.data.source import ImageSource
 from mvar_models.devices import checked_device
 from mvar_models.environment import environment
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import OtherSettings
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted, vqvae_of
-from mvar_models.tokens import folder as token_cache
-from mvar_models.tokens.encode import TokenSet, check_classes, default_copies, tokenize
+from mvar_models.tokens import folder as token_folder
+from mvar_models.tokens.encode import same_codes, tokenize_split
+from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.build import (
     build_transformer,
@@ -68,18 +71,27 @@ def start_transformer_run(
         resolution = VQVAE.from_pretrained(given["vqvae"]).config.resolution
         given["steps"] = _steps(
             epochs,
-            open_source(given["data"], resolution),
+            len(token_folder.open_data(given["data"], resolution).train),
             given.get("batch_size", TransformerSettings.batch_size),
         )
     run = _created(TransformerSettings(device=device, **given))
-    if own is not None and Path(own).resolve() != Path(run.settings.vqvae).resolve():
+    if own is not None and not _gives_the_codes_of(own, run.settings.vqvae):
         logger.warning(
-            "%s was trained on codes of %s; unless %s has the same weights, it has to learn its codes anew",
-            init,
-            own,
-            run.settings.vqvae,
+            "%s was trained on codes of %s; it has to learn those of %s", init, own, run.settings.vqvae
         )
     return run
+
+
+def _gives_the_codes_of(own: str, vqvae: str) -> bool:
+    """Whether two names, folders or files are the same VQVAE; its pyramid may differ."""
+    if Path(own).resolve() == Path(vqvae).resolve():
+        return True
+    try:
+        original = VQVAE.from_pretrained(own)
+    except (OSError, ValueError):  # It is only needed for a warning.
+        return False
+    given = VQVAE.from_pretrained(vqvae)
+    return same_codes(fitted(original, given.config.sides), given)
 
 
 def start_vqvae_run(
@@ -93,6 +105,7 @@ def start_vqvae_run(
     """A new run of a VQVAE from the given settings, or the one in `resume`. `resolution`: the released shape for pictures of that side."""
     if resume is not None:
         return _resumed(resume, VQVAESettings, device)
+    token_folder.refuse_tokens(given["data"])
     check_data_exists(given["data"])
     checked_device(device)
     if resolution is not None:
@@ -101,7 +114,9 @@ def start_vqvae_run(
     given.setdefault("weight_decay", 0.0)
     if epochs is not None:
         given["steps"] = _steps(
-            epochs, open_source(given["data"], 32), given.get("batch_size", VQVAESettings.batch_size)
+            epochs,
+            len(open_images(given["data"], 32).train),
+            given.get("batch_size", VQVAESettings.batch_size),
         )
     return _created(VQVAESettings(device=device, **given))
 
@@ -133,56 +148,29 @@ def _resumed(path: str, kind: type[RunSettings], device: str) -> Run:
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
-def _steps(epochs: float, source: ImageSource, batch_size: int) -> int:
-    train, _ = split(source)
-    return max(1, math.ceil(epochs * len(train) / batch_size))
+def _steps(epochs: float, num_examples: int, batch_size: int) -> int:
+    return max(1, math.ceil(epochs * num_examples / batch_size))
 
 
 def default_vqvae(data: str, own: str | None = None) -> str:
     """For a folder of codes the VQVAE that made them, else `own`, that of the checkpoint, else the zoo's for pictures of that kind."""
-    if token_cache.is_token_folder(Path(data)):
-        return token_cache.read_index(Path(data))["vqvae"]
+    if token_folder.is_token_folder(Path(data)):
+        return token_folder.read_index(Path(data))["vqvae"]
     if own is not None:
         return own
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
 
 
-def cached_tokens(
-    vqvae: VQVAE, source: ImageSource, copies: int | None = None, seed: int = 0
-) -> tuple[TokenSet, TokenSet]:
-    """Codes of the training pictures, with variants, and of the held-out ones as they are; from disk where `mvar tokenize` made them.
+def _codes_of_images(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSet, TokenSet]:
+    """Encode the images into the run folder, by all processes together, where a resumed run finds them.
 
-    copies: variants of a picture; None is the picture and its mirror where classes allow one, else the picture. A folder of codes is used with
-    all the variants it holds; ValueError if `copies` asks for more, or if a class has no readable picture.
+    The digits take seconds and stay in memory.
     """
-    if isinstance(source, token_cache.TokenFolder):
-        if copies is not None and copies > source.copies:
-            raise ValueError(
-                f"{source.folder} holds {source.copies} variants of a picture, copies asks for {copies}; tokenize again with --copies"
-            )
-        return source.token_sets(vqvae)
-    which_train, which_val = split(source)
-    train = tokenize(
-        vqvae,
-        source,
-        which_train,
-        copies=default_copies(source.flips) if copies is None else copies,
-        seed=seed,
-    )
-    check_classes(source, train.labels)
-    val = tokenize(vqvae, source, which_val)
-    source.tell_problems()
-    return train, val if len(val) else train
-
-
-def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSet, TokenSet]:
-    """Codes of pictures go into the run folder, made by all processes together, so that going on with the run finds them; the digits take
-    seconds and stay in memory."""
     settings, processes = run.settings, run.processes
     assert isinstance(settings, TransformerSettings)
-    if settings.data == DIGITS or isinstance(source, token_cache.TokenFolder):
+    if settings.data == DIGITS:
         return processes.first_then_others(
-            lambda: cached_tokens(vqvae, source, settings.copies, settings.seed)
+            lambda: tokenize_split(vqvae, source, settings.copies, settings.seed)
         )
     folder = run.folder.path / "tokens"
 
@@ -192,7 +180,7 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
             source,
             folder,
             names=(settings.data, settings.vqvae),
-            copies=settings.copies,
+            num_variants=settings.copies,
             seed=settings.seed,
         )
 
@@ -204,12 +192,16 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
                 f"what {run.folder.path} trains on has changed since it began ({', '.join(error.changed)}); put it back to go on, "
                 f"or start a new run from {run.folder.path / 'best'}"
             ) from None
-        if not first.finished and not (found := first.check_reconstruction()).fits:
+        if first.finished:
+            return
+        drawn = folder / "reconstruction.png"
+        found = check_reconstruction(vqvae, source, drawn)
+        if not found.fits:
             logger.warning(
-                "%s gives these pictures back with only %.1f dB PSNR; look at %s",
+                "%s reconstructs these images with only %.1f dB PSNR; look at %s",
                 settings.vqvae,
                 found.psnr,
-                folder / "reconstruction.png",
+                drawn,
             )
 
     processes.on_first(begin)
@@ -219,16 +211,16 @@ def _tokens_of_run(run: Run, vqvae: VQVAE, source: ImageSource) -> tuple[TokenSe
     except (OSError, ValueError, SafetensorError) as error:
         problem = error
     processes.all_well(problem)
-    if processes.on_first(lambda: not (folder / token_cache.INDEX).exists()):
+    if processes.on_first(lambda: not (folder / token_folder.INDEX).exists()):
         # Two that ended together may each have missed the other's last file, on a network disk.
         processes.on_first(lambda: writer().write().complete)
-    made = token_cache.TokenFolder(folder)
-    if made.left_out:  # by whichever process and start
+    made = token_folder.TokenFolder(folder)
+    if made.skipped:  # by whichever process and start
         logger.warning(
-            "%d left out beside %d pictures, all listed in %s",
-            len(made.left_out),
+            "%d skipped, %d images used; all are listed in %s",
+            len(made.skipped),
             len(made),
-            folder / token_cache.INDEX,
+            folder / token_folder.INDEX,
         )
     return made.token_sets(vqvae)
 
@@ -244,13 +236,20 @@ def train_transformer(
     if checkpoint is not None:
         vqvae = fitted(vqvae, checkpoint.config.sides)
         check_codes(checkpoint, vqvae, settings)  # before hours of coding
-    elif token_cache.is_token_folder(Path(settings.data)):
-        vqvae = fitted(vqvae, token_cache.read_index(Path(settings.data))["sides"])
-    source = open_source(settings.data, vqvae.config.resolution)
-    train, val = tokens or _tokens_of_run(run, vqvae, source)
+    elif token_folder.is_token_folder(Path(settings.data)):
+        vqvae = fitted(vqvae, token_folder.read_index(Path(settings.data))["sides"])
+    data: ImageSource | token_folder.TokenFolder
+    if token_folder.is_token_folder(Path(settings.data)):
+        data = folder = token_folder.TokenFolder(Path(settings.data))
+        train, val = tokens or run.processes.first_then_others(
+            lambda: folder.token_sets(vqvae, settings.copies)
+        )
+    else:
+        data = source = open_images(settings.data, vqvae.config.resolution)
+        train, val = tokens or _codes_of_images(run, vqvae, source)
     resuming = run.folder.last_step() > 0
     task = TransformerTask(
-        build_transformer(settings, vqvae, source.class_names, resuming, checkpoint),
+        build_transformer(settings, vqvae, data.class_names, resuming, checkpoint),
         vqvae,
         train,
         val,
@@ -265,13 +264,8 @@ def train_vqvae(run: Run, report: Report | None = None) -> dict[str, Any]:
     settings = run.settings
     assert isinstance(settings, VQVAESettings)
     model = build_vqvae(settings)
-    source = open_source(settings.data, model.config.resolution)
-    if isinstance(source, token_cache.TokenFolder):
-        raise ValueError(
-            f"{source.folder} holds codes, not pictures; give --data the pictures that they were made of ({source.index['data']})"
-        )
-    train, val = split(source)
-    return _fit(VQVAETask(model, source, train, val, settings), run, report)
+    source = open_images(settings.data, model.config.resolution)
+    return _fit(VQVAETask(model, source, source.train, source.held_out, settings), run, report)
 
 
 def _fit(task: TransformerTask | VQVAETask, run: Run, report: Report | None) -> dict[str, Any]:

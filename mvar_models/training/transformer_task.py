@@ -18,7 +18,7 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.registry import architecture
-from mvar_models.tokens.encode import TokenSet
+from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.settings import PRECISIONS, TransformerSettings
 from mvar_models.training.task import Task
 
@@ -114,7 +114,7 @@ class TransformerTask(Task):
 
         # Every draw is for the whole batch, so that the rows do not depend on who computes which.
         members = batch_members(settings.seed, step, size, len(self.train))[rows]
-        copies = rng(Purpose.COPY).integers(0, self.train.copies, size)[rows]
+        copies = rng(Purpose.VARIANT).integers(0, self.train.num_variants, size)[rows]
         dropped = torch.from_numpy(rng(Purpose.LABEL_DROP).random(size) < settings.label_drop)[rows]
         labels, indices = (tensor.to(settings.device) for tensor in self.train.batch(members, copies))
         labels = labels.masked_fill(dropped.to(labels.device), self.model.config.num_classes)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_models.data.augment import affine, random_moves
+from mvar_models.data.augment import affine, random_affine
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
 from mvar_models.evaluation.codebook import code_counts, codes_used, perplexity
@@ -127,8 +127,8 @@ class VQVAETask(Task):
             self._coming = {key: future for key, future in self._coming.items() if key[0] >= step}
             self._coming[step + 1, start, stop] = self._reader.submit(self._read, step + 1, start, stop)
         rng = generator(settings.seed, Purpose.AUGMENT, step)
-        if not self.source.flips:
-            return affine(images, random_moves(rng, settings.batch_size)[start:stop]).to(settings.device)
+        if not self.source.mirror_safe:
+            return affine(images, random_affine(rng, settings.batch_size)[start:stop]).to(settings.device)
         mirrored = torch.from_numpy(rng.random(settings.batch_size)[start:stop] < 0.5)[:, None, None, None]
         return torch.where(mirrored, images.flip(-1), images).to(settings.device)
 

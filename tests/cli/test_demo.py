@@ -9,7 +9,6 @@ from PIL import Image
 
 from mvar_models.cli.main import main
 from mvar_models.data.digits import Digits
-from mvar_models.data.source import split
 from mvar_models.demo import report
 from mvar_models.demo.quality import DigitJudge, features, frechet_distance
 
@@ -17,7 +16,7 @@ from mvar_models.demo.quality import DigitJudge, features, frechet_distance
 @pytest.fixture(scope="module")
 def digits():
     source = Digits(32)
-    train, val = split(source)
+    train, val = source.train, source.held_out
 
     def pictures(which):
         return ((source.images(which) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -43,7 +42,7 @@ def test_features_are_the_original_digits(digits):
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    train, _ = split(Digits(32))
+    train = Digits(32).train
     assert np.corrcoef(digits[0][:50].ravel(), raw.data[train[:50]].ravel())[0, 1] > 0.97
     assert digits[0].shape[1] == 64 and 0 <= digits[0].min() and digits[0].max() <= 16
 

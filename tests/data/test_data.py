@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar_models.data.decode import BrokenPicture, center_crop, load_picture
+from mvar_models.data.decode import UnreadableImage, center_crop, load_image
 from mvar_models.data.digits import Digits
 from mvar_models.data.folders import ClassFolders
-from mvar_models.data.source import ImageSource, open_source, split
+from mvar_models.data.open import open_images
+from mvar_models.data.source import ImageSource
 from mvar_models.images import to_pil
 
 from odd_pictures import BROKEN, EMPTY, ODD, encoded, fill
@@ -35,9 +36,9 @@ def plain_folder(folder, classes=("blue", "red"), count=3):
 
 
 def test_split_is_fixed_disjoint_and_balanced(digits):
-    train, val = split(digits)
-    again = split(Digits(32))
-    assert np.array_equal(train, again[0]) and np.array_equal(val, again[1])
+    train, val = digits.train, digits.held_out
+    again = Digits(32)
+    assert np.array_equal(train, again.train) and np.array_equal(val, again.held_out)
     assert sorted([*train, *val]) == list(range(1797)) and 0.2 <= len(val) / 1797 <= 1 / 3
     shares = np.bincount(digits.labels[val]) / np.bincount(digits.labels)
     assert shares.min() > 0.23 and shares.max() < 0.27
@@ -48,7 +49,8 @@ def test_no_more_than_ten_thousand_are_held_out():
         fingerprint = name = read = None
 
     for count, expected in ((2_000, 500), (40_000, 10_000), (400_000, 10_000)):
-        train, val = split(Many(np.arange(count) % 100, [str(label) for label in range(100)], False))
+        source = Many(np.arange(count) % 100, [str(label) for label in range(100)], False)
+        train, val = source.train, source.held_out
         assert len(val) == expected and len(train) + len(val) == count and len(set(val % 100)) == 100
 
 
@@ -69,7 +71,7 @@ def test_odd_pictures_work(name, tmp_path):
     content, expected = ODD[name]
     (tmp_path / name).write_bytes(content)
     for source in (content, tmp_path / name):
-        image = (load_picture(source, 12) + 1) * 127.5
+        image = (load_image(source, 12) + 1) * 127.5
         assert image.shape == (3, 12, 12)
         found = image[:, :, 1].mean().item(), image[:, :, -2].mean().item()
         assert found == pytest.approx(expected, abs=8)
@@ -79,22 +81,22 @@ def test_odd_pictures_work(name, tmp_path):
 def test_broken_pictures_say_why(name, tmp_path):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BrokenPicture) as found:
-        load_picture(tmp_path / name, 12)
+    with pytest.raises(UnreadableImage) as found:
+        load_image(tmp_path / name, 12)
     assert str(found.value).startswith(message) and "\n" not in str(found.value)
 
 
 def test_empty_and_unreadable_files(tmp_path):
-    with pytest.raises(BrokenPicture, match=r"is empty \(0 bytes\)"):
-        load_picture(b"", 12)
-    with pytest.raises(BrokenPicture, match="cannot be opened: No such file"):
-        load_picture(tmp_path / "gone.png", 12)
+    with pytest.raises(UnreadableImage, match=r"is empty \(0 bytes\)"):
+        load_image(b"", 12)
+    with pytest.raises(UnreadableImage, match="cannot be opened: No such file"):
+        load_image(tmp_path / "gone.png", 12)
 
 
 def test_a_mixed_folder_is_read_without_its_broken_pictures(mixed, caplog):
-    source = open_source(mixed, 12)
+    source = open_images(mixed, 12)
     assert len(source) == len(ODD) + len(BROKEN) + 8, "an empty file is no example"
-    assert source.left_out == {str(mixed / "odd" / EMPTY): "is empty (0 bytes)"}
+    assert source.skipped == {str(mixed / "odd" / EMPTY): "is empty (0 bytes)"}
     with caplog.at_level(logging.WARNING):
         images, kept = source.readable(np.arange(len(source)))
     assert len(images) == len(kept) == len(ODD) + 8
@@ -103,12 +105,12 @@ def test_a_mixed_folder_is_read_without_its_broken_pictures(mixed, caplog):
     assert set(problems) == {*BROKEN, EMPTY}
     assert all(problems[name].startswith(message) for name, (_, message) in BROKEN.items())
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 5 and told[-1].endswith("left out (more are only counted)")
+    assert len(told) == 5 and told[-1].endswith("skipped (more are only counted)")
 
 
 def test_a_stand_in_is_the_next_readable_picture_of_the_class(mixed):
     """Whatever was read before: the same picture stands in."""
-    first, second = open_source(mixed, 12), open_source(mixed, 12)
+    first, second = open_images(mixed, 12), open_images(mixed, 12)
     names = [name.rsplit("/", 1)[1] for name in first.files]
     broken = np.array([names.index(name) for name in BROKEN])
     images = first.images(broken)
@@ -124,10 +126,10 @@ def test_a_class_of_broken_pictures_is_named(tmp_path):
     folder = plain_folder(tmp_path / "data")
     (folder / "green").mkdir()
     (folder / "green" / "broken.png").write_bytes(b"not a picture")
-    source = open_source(folder, 12)
+    source = open_images(folder, 12)
     with pytest.raises(
         ValueError,
-        match=r"class 'green' has no picture that can be read \(1 tried; .*broken\.png is not a picture",
+        match=r"class 'green' has no image that can be read \(1 tried; .*broken\.png is not an image",
     ):
         source.images(np.flatnonzero(source.labels == source.class_names.index("green")))
 
@@ -140,74 +142,72 @@ def test_class_folders(tmp_path):
     (folder / "red" / "notes.txt").write_text("not a picture")
     (folder / "loose.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
     (folder / "blue" / "nowhere.png").symlink_to(tmp_path / "nowhere.png")
-    source = open_source(folder, 16)
-    assert isinstance(source, ClassFolders) and source.class_names == ("blue", "red") and source.flips
+    source = open_images(folder, 16)
+    assert isinstance(source, ClassFolders) and source.class_names == ("blue", "red") and source.mirror_safe
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     images = source.images(np.arange(7))
     assert images.shape == (7, 3, 16, 16)
     assert torch.equal(images[0, :, 0, 0], torch.tensor([-1.0, -1.0, 1.0])) and torch.equal(
         images[6, :, 9, 9], torch.tensor([1.0, -1.0, -1.0])
     )
-    reasons = list(source.left_out.values())
+    reasons = list(source.skipped.values())
     assert reasons[0] == "is a link to nothing" and reasons[1].startswith(
-        "has 1 pictures outside the class folders"
+        "has 1 images outside the class folders"
     )
-    assert list(source.left_out)[2] == "1 files" and reasons[2].startswith("do not end in .bmp")
+    assert list(source.skipped)[2] == "1 files" and reasons[2].startswith("do not end in .bmp")
 
 
 def test_folders_that_hold_no_dataset_say_why(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(
-        ValueError, match="none has no class folders and no pictures; put the pictures of each class"
+        ValueError, match="none has no class folders and no images; put the images of each class"
     ):
-        open_source(tmp_path / "none", 16)
+        open_images(tmp_path / "none", 16)
     folder = plain_folder(tmp_path / "data")
     (folder / "green").mkdir()
     with pytest.raises(
         ValueError,
-        match=r"green has no pictures \(.*; a class needs at least one, so add some or remove the folder",
+        match=r"green has no images \(.*; a class needs at least one, so add some or remove the folder",
     ):
-        open_source(folder, 16)
+        open_images(folder, 16)
     (folder / "green" / "x.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"green has no pictures \(1 empty files\)"):
-        open_source(folder, 16)
+    with pytest.raises(ValueError, match=r"green has no images \(1 empty files\)"):
+        open_images(folder, 16)
     plain_folder(tmp_path / "parts" / "train")
     plain_folder(tmp_path / "parts" / "val")
-    with pytest.raises(
-        ValueError, match=r"parts of a divided dataset \(train, val\), not classes; give one part"
-    ):
-        open_source(tmp_path / "parts", 16)
+    with pytest.raises(ValueError, match=r"splits of a dataset \(train, val\), not classes"):
+        open_images(tmp_path / "parts", 16)
     with pytest.raises(
         FileNotFoundError, match="nowhere: nothing of that name; data must be 'digits' or a folder"
     ):
-        open_source("nowhere", 16)
+        open_images("nowhere", 16)
     (tmp_path / "words.csv").write_text("a,b")
     with pytest.raises(FileNotFoundError, match=r"words\.csv is a file of another kind; data must be"):
-        open_source(tmp_path / "words.csv", 16)
+        open_images(tmp_path / "words.csv", 16)
 
 
 def test_one_picture_is_a_dataset(tmp_path, caplog):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "only.png")
-    source = open_source(tmp_path, 16)
+    source = open_images(tmp_path, 16)
     assert source.class_names == (tmp_path.name,) and len(source) == 1
     with caplog.at_level(logging.WARNING):
-        train, val = split(source)
+        train, val = source.train, source.held_out
     assert train.tolist() == val.tolist() == [0]
-    assert "1 pictures are too few to hold any out; validation is on the training pictures" in caplog.text
+    assert "1 images are too few" in caplog.text
 
 
 def test_fingerprints_change_with_the_list_of_examples(tmp_path):
     folder = plain_folder(tmp_path / "data")
-    first = open_source(folder, 16).fingerprint
+    first = open_images(folder, 16).fingerprint
     assert (
         first
-        == open_source(folder, 32).fingerprint
-        == open_source(plain_folder(tmp_path / "copy"), 16).fingerprint
+        == open_images(folder, 32).fingerprint
+        == open_images(plain_folder(tmp_path / "copy"), 16).fingerprint
     ), "the place does not matter"
     seen = {first}
 
     def changed():
-        seen.add(open_source(folder, 16).fingerprint)
+        seen.add(open_images(folder, 16).fingerprint)
         return len(seen)
 
     (folder / "red" / "0.png").rename(folder / "blue" / "9.png")
@@ -232,5 +232,5 @@ def test_center_crop_keeps_the_middle(size):
 
 def test_pictures_and_tensors_are_inverse(seed):
     pictures = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    tensors = torch.stack([load_picture(encoded(Image.fromarray(picture)), 8) for picture in pictures])
+    tensors = torch.stack([load_image(encoded(Image.fromarray(picture)), 8) for picture in pictures])
     assert all(np.array_equal(np.array(back), picture) for back, picture in zip(to_pil(tensors), pictures))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mvar_models.data import hub_datasets
-from mvar_models.data.source import open_source
+from mvar_models.data.open import open_images
 
 from odd_pictures import BROKEN, ODD, encoded
 
@@ -35,11 +35,11 @@ def dataset(rows=slice(None), **columns):
 
 
 def check(source):
-    assert source.class_names == ("ant", "bee") and source.labels.tolist() == LABELS and source.flips
+    assert source.class_names == ("ant", "bee") and source.labels.tolist() == LABELS and source.mirror_safe
     images, kept = source.readable(np.arange(len(source)))
     assert kept.tolist() == list(range(len(ODD)))
     assert torch.equal(
-        images, torch.stack([hub_datasets.load_picture(content, 12) for content in CONTENTS[: len(ODD)]])
+        images, torch.stack([hub_datasets.load_image(content, 12) for content in CONTENTS[: len(ODD)]])
     )
     reasons = [source.problems()[source.name(len(ODD) + i)] for i in range(len(BROKEN))]
     assert all(reason.startswith(message) for reason, (_, message) in zip(reasons, BROKEN.values()))
@@ -51,26 +51,26 @@ def test_a_parquet_file_a_folder_of_them_and_a_saved_dataset_are_the_same(tmp_pa
     dataset(slice(0, 9)).to_parquet(tmp_path / "parts" / "a.parquet")
     dataset(slice(9, None)).to_parquet(tmp_path / "parts" / "b.parquet")
     dataset().save_to_disk(tmp_path / "saved")
-    sources = [open_source(tmp_path / name, 12) for name in ("whole.parquet", "parts", "saved")]
+    sources = [open_images(tmp_path / name, 12) for name in ("whole.parquet", "parts", "saved")]
     for source in sources:
         check(source)
     assert len({source.fingerprint for source in sources}) == 1
     dataset(slice(0, 9)).to_parquet(tmp_path / "less.parquet")
-    assert open_source(tmp_path / "less.parquet", 12).fingerprint != sources[0].fingerprint
+    assert open_images(tmp_path / "less.parquet", 12).fingerprint != sources[0].fingerprint
 
 
 def test_splits(tmp_path):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     dataset().to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
     dataset(slice(0, 4)).to_parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet")
-    assert len(open_source(tmp_path / "hub", 12)) == len(CONTENTS)
-    assert len(open_source(f"{tmp_path / 'hub'}:test", 12)) == 4
+    assert len(open_images(tmp_path / "hub", 12)) == len(CONTENTS)
+    assert len(open_images(f"{tmp_path / 'hub'}:test", 12)) == 4
     with pytest.raises(
         ValueError, match=r"has no split 'dev'; it has train, test \(choose with .*hub:train\)"
     ):
-        open_source(f"{tmp_path / 'hub'}:dev", 12)
+        open_images(f"{tmp_path / 'hub'}:dev", 12)
     datasets.DatasetDict({"dev": dataset()}).save_to_disk(tmp_path / "one")
-    assert len(open_source(tmp_path / "one", 12)) == len(CONTENTS), "the only split needs no name"
+    assert len(open_images(tmp_path / "one", 12)) == len(CONTENTS), "the only split needs no name"
 
 
 def test_tables_that_were_not_written_by_the_library(tmp_path):
@@ -79,11 +79,11 @@ def test_tables_that_were_not_written_by_the_library(tmp_path):
     parquet.write_table(
         pyarrow.table({"image": pictures, "class": ["wasp", "bee", "wasp"]}), tmp_path / "words.parquet"
     )
-    words = open_source(tmp_path / "words.parquet", 8)
+    words = open_images(tmp_path / "words.parquet", 8)
     assert words.class_names == ("bee", "wasp") and words.labels.tolist() == [1, 0, 1]
     assert torch.equal(words.images(np.array([1]))[0, :, 0, 0], torch.tensor([-1.0, -1.0, 1.0]))
     parquet.write_table(pyarrow.table({"img": pictures, "label": [7, 3, 7]}), tmp_path / "numbers.parquet")
-    numbers = open_source(tmp_path / "numbers.parquet", 8)
+    numbers = open_images(tmp_path / "numbers.parquet", 8)
     assert numbers.class_names == ("3", "7") and numbers.labels.tolist() == [1, 0, 1]
 
 
@@ -96,15 +96,15 @@ def test_tables_that_were_not_written_by_the_library(tmp_path):
         ),
         (
             {"left": datasets.Image(), "right": datasets.Image(), "label": datasets.ClassLabel(names=["a"])},
-            r"several columns of pictures \(left, right\)",
+            r"several columns of images \(left, right\)",
         ),
         (
             {"words": datasets.Value("string"), "label": datasets.ClassLabel(names=["a"])},
-            "has no column of pictures among words",
+            "has no column of images among words",
         ),
         (
             {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])},
-            "class 'b' has no pictures in this split",
+            "class 'b' has no images in this split",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_columns_that_cannot_be_told_apart(columns, message, tmp_path):
     rows = {name: [values[type(kind)]] for name, kind in columns.items()}
     datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=message):
-        open_source(tmp_path / "x.parquet", 12)
+        open_images(tmp_path / "x.parquet", 12)
 
 
 def test_rows_without_label_or_picture(tmp_path):
@@ -125,7 +125,7 @@ def test_rows_without_label_or_picture(tmp_path):
         tmp_path / "unlabelled.parquet"
     )
     with pytest.raises(ValueError, match=r"some rows of column 'label' have the label -1"):
-        open_source(tmp_path / "unlabelled.parquet", 12)
+        open_images(tmp_path / "unlabelled.parquet", 12)
     entries = [
         {"bytes": CONTENTS[0], "path": None},
         None,
@@ -134,10 +134,10 @@ def test_rows_without_label_or_picture(tmp_path):
     ]
     images = pyarrow.array(entries, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
     parquet.write_table(pyarrow.table({"image": images, "label": [0, 0, 1, 1]}), tmp_path / "gaps.parquet")
-    source = open_source(tmp_path / "gaps.parquet", 12)
+    source = open_images(tmp_path / "gaps.parquet", 12)
     _, kept = source.readable(np.arange(4))
     assert kept.tolist() == [0, 3]
-    assert source.unreadable[1] == "holds no picture" and source.unreadable[2].startswith(
+    assert source.unreadable[1] == "holds no image" and source.unreadable[2].startswith(
         "is a link (https://example.org/x.png)"
     )
 
@@ -145,12 +145,12 @@ def test_rows_without_label_or_picture(tmp_path):
 def test_what_the_hub_does_not_give(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match="nobody/nothing: no such folder here, and the Hub does not give a dataset of that name",
+        match="nobody/nothing: no such folder here, and the Hub gives no dataset of that name",
     ):
-        open_source("nobody/nothing", 16)
+        open_images("nobody/nothing", 16)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(ValueError, match=r"bad\.parquet cannot be opened as a dataset"):
-        open_source(tmp_path / "bad.parquet", 16)
+        open_images(tmp_path / "bad.parquet", 16)
 
 
 def test_a_hub_dataset_is_asked_for_by_name_configuration_and_split(monkeypatch):
@@ -161,9 +161,9 @@ def test_a_hub_dataset_is_asked_for_by_name_configuration_and_split(monkeypatch)
         return datasets.DatasetDict({"train": dataset(), "test": dataset(slice(0, 4))})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(open_source("org/pictures", 12)) == len(CONTENTS)
-    assert len(open_source("org/pictures:test", 12)) == 4
-    assert len(open_source("org/pictures:small:test", 12)) == 4
+    assert len(open_images("org/pictures", 12)) == len(CONTENTS)
+    assert len(open_images("org/pictures:test", 12)) == 4
+    assert len(open_images("org/pictures:small:test", 12)) == 4
     assert asked == [("org/pictures", None), ("org/pictures", None), ("org/pictures", "small")]
 
 
@@ -173,4 +173,4 @@ def test_versions_that_run_a_dataset_s_code_are_refused(monkeypatch, tmp_path):
     with pytest.raises(
         ImportError, match=r"datasets 3\.6\.0 can run code from a dataset; install 4 or newer"
     ):
-        open_source(tmp_path / "x.parquet", 12)
+        open_images(tmp_path / "x.parquet", 12)

@@ -82,13 +82,13 @@ BROKEN = {
     "truncated.png": (encoded(Image.fromarray(_NOISE))[:900], "cannot be decoded: "),
     "words.jpg": (
         b"these are not the pixels you are looking for",
-        "is not a picture in a format that Pillow reads",
+        "is not an image in a format that Pillow reads",
     ),
     "page.png": (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page"),
     "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-    "bomb.png": (_bomb(), "says it has more than 178,956,970 pixels"),
+    "bomb.png": (_bomb(), "claims more than 178,956,970 pixels"),
     "strip.png": (encoded(Image.new("RGB", (600, 2))), "is 600 x 2 pixels, a strip"),
-    "float.tif": (encoded(Image.fromarray(GREY.astype(np.float32)), "tiff"), "has 32 bits a pixel"),
+    "float.tif": (encoded(Image.fromarray(GREY.astype(np.float32)), "tiff"), "has 32 bits per pixel"),
 }
 EMPTY = "empty.jpg"
 

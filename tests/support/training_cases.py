@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from mvar_models.data.digits import Digits
-from mvar_models.data.source import split
-from mvar_models.tokens.encode import TokenSet
+from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.build import build_vqvae
 from mvar_models.training.loop import Loop
 from mvar_models.training.processes import Processes
@@ -69,8 +68,13 @@ def new_vqvae_loop(folder, processes=None):
     )
     run = processes.on_first(lambda: RunFolder.create(config))
     source = Digits(16)
-    train, val = split(source)
-    return Loop(VQVAETask(build_vqvae(config), source, train, val[:40], config), config, run, None, processes)
+    return Loop(
+        VQVAETask(build_vqvae(config), source, source.train, source.held_out[:40], config),
+        config,
+        run,
+        None,
+        processes,
+    )
 
 
 def save_at_step_2(folder):

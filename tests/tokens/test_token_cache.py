@@ -18,13 +18,13 @@ from PIL import Image
 from mvar_models import VAR, VQVAE
 from mvar_models.cli.main import main
 from mvar_models.data.digits import Digits
-from mvar_models.data.source import open_source
+from mvar_models.data.open import open_images
 from mvar_models.evaluation.reconstruction import reconstruct
 from mvar_models.tokens import shard as token_shards
 from mvar_models.tokens import writer as token_writer
-from mvar_models.tokens.encode import TokenSet, tokenize, vqvae_identity
+from mvar_models.tokens.encode import tokenize, tokenize_split, vqvae_identity
 from mvar_models.tokens.folder import TokenFolder, verify_tokens
-from mvar_models.training import runs as commands
+from mvar_models.tokens.token_set import TokenSet
 
 from odd_pictures import BROKEN, EMPTY, ODD, fill
 from tiny_models import tiny_vqvae
@@ -59,7 +59,7 @@ def test_tokens_are_the_vqvae_s_codes():
     digits = Digits(32)
     vqvae = VQVAE.from_pretrained("vae-digits")
     which = np.array([4, 9, 100])
-    tokens = tokenize(vqvae, digits, which, copies=3, seed=1)
+    tokens = tokenize(vqvae, digits, which, num_variants=3, seed=1)
     assert tokens.codes.dtype == np.uint16 and tokens.codes.shape == (3, 3, 130)
     labels, indices = tokens.batch(np.array([2, 0]))
     assert labels.tolist() == digits.labels[[100, 4]].tolist()
@@ -67,8 +67,8 @@ def test_tokens_are_the_vqvae_s_codes():
     assert not np.array_equal(tokens.codes[0], tokens.codes[1]) and not np.array_equal(
         tokens.codes[1], tokens.codes[2]
     )
-    assert np.array_equal(tokens.codes, tokenize(vqvae, digits, which, copies=3, seed=1).codes)
-    alone = tokenize(vqvae, digits, which[1:2], copies=3, seed=1)
+    assert np.array_equal(tokens.codes, tokenize(vqvae, digits, which, num_variants=3, seed=1).codes)
+    alone = tokenize(vqvae, digits, which[1:2], num_variants=3, seed=1)
     assert np.array_equal(alone.codes, tokens.codes[:, 1:2]), (
         "a variant depends on its example, not on its neighbours"
     )
@@ -76,17 +76,12 @@ def test_tokens_are_the_vqvae_s_codes():
 
 def test_a_folder_of_codes_equals_codes_in_memory(mixed, tmp_path, seed):
     """Broken pictures left out, both copies, the same split, the same fingerprint; the mirror is the mirror's code."""
-    vqvae, source = tiny_vqvae(), open_source(mixed, 16)
+    vqvae, source = tiny_vqvae(), open_images(mixed, 16)
     assert write(source, tmp_path / "tokens").complete
-    folder = open_source(tmp_path / "tokens", 16)
-    assert (
-        isinstance(folder, TokenFolder)
-        and folder.copies == 2
-        and folder.flips
-        and folder.class_names == ("odd", "plain")
-    )
+    folder = TokenFolder(tmp_path / "tokens")
+    assert folder.num_variants == 2 and folder.mirror_safe and folder.class_names == ("odd", "plain")
     assert len(folder) == len(ODD) + 8
-    from_disk, in_memory = (commands.cached_tokens(vqvae, data, 2, 0) for data in (folder, source))
+    from_disk, in_memory = folder.token_sets(vqvae, 2), tokenize_split(vqvae, source, 2, 0)
     rng = np.random.default_rng(seed)
     for disk, memory, copies in zip(from_disk, in_memory, (2, 1)):
         assert len(disk) == len(memory) > 0 and np.array_equal(disk.labels, memory.labels)
@@ -102,7 +97,7 @@ def test_a_folder_of_codes_equals_codes_in_memory(mixed, tmp_path, seed):
 
 
 def test_what_was_left_out_is_in_the_index(mixed, tmp_path):
-    write(open_source(mixed, 16), tmp_path / "tokens")
+    write(open_images(mixed, 16), tmp_path / "tokens")
     left_out = json.loads((tmp_path / "tokens" / "index.json").read_text())["left_out"]
     reasons = {name.rsplit("/", 1)[1]: reason for name, reason in left_out.items()}
     assert set(reasons) == {*BROKEN, EMPTY}
@@ -141,7 +136,7 @@ def test_bytes_a_picture(tmp_path):
 
 _KILLED = """
 import sys
-from mvar_models.training import token_writer
+from mvar_models.tokens import writer as token_writer
 from mvar_models.data.digits import Digits
 from tiny_models import tiny_vqvae
 token_writer.TokenWriter(tiny_vqvae(), Digits(16), __import__("pathlib").Path(sys.argv[1]), shard_size=100).write(batch_size=10)
@@ -169,7 +164,7 @@ def test_a_killed_run_goes_on_with_the_missing_shards(digits, tmp_path):
     with pytest.raises(
         ValueError, match="killed is not complete; run the `mvar tokenize` command that began it again"
     ):
-        open_source(folder, 16)
+        TokenFolder(folder)
     written = write(digits, folder, batch_size=10, writer={"shard_size": 100})
     assert written.complete and written.made == len(digits) - 100 * len(kept)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
@@ -219,7 +214,7 @@ def test_a_finished_folder_is_verified(digits, tmp_path):
 
 def test_another_vqvae_other_data_or_settings_are_refused(mixed, digits, tmp_path):
     vqvae, folder = tiny_vqvae(), tmp_path / "tokens"
-    write(open_source(mixed, 16), folder)
+    write(open_images(mixed, 16), folder)
     other = tiny_vqvae()
     with torch.no_grad():
         other.quantizer.codebook.weight[0, 0] += 1
@@ -235,30 +230,30 @@ def test_another_vqvae_other_data_or_settings_are_refused(mixed, digits, tmp_pat
         ValueError,
         match=r"holds codes made with other settings \(vqvae_identity differ\); use those, or remove the folder",
     ):
-        write(open_source(mixed, 16), folder, other)
+        write(open_images(mixed, 16), folder, other)
     with pytest.raises(
         ValueError, match=r"other settings \(class_names, copies, data_fingerprint, flips differ\)"
     ):
         write(digits, folder)
-    assert not write(open_source(mixed, 16), folder).made, "the same again has nothing to do"
+    assert not write(open_images(mixed, 16), folder).made, "the same again has nothing to do"
     (folder / "index.json").unlink()
-    write(open_source(mixed, 16), tmp_path / "begun", rank=1, world_size=2)
+    write(open_images(mixed, 16), tmp_path / "begun", rank=1, world_size=2)
     with pytest.raises(ValueError, match=r"begun holds codes made with other settings \(copies differ\)"):
-        write(open_source(mixed, 16), tmp_path / "begun", writer={"copies": 1})
+        write(open_images(mixed, 16), tmp_path / "begun", writer={"num_variants": 1})
 
 
 def test_wrong_numbers(digits, tmp_path):
     with pytest.raises(ValueError, match="copies must be between 1 and 64 for this data, got 65"):
-        write(digits, tmp_path, writer={"copies": 65})
+        write(digits, tmp_path, writer={"num_variants": 65})
     with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         write(digits, tmp_path, writer={"shard_size": 0})
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         write(digits, tmp_path, batch_size=0)
     with pytest.raises(
         ValueError,
-        match=r"copies must be between 1 and 2 for this data \(the picture and its mirror\), got 3",
+        match=r"copies must be between 1 and 2 for this data \(the image and its mirror\), got 3",
     ):
-        tokenize(tiny_vqvae(), open_source(fill(tmp_path / "mixed"), 16), np.arange(3), copies=3)
+        tokenize(tiny_vqvae(), open_images(fill(tmp_path / "mixed"), 16), np.arange(3), num_variants=3)
 
 
 def test_a_class_without_a_readable_picture_is_named(tmp_path):
@@ -267,11 +262,11 @@ def test_a_class_without_a_readable_picture_is_named(tmp_path):
         (folder / "odd" / name).unlink()
     with pytest.raises(
         ValueError,
-        match=r"class 'odd' has no picture that can be read \(8 tried; .*bomb.png says it has more than",
+        match=r"class 'odd' has no image that can be read \(8 tried; .*bomb.png claims more than",
     ):
-        write(open_source(folder, 16), tmp_path / "tokens")
-    with pytest.raises(ValueError, match="class 'odd' has no picture that can be read"):
-        commands.cached_tokens(tiny_vqvae(), open_source(folder, 16), 1, 0)
+        write(open_images(folder, 16), tmp_path / "tokens")
+    with pytest.raises(ValueError, match="class 'odd' has no image that can be read"):
+        tokenize_split(tiny_vqvae(), open_images(folder, 16), 1, 0)
 
 
 def test_a_vqvae_that_does_not_fit_is_noticed(seed):
@@ -288,7 +283,7 @@ def test_fingerprints_of_token_sets(digits):
     assert one.fingerprint == tokenize(vqvae, digits, which).fingerprint
     others = [
         tokenize(vqvae, digits, which[1:]),
-        tokenize(vqvae, digits, which, copies=2),
+        tokenize(vqvae, digits, which, num_variants=2),
         TokenSet(one.codes, one.labels),
     ]
     assert len({one.fingerprint, *(tokens.fingerprint for tokens in others)}) == 4
@@ -316,8 +311,8 @@ def test_the_command(tiny, mixed, caplog):
         and "images/s" in made.output
     )
     assert (
-        f"{len(BROKEN) + 1} left out, all listed in index.json:" in made.output
-        and "words.jpg is not a picture" in made.output
+        f"{len(BROKEN) + 1} skipped, all listed in index.json:" in made.output
+        and "words.jpg is not an image" in made.output
     )
     assert Image.open(tiny / "tokens" / "reconstruction.png").size == (8 * 18 - 2, 34)
     assert (
@@ -331,7 +326,7 @@ def test_the_command(tiny, mixed, caplog):
         "train", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "direct", "--steps", 1, *shape
     )
     assert direct.exit_code == 0, direct.output
-    assert f"{len(BROKEN) + 1} left out beside {len(ODD) + 8} pictures, all listed in" in caplog.text
+    assert f"{len(BROKEN) + 1} skipped, {len(ODD) + 8} images used; all are listed in" in caplog.text
     assert VAR.from_pretrained(tiny / "run" / "model").config.class_names == ("odd", "plain")
     wrong = [
         (
@@ -368,11 +363,11 @@ def test_the_command(tiny, mixed, caplog):
         ),
         (
             ["train-vqvae", "--data", tiny / "tokens", "--out", tiny / "z", "--steps", 1],
-            "holds codes, not pictures; give --data the pictures",
+            "holds codes, not images; give the images",
         ),
         (
             ["tokenize", "--data", tiny / "tokens", "--vqvae", tiny / "vae", "--out", tiny / "again"],
-            "holds codes already, not pictures",
+            "holds codes, not images",
         ),
         (
             ["tokenize", "--data", mixed, "--vqvae", "vae-digits", "--out", tiny / "tokens"],

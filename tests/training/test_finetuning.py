@@ -10,12 +10,13 @@ import torch
 from mvar_models import MVAR, VAR
 from mvar_models.checkpoints.official import official_name
 from mvar_models.registry import architecture
-from mvar_models.tokens.encode import TokenSet
+from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.build import _windows, build_transformer
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.loop import Loop
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.runs import start_transformer_run
 from mvar_models.training.settings import TransformerSettings
 from mvar_models.training.transformer_task import TransformerTask
 
@@ -260,3 +261,27 @@ def test_activation_checkpointing_trains_alike(tmp_path):
         loop.fit()
     first, second = ([line["loss"] for line in loop.folder.metrics() if "loss" in line] for loop in runs)
     assert second == pytest.approx(first, rel=1e-6)
+
+
+def test_only_another_vqvae_is_warned_of(tmp_path, caplog):
+    """The same VQVAE in two folders gives the same codes; one with other weights does not."""
+    other = tiny_vqvae()
+    with torch.no_grad():
+        other.quantizer.codebook.weight[0, 0] += 1
+    tiny_vqvae().save_pretrained(tmp_path / "var" / "vqvae")
+    tiny_vqvae().save_pretrained(tmp_path / "same")
+    other.save_pretrained(tmp_path / "other")
+    tiny_var().save_pretrained(tmp_path / "var")
+    warned = {}
+    for name in ("same", "other"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            start_transformer_run(
+                data="digits", arch="var", init=str(tmp_path / "var"), vqvae=str(tmp_path / name),
+                out=str(tmp_path / f"run-{name}"), steps=1,
+            )  # fmt: skip
+        warned[name] = [record.args for record in caplog.records]
+    assert warned["same"] == []
+    assert warned["other"] == [
+        (str(tmp_path / "var"), str(tmp_path / "var" / "vqvae"), str(tmp_path / "other"))
+    ]

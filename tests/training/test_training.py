@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
-from mvar_models.data.source import open_source
+from mvar_models.data.open import open_images
 from mvar_models.randomness import Purpose, batch_members, generator
-from mvar_models.tokens.encode import TokenSet
+from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training import runs as commands
 from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
 from mvar_models.training.settings import TransformerSettings
@@ -210,7 +210,7 @@ def test_precision(pretrained, precision):
 
 def test_wrong_runs(tmp_path, pretrained):
     with pytest.raises(FileNotFoundError, match="data must be 'digits' or a folder"):
-        open_source("nowhere", 16)
+        open_images("nowhere", 16)
     with pytest.raises(ValueError, match="schedule 'alternating' trains scales apart"):
         TransformerSettings(data="digits", out="", arch="var", schedule="alternating")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
