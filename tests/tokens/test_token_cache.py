@@ -307,7 +307,7 @@ def test_the_command(tiny, mixed, caplog):
         and "dB PSNR (their mean colours:" in made.output
     )
     assert (
-        f"{len(ODD) + 8} pictures, 2 variants each, 21 codes a variant" in made.output
+        f"{len(ODD) + 8} images, 2 variants each, 21 codes per variant" in made.output
         and "images/s" in made.output
     )
     assert (
@@ -387,4 +387,4 @@ def test_the_command(tiny, mixed, caplog):
 def test_the_command_warns_where_the_vqvae_does_not_fit(tiny, mixed, caplog):
     with caplog.at_level(logging.WARNING):
         invoke("tokenize", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "tokens")
-    assert "does not fit these pictures; look at" in caplog.text
+    assert "does not fit these images; look at" in caplog.text
