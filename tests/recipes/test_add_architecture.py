@@ -125,7 +125,9 @@ def test_a_fork_does_not_change_the_state_it_came_from(model):
 
 def test_it_trains(model):
     indices = torch.randint(24, (2, model.config.length))
-    model.loss(torch.tensor([0, 1]), tiny_vqvae().quantizer.scale_inputs(indices).detach(), indices).backward()
+    model.loss(
+        torch.tensor([0, 1]), tiny_vqvae().quantizer.scale_inputs(indices).detach(), indices
+    ).backward()
     assert model.from_history.weight.grad.any()
 
 
