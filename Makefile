@@ -20,7 +20,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu bench tune gpu test-min wheel-test weights lint format docs clean
+.PHONY: test-emulated setup demo test test-gpu bench tune gpu test-min wheel-test weights lint format docs clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+
+# The GPU tests on an emulated GPU, which executes the PTX that Triton compiles: sm_80 and sm_90 side by side, about
+# 20 minutes on two cores. WARPS=1 runs one warp at a time and finds races; 0, all in lockstep, is faster.
+test-emulated: $(STAMP)
+	for capability in 80 90; do \
+	  EMULATED=$$capability EMULATED_WARPS=$(or $(WARPS),0) PYTHONPATH=.:tests/support:tests/emulator \
+	  OMP_NUM_THREADS=1 $(PY) -m pytest -p emulated_plugin -p no:cacheprovider -q tests/triton > emulated-$$capability.txt 2>&1 & \
+	  pids="$$pids $$!"; \
+	done; status=0; for pid in $$pids; do wait $$pid || status=1; done; tail -n 12 emulated-80.txt emulated-90.txt; exit $$status
 
 # On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:

@@ -1,0 +1,248 @@
+"""Programs (thread blocks), their units of warps, and who runs when."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emulated_gpu.asynchronous import Copies, Products
+from emulated_gpu.faults import Fault
+from emulated_gpu.global_memory import Global
+from emulated_gpu.number_types import UNSIGNED, Array
+from emulated_gpu.operands import Operands
+from emulated_gpu.parse import Instruction, Kernel, parse
+from emulated_gpu.shared_memory import Shared
+from emulated_gpu.translate import action
+
+# Given a unit, go to another block (None), or stop at a barrier or the end, whose name is returned.
+End = Callable[[Any], "str | None"]
+
+
+class Unit:
+    """Warps that execute in lockstep: one, or all of a program.
+
+    Where threads part, those at the lowest basic block go first.
+
+    Attributes:
+        name: number of its first warp.
+        mask: (threads,) which are active; None is all.
+        epoch: barriers passed.
+        registers: one array per register, None before the first write.
+    """
+
+    def __init__(self, program: Program, first_thread: int, size: int) -> None:
+        self.program = program
+        self.name = first_thread // 32
+        self.size = size
+        self.thread_ids = np.arange(first_thread, first_thread + size, dtype=np.uint32)
+        self.registers: list[Any] = [None] * program.code.num_registers
+        self.mask: Array | None = None
+        self.epoch = 0
+        self.block = 0
+        self.blocks: Array | None = None  # per thread, where they differ
+        self.copies = Copies(self)
+        self.products = Products(self)
+        self.executed = 0
+
+    def run(self) -> str:
+        """Execute until a barrier or the end; says which."""
+        code = self.program.code
+        while True:
+            actions, end = code.blocks[self.block]
+            position = -1
+            try:
+                for position, execute in enumerate(actions):  # noqa: B007
+                    execute(self)
+            except Exception as error:
+                instruction = code.kernel.blocks[self.block].body[position]
+                where = f"{code.kernel.name}, program {self.program.number}, warp {self.name}, {instruction}"
+                raise Fault(f"{where}: {type(error).__name__}: {error}") from error
+            self.executed += len(actions) + 1
+            outcome = end(self)
+            if outcome is not None:
+                return outcome
+
+    def value(self, index: int, bits: int) -> Any:
+        """A register's bits; before the first write a NaN or a large number, and a count of such reads."""
+        held = self.registers[index]
+        if held is not None:
+            return held
+        self.program.undefined_reads += 1
+        if bits == 1:
+            return np.full(self.size, self.program.rng.random() < 0.5)
+        return np.full(self.size, 0xFFFFDEADFFFFDEAD & (2**bits - 1), dtype=UNSIGNED[bits])
+
+    def go(self, target: int, fallthrough: int, taken: Array | None) -> None:
+        """Send active threads to block `target` where `taken` holds, else to `fallthrough`; None is all."""
+        if self.blocks is None and (taken is None or taken.all()):
+            self.block = target
+        elif self.blocks is None and taken is not None and not taken.any():
+            self.block = fallthrough
+        else:
+            active = np.ones(self.size, dtype=bool) if self.mask is None else self.mask
+            blocks = np.full(self.size, self.block) if self.blocks is None else self.blocks
+            there = target if taken is None else np.where(taken, target, fallthrough)
+            self.blocks = np.where(active, there, blocks)
+            self.block = int(self.blocks.min())
+            self.mask = self.blocks == self.block
+            if self.mask.all():
+                self.blocks = self.mask = None
+
+
+class Code:
+    """A translated kernel.
+
+    Attributes:
+        kernel: the parsed text.
+        blocks: actions of each basic block, and what ends it.
+        numbers: place of each register in a unit's list.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.kernel: Kernel = parse(text)
+        operands = Operands(self.kernel)
+        self.blocks = [
+            ([action(each, operands) for each in block.body], self._end(operands, index, block.end))
+            for index, block in enumerate(self.kernel.blocks)
+        ]
+        self.numbers = operands.numbers
+        self.num_registers = len(operands.numbers)
+
+    def _end(self, operands: Operands, index: int, end: Instruction | None) -> End:
+        if end is None:
+            return lambda u: u.go(index + 1, index + 1, None)
+        if end.op.startswith("bra"):
+            return self._branch(operands, index, end)
+        if end.op in ("ret", "exit") and not end.guard:
+            return _leave
+        if end.op == "bar.sync" and len(end.operands) == 1 and not end.guard:
+            return _barrier(index, end)
+        raise NotImplementedError(str(end))
+
+    def _branch(self, operands: Operands, index: int, end: Instruction) -> End:
+        target = self.kernel.labels[end.operands[0]]
+        if end.guard is None:
+            return lambda u: u.go(target, index + 1, None)
+        guard = operands.read(("!" if end.negated else "") + end.guard, "pred")
+        return lambda u: u.go(target, index + 1, np.broadcast_to(guard(u), (u.size,)))
+
+
+def _leave(u: Unit) -> str:
+    if u.mask is not None:
+        raise Fault("some threads return while others go on")
+    return "end"
+
+
+def _barrier(index: int, end: Instruction) -> End:
+    name = int(end.operands[0], 0)
+
+    def wait(u: Unit) -> str:
+        if u.mask is not None:
+            raise Fault(f"a barrier in divergent code: {end}")
+        u.block = index + 1
+        return f"barrier {name}"
+
+    return wait
+
+
+class Program:
+    """One thread block. Between barriers its units run one after the other, in an order drawn each time."""
+
+    def __init__(
+        self,
+        code: Code,
+        number: int,
+        grid: int,
+        arguments: list[Any],
+        memory: Global,
+        shared_size: int,
+        unit_warps: int,
+        rng: random.Random,
+    ) -> None:
+        self.code, self.number, self.grid, self.arguments = code, number, grid, arguments
+        self.memory, self.rng = memory, rng
+        self.num_threads = code.kernel.num_threads
+        self.undefined_reads = 0
+        self.shared = Shared(shared_size)
+        size = unit_warps * 32 or self.num_threads
+        self.units = [Unit(self, first, size) for first in range(0, self.num_threads, size)]
+
+    def run(self) -> None:
+        """Execute to the end."""
+        self.memory.program = self.number
+        while True:
+            order = list(self.units)
+            self.rng.shuffle(order)
+            outcomes = {unit.run() for unit in order}
+            if len(outcomes) > 1:
+                raise Fault(f"warps of one program wait at different places: {sorted(outcomes)}")
+            if outcomes == {"end"}:
+                break
+            for unit in self.units:
+                unit.epoch += 1
+        if any(unit.products.any for unit in self.units):
+            raise Fault("a program ends with products under way")
+
+
+@dataclass
+class Launch:
+    """What a launch did.
+
+    Attributes:
+        kernel: its name.
+        programs: thread blocks.
+        instructions: warp instructions executed.
+        seconds: time of the emulation.
+        unfenced_reads: see `Shared`.
+        undefined_reads: registers read before they were written.
+    """
+
+    kernel: str
+    programs: int
+    instructions: int
+    seconds: float
+    unfenced_reads: int
+    undefined_reads: int
+
+
+def launch(
+    code: Code,
+    grid: int,
+    arguments: list[Any],
+    tensors: list[Any],
+    shared_size: int,
+    unit_warps: int = 1,
+    seed: int = 0,
+) -> Launch:
+    """Run every program of a grid, one after the other in an order drawn from `seed`.
+
+    Args:
+        code: the kernel.
+        grid: programs.
+        arguments: one array of bits per parameter.
+        tensors: whose memory may be accessed.
+        shared_size: bytes of shared memory per program.
+        unit_warps: warps that run in lockstep; 1 finds races between warps, 0 (all of a program) is faster.
+        seed: of the order of programs and warps.
+
+    Raises:
+        Fault: something that a GPU would trap at or do wrong.
+    """
+    start = time.perf_counter()
+    memory, rng = Global(tensors), random.Random(seed)
+    numbers = list(range(grid))
+    rng.shuffle(numbers)
+    instructions = unfenced = undefined = 0
+    with np.errstate(all="ignore"):
+        for number in numbers:
+            program = Program(code, number, grid, arguments, memory, shared_size, unit_warps, rng)
+            program.run()
+            instructions += sum(unit.executed * unit.size // 32 for unit in program.units)
+            unfenced += program.shared.unfenced_reads
+            undefined += program.undefined_reads
+    return Launch(code.kernel.name, grid, instructions, time.perf_counter() - start, unfenced, undefined)

@@ -1,0 +1,32 @@
+"""Instructions to actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emulated_gpu import arithmetic, bits, loads, moves, tensor, warp  # noqa: F401  (they fill the table)
+from emulated_gpu.operands import Action, Operands
+from emulated_gpu.parse import Instruction
+from emulated_gpu.table import INSTRUCTIONS
+
+
+def action(instruction: Instruction, operands: Operands) -> Action:
+    """What a unit of warps does at this instruction; NotImplementedError names one that is not known here."""
+    opcode, *mods = instruction.op.split(".")
+    try:
+        execute = INSTRUCTIONS[opcode](operands, mods, instruction.operands)
+    except (KeyError, ValueError, AttributeError, IndexError, StopIteration) as error:
+        raise NotImplementedError(f"{instruction} ({type(error).__name__}: {error})") from error
+    if instruction.guard is None:
+        return execute
+    guard = operands.read(("!" if instruction.negated else "") + instruction.guard, "pred")
+
+    def guarded(u: Any) -> None:
+        outer = u.mask
+        mask = guard(u) if outer is None else guard(u) & outer
+        if mask.any():
+            u.mask = None if mask.all() else mask
+            execute(u)
+            u.mask = outer
+
+    return guarded
