@@ -1,7 +1,7 @@
 """Hook of mkdocs: links that leave docs/ work on GitHub and become file names on the site.
 
-`[the kernels](../mvar_kernels/x.py)` stays a link on GitHub; the site, which has no such page, shows the text and the
-path. A path that does not exist fails the build.
+`[the kernels](../mvar_kernels/x.py)` stays a link on GitHub; the site, which has no such page, shows the text
+and the path. A path that does not exist fails the build.
 """
 
 from __future__ import annotations
