@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from mvar_models.checkpoints import load as checkpoints
 from mvar_models.checkpoints.read_tensors import read
@@ -23,14 +23,36 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.sampling.filters import check_filters
+from mvar_models.sampling.labels import label_number
 from mvar_models.sampling.sampler import Sampler, make_sampler, sample
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 P = TypeVar("P", bound="Pipeline")
+Labels = int | str | Sequence[int | str]
+Images = list[Image.Image] | np.ndarray | Tensor
+Decoded = np.ndarray | Tensor
 
 _RELEASED_VQVAE = "vae-ch160v4096z32"
-# Pixels decoded at a time: four pictures of 256 px. The released decoder holds about 0.3 GB for each in float32.
+# Pixels decoded at a time: four images of 256 px. The released decoder holds about 0.3 GB for each in float32.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
 _OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class DrawOptions(TypedDict, total=False):
+    """Arguments of `Pipeline.__call__` that do not decide what it returns."""
+
+    seed: int | Sequence[int]
+    guidance_scale: float | None
+    top_k: int | None
+    top_p: float | None
+    sampler: str | Sampler
+    more_smooth: bool
+    batch_size: int
+    batch_invariant: bool | None
+    on_scale: Callable[[int, Tensor], None] | None
+    progress: bool
 
 
 class Pipeline:
@@ -92,40 +114,74 @@ class Pipeline:
         return self
 
     def label_of(self, label: int | str) -> int:
-        """The number of a class, by number, name, or one of the synonyms in a name ("tench, Tinca tinca"), in whatever case.
-
-        Raises:
-            ValueError: the model does not know it, or it names several classes.
-        """
+        """Return the number of a class; see `label_number`."""
         config = self.model.config
-        names = config.class_names or ()
-        if isinstance(label, str):
-            found = [number for number, name in enumerate(names) if label == name]
-            found = found or [number for number, name in enumerate(names) if label in name.split(", ")]
-            found = found or [
-                number
-                for number, name in enumerate(names)
-                if label.casefold() in (name.casefold(), *name.casefold().split(", "))
-            ]
-            if len(found) > 1:
-                raise ValueError(
-                    f"label {label!r} is the name of classes {', '.join(map(str, found))}; give the number"
-                )
-            if found:
-                return found[0]
-            if not label.isdigit():
-                raise ValueError(f"unknown label {label!r}: {_known(label, names)}")
-            label = int(label)
-        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
-            raise TypeError(f"a label must be an int or a class name, got {label!r}")
-        if not 0 <= label < config.num_classes:
-            raise ValueError(f"unknown label {label}: the model has classes 0 to {config.num_classes - 1}")
-        return int(label)
+        return label_number(label, config.num_classes, config.class_names or ())
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_scales: Literal[False] = False,
+        **options: Unpack[DrawOptions],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["np"],
+        return_scales: Literal[False] = False,
+        **options: Unpack[DrawOptions],
+    ) -> np.ndarray: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["pt"],
+        return_scales: Literal[False] = False,
+        **options: Unpack[DrawOptions],
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_scales: Literal[True],
+        **options: Unpack[DrawOptions],
+    ) -> tuple[list[Image.Image], list[list[Image.Image]]]: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["np"],
+        return_scales: Literal[True],
+        **options: Unpack[DrawOptions],
+    ) -> tuple[np.ndarray, list[np.ndarray]]: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: Literal["pt"],
+        return_scales: Literal[True],
+        **options: Unpack[DrawOptions],
+    ) -> tuple[Tensor, list[Tensor]]: ...
 
     @torch.no_grad()
     def __call__(
         self,
-        labels: Sequence[int | str],
+        labels: Labels,
         *,
         seed: int | Sequence[int] = 0,
         guidance_scale: float | None = None,
@@ -139,98 +195,97 @@ class Pipeline:
         on_scale: Callable[[int, Tensor], None] | None = None,
         return_scales: bool = False,
         progress: bool = False,
-    ) -> Any:
-        """One picture per label.
+    ) -> Images | tuple[Images, Sequence[Images]]:
+        """Draw one image per label.
 
         Args:
-            labels: class numbers or names.
-            seed: an int, picture i then takes seed + i; or one int per picture. The random numbers of a picture depend on its seed alone.
-            guidance_scale, top_k, top_p: default to the checkpoint's preset; see `generation.sample`.
-            more_smooth: mixed codes, for nicer pictures; not for metrics.
+            labels: Class numbers or names.
+            seed: An int, and image i takes seed + i; or one int per image. The random numbers of an image depend on
+                its seed alone.
+            guidance_scale: Weight of classifier-free guidance at the finest scale. Default: the checkpoint's preset.
+            top_k: Codes to draw from, at most; 0 is off. Default: the checkpoint's preset.
+            top_p: Probability of the codes to draw from, at least; 0 is off. Default: the checkpoint's preset.
+            sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.
+            more_smooth: Same as sampler="smooth": mix codes, which looks nicer and is not for metrics.
             output_type: "pil"; "np", (B, R, R, 3) uint8; "pt", (B, 3, R, R) float32 in [0, 1] on the model's device.
-            batch_size: pictures drawn at a time, which bounds memory.
-            batch_invariant: compute every picture by itself, so that its bits do not depend on the others. In a batch, matrix products round
-                differently by its size, and now and then a pixel or a code falls the other way. Default: on a CPU, where it costs little for
-                models of some size.
-            on_scale: called with the scale and f_hat after each scale of each batch.
-            return_scales: also return what the picture was after each scale: a list with one entry per scale, each like the first result. It
-                decodes every scale of every picture.
-            progress: show a bar.
+            batch_size: Images drawn at a time, which bounds memory.
+            batch_invariant: Compute every image by itself, so that its bits do not depend on the others. Products of
+                another batch size round differently, which changes a pixel or a code now and then. Default: on a
+                CPU, where it costs little unless the model is tiny.
+            on_scale: Called with the index of the scale and f_hat after each scale of each batch.
+            return_scales: Also return the images after each scale. Every scale of every image is then decoded.
+            progress: Show a bar.
 
         Returns:
-            list of PIL images, array or tensor, as `output_type` says; with `return_scales` a pair of that and a list.
+            A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of that and
+            a list of the same with one entry per scale.
 
         Raises:
-            ValueError: unknown label, wrong number of seeds, top_k or top_p out of range, unknown output type.
+            ValueError: an unknown label, sampler or output type, a wrong number of seeds, filters out of range.
         """
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if isinstance(labels, (int, str, np.integer)):
-            labels = [labels]
-        numbers = [self.label_of(label) for label in labels]
+        numbers = [self.label_of(label) for label in _as_sequence(labels)]
         seeds = _seeds(seed, len(numbers))
         config = self.model.config
-        sampling = {
-            "guidance_scale": float(config.guidance_scale if guidance_scale is None else guidance_scale),
-            "top_k": config.top_k if top_k is None else top_k,
-            "top_p": config.top_p if top_p is None else top_p,
-        }
-        check_filters(sampling["top_k"], sampling["top_p"])
-        if more_smooth and sampler != "ancestral":
-            raise ValueError(
-                f"more_smooth=True is sampler='smooth'; it cannot be combined with sampler={sampler!r}"
-            )
-        chooser = make_sampler("smooth" if more_smooth else sampler)
-        scales = len(config.sides)
-        results: list[list[Any]] = [[] for _ in range(scales if return_scales else 1)]
-        bar = _bar(len(numbers) * scales) if progress else None
+        guidance_scale = float(config.guidance_scale if guidance_scale is None else guidance_scale)
+        top_k = config.top_k if top_k is None else top_k
+        top_p = config.top_p if top_p is None else top_p
+        check_filters(top_k, top_p)
+        chooser = _sampler(sampler, more_smooth)
+        last = len(config.sides) - 1
+        results: list[list[Decoded]] = [[] for _ in range(last + 1 if return_scales else 1)]
         alone = self.model.device.type == "cpu" if batch_invariant is None else batch_invariant
         at_a_time = 1 if alone else batch_size
-        for start in range(0, len(numbers), at_a_time):
-            chosen = torch.tensor(numbers[start : start + at_a_time], device=self.model.device)
-            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + at_a_time]]
+        bar = tqdm(
+            total=len(numbers) * (last + 1),
+            unit="scale",
+            desc="sampling",
+            dynamic_ncols=True,
+            disable=not progress,
+        )
+        with bar:
+            for start in range(0, len(numbers), at_a_time):
+                batch = torch.tensor(numbers[start : start + at_a_time], device=self.model.device)
+                generators = [
+                    torch.Generator().manual_seed(each) for each in seeds[start : start + at_a_time]
+                ]
 
-            def after_scale(scale: int, f_hat: Tensor, count: int = len(chosen)) -> None:
-                if return_scales and scale < scales - 1:
-                    results[scale].append(self._decode(f_hat, output_type))
-                if bar is not None:
+                def after_scale(scale: int, f_hat: Tensor, count: int = len(batch)) -> None:
+                    if return_scales and scale < last:
+                        results[scale].append(self._decode(f_hat, output_type))
                     bar.update(count)
-                if on_scale is not None:
-                    on_scale(scale, f_hat)
+                    if on_scale is not None:
+                        on_scale(scale, f_hat)
 
-            drawn = sample(
-                self.model,
-                self.vqvae.quantizer,
-                chosen,
-                generators,
-                sampler=chooser,
-                on_scale=after_scale,
-                keep_logits=False,
-                **sampling,
-            )
-            results[-1].append(self._decode(drawn.f_hat, output_type))
-        if bar is not None:
-            bar.close()
+                drawn = sample(
+                    self.model, self.vqvae.quantizer, batch, generators,
+                    guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, sampler=chooser,
+                    on_scale=after_scale, keep_logits=False,
+                )  # fmt: skip
+                results[-1].append(self._decode(drawn.f_hat, output_type))
         joined = [self._join(parts, output_type) for parts in results]
         return (joined[-1], joined) if return_scales else joined[-1]
 
-    def _decode(self, f_hat: Tensor, output_type: str) -> Tensor | np.ndarray:
-        """Pictures of latents, a few at a time: float32 on the model's device for "pt", else uint8 arrays."""
+    def _decode(self, f_hat: Tensor, output_type: str) -> Decoded:
+        """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8 arrays."""
         step = fit_batch(_PIXELS_AT_A_TIME, self.vqvae.config.resolution**2)
-        parts: list[Any] = []
-        for piece in f_hat.split(step):
-            images = self.vqvae.decode_latents(piece.to(self.vqvae.dtype))
-            parts.append((images.float() + 1) / 2 if output_type == "pt" else to_uint8(images))
-        return torch.cat(parts) if output_type == "pt" else np.concatenate(parts)
+        decoded = (self.vqvae.decode_latents(part.to(self.vqvae.dtype)) for part in f_hat.split(step))
+        if output_type == "pt":
+            return torch.cat([(images.float() + 1) / 2 for images in decoded])
+        return np.concatenate([to_uint8(images) for images in decoded])
 
-    def _join(self, parts: list[Any], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    def _join(self, parts: Sequence[Decoded], output_type: str) -> Images:
+        """Join the images of all batches; there may be none."""
         side = self.vqvae.config.resolution
         if output_type == "pt":
-            return torch.cat(parts) if parts else torch.empty(0, 3, side, side, device=self.model.device)
-        array = np.concatenate(parts) if parts else np.empty((0, side, side, 3), dtype=np.uint8)
-        return array if output_type == "np" else [Image.fromarray(picture) for picture in array]
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            return torch.cat([torch.empty(0, 3, side, side, device=self.model.device), *tensors])
+        arrays = [part for part in parts if isinstance(part, np.ndarray)]
+        array = np.concatenate([np.empty((0, side, side, 3), dtype=np.uint8), *arrays])
+        return array if output_type == "np" else [Image.fromarray(values) for values in array]
 
 
 def _load_vqvae(
@@ -278,31 +333,25 @@ def vqvae_of(name: str | os.PathLike[str]) -> str | None:
     return read_config(path / CONFIG_NAME).get("vqvae") if (path / CONFIG_NAME).is_file() else None
 
 
-def _bar(total: int) -> Any:
-    from mvar_models.optional import require
+def _as_sequence(labels: Labels) -> Sequence[int | str]:
+    if isinstance(labels, (int, str, np.integer)):
+        return [labels]
+    return labels
 
-    return require("tqdm", "train").tqdm(total=total, unit="scale", desc="sampling", dynamic_ncols=True)
 
-
-def _known(label: str, names: Sequence[str]) -> str:
-    """What a user may have meant, else the first classes that there are."""
-    single = {each.casefold(): each for name in names for each in name.split(", ")}
-    close = [single[each] for each in difflib.get_close_matches(label.casefold(), single, n=3, cutoff=0.8)]
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return (
-        f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        if names
-        else "it has no class names"
-    )
+def _sampler(sampler: str | Sampler, more_smooth: bool) -> Sampler:
+    """Return the sampler; `more_smooth` is the older name of one."""
+    if more_smooth and sampler not in ("ancestral", "smooth"):
+        raise ValueError(f"more_smooth=True is sampler='smooth'; sampler={sampler!r} contradicts it")
+    return make_sampler("smooth" if more_smooth else sampler)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if isinstance(seed, (int, np.integer)):
         return [int(seed) + i for i in range(count)]
-    seeds = [int(s) for s in seed]
+    seeds = [int(each) for each in seed]
     if len(seeds) != count:
-        raise ValueError(f"seed needs one int per picture ({count}), got {len(seeds)}")
+        raise ValueError(f"seed needs one int per image ({count}), got {len(seeds)}")
     return seeds
 
 

@@ -44,6 +44,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     """
 
     config: TransformerConfig
+    config_class: ClassVar[type[TransformerConfig]]
+    scale_of_token: Tensor
     skips_guidance_at: ClassVar[float]
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -78,13 +80,14 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=std)
-                if getattr(module, "bias", None) is not None:
+                if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.start_position, std=std)
         nn.init.trunc_normal_(self.positions, std=std)
         self.head.weight *= 0.02
         self.head_modulation.weight *= 0.5
         for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
             block.attention.proj.weight /= math.sqrt(2 * config.depth)
             block.mlp.fc2.weight /= math.sqrt(2 * config.depth)
             if config.shared_adaln:

@@ -1,4 +1,4 @@
-"""Labels in, pictures out; wrong input gets one clear line."""
+"""Labels in, images out; wrong input gets one clear line."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import torch
 
 from mvar_models import MVARPipeline, VARPipeline, list_models
 from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.sampler import Sampler
 
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
 
@@ -22,8 +23,10 @@ def test_output_types_agree(pipeline):
     pil = pipeline([0, 2], seed=3)
     array = pipeline([0, 2], seed=3, output_type="np")
     tensor = pipeline([0, 2], seed=3, output_type="pt")
-    assert array.shape == (2, 16, 16, 3) and array.dtype == np.uint8 and tensor.shape == (2, 3, 16, 16)
-    assert np.array_equal(np.stack([np.array(picture) for picture in pil]), array)
+    assert array.shape == (2, 16, 16, 3)
+    assert array.dtype == np.uint8
+    assert tensor.shape == (2, 3, 16, 16)
+    assert np.array_equal(np.stack([np.array(image) for image in pil]), array)
     assert 0 <= tensor.min() and tensor.max() <= 1
     assert np.array_equal((tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), array)
 
@@ -32,11 +35,43 @@ def test_names_numbers_seeds_and_batches(pipeline):
     expected = pipeline([1, 2, 0], seed=[7, 8, 9], output_type="np")
     assert np.array_equal(pipeline(["bee", "cat", "0"], seed=7, output_type="np"), expected)
     assert np.array_equal(pipeline([1, 2, 0], seed=7, output_type="np", batch_size=2), expected)
-    assert len(pipeline([], output_type="np")) == 0
+
+
+@pytest.mark.parametrize("return_scales", [False, True])
+def test_no_labels_give_no_images(pipeline, return_scales):
+    for output_type, shape in (("np", (0, 16, 16, 3)), ("pt", (0, 3, 16, 16))):
+        found = pipeline([], output_type=output_type, return_scales=return_scales)
+        for images in (found[0], *found[1]) if return_scales else (found,):
+            assert images.shape == shape
+    assert pipeline([]) == []
+
+
+def test_one_label_needs_no_list(pipeline):
+    expected = pipeline([1], seed=3, output_type="np")
+    for label in (1, "bee"):
+        assert np.array_equal(pipeline(label, seed=3, output_type="np"), expected)
+
+
+def test_more_smooth_is_a_sampler(pipeline):
+    smooth = pipeline([0, 1], seed=3, sampler="smooth", output_type="np")
+    assert np.array_equal(pipeline([0, 1], seed=3, more_smooth=True, output_type="np"), smooth)
+    assert not np.array_equal(pipeline([0, 1], seed=3, output_type="np"), smooth)
+
+
+def test_a_sampler_may_be_an_object(pipeline):
+    expected = pipeline([0, 1], seed=3, output_type="np")
+    assert np.array_equal(pipeline([0, 1], seed=3, sampler=Sampler(), output_type="np"), expected)
+
+
+def test_progress_is_counted_in_scales(pipeline, capsys):
+    pipeline([0, 1], progress=True)
+    assert "6/6" in capsys.readouterr().err
+    pipeline([0, 1])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["mvar-digits", "var-digits"])
-def test_the_same_seed_gives_the_same_picture_in_any_batch(name):
+def test_the_same_seed_gives_the_same_image_in_any_batch(name):
     """To the bit, in float32: batches of 1, 3 and 8, another order, and alone."""
     pipeline = pipeline_for(name)
     labels, seeds = [i % 10 for i in range(16)], list(range(100, 116))
@@ -47,7 +82,7 @@ def test_the_same_seed_gives_the_same_picture_in_any_batch(name):
     assert torch.equal(pipeline([5], seed=105, output_type="pt"), expected[5:6])
 
 
-def test_in_a_batch_pictures_differ_by_rounding_at_most(pipeline):
+def test_in_a_batch_images_differ_by_rounding_at_most(pipeline):
     alone = pipeline([0, 1, 2, 1], seed=3, output_type="pt")
     together = pipeline([0, 1, 2, 1], seed=3, output_type="pt", batch_invariant=False)
     assert torch.allclose(alone, together, atol=1e-5)
@@ -68,9 +103,9 @@ def test_half_precision(dtype):
 
 @pytest.mark.parametrize("batch_invariant", [True, False])
 def test_scales_on_request(pipeline, batch_invariant):
-    """One result a scale; the last is the picture itself, and each is what the codes of its scales decode to."""
+    """One result per scale; the last is the image itself, and each is what the codes of its scales decode to."""
     seen = []
-    pictures, scales = pipeline(
+    images, scales = pipeline(
         [0, 1, 2],
         seed=4,
         output_type="pt",
@@ -78,11 +113,8 @@ def test_scales_on_request(pipeline, batch_invariant):
         batch_invariant=batch_invariant,
         on_scale=lambda scale, f_hat: seen.append((scale, f_hat)),
     )
-    assert (
-        len(scales) == 3
-        and torch.equal(scales[-1], pictures)
-        and all(part.shape == (3, 3, 16, 16) for part in scales)
-    )
+    assert [part.shape for part in scales] == [(3, 3, 16, 16)] * 3
+    assert torch.equal(scales[-1], images)
     assert [scale for scale, _ in seen] == [0, 1, 2] * (3 if batch_invariant else 1)
     with torch.no_grad():
         for scale, part in enumerate(scales):
@@ -91,7 +123,7 @@ def test_scales_on_request(pipeline, batch_invariant):
     assert not torch.allclose(scales[0], scales[-1], atol=1e-2)
 
 
-def test_many_pictures_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
+def test_many_images_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
     """Peak memory of decoding does not grow with the batch; the pieces join in order."""
     from mvar_models import pipeline as module
 
@@ -109,37 +141,37 @@ def test_many_pictures_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "call, match",
     [
-        (dict(labels=[3]), "unknown label 3: the model has classes 0 to 2"),
-        (dict(labels=[-1]), "unknown label -1"),
-        (dict(labels=["dog"]), "unknown label 'dog': its classes are ant, bee, cat"),
-        (dict(labels=[0], top_k=-1), "top_k must be 0"),
-        (dict(labels=[0], top_p=2.0), "top_p must be between"),
-        (dict(labels=[0], seed=[1, 2]), r"seed needs one int per picture \(1\), got 2"),
-        (dict(labels=[0], output_type="jpeg"), "output_type must be one of pil, np, pt"),
-        (dict(labels=[0], batch_size=0), "batch_size must be at least 1"),
+        (dict(labels=[3]), r"label 3.*0 to 2"),
+        (dict(labels=["dog"]), r"label 'dog'.*ant, bee, cat"),
+        (dict(labels=[0], top_k=-1), r"top_k.*-1"),
+        (dict(labels=[0], top_p=2.0), r"top_p.*2\.0"),
+        (dict(labels=[0], seed=[1, 2]), r"seed.*\(1\), got 2"),
+        (dict(labels=[0], output_type="jpeg"), r"output_type.*pil, np, pt.*'jpeg'"),
+        (dict(labels=[0], batch_size=0), r"batch_size.*got 0"),
+        (dict(labels=[0], sampler="best"), r"sampler.*ancestral, smooth.*'best'"),
+        (dict(labels=[0], sampler=Sampler(), more_smooth=True), r"more_smooth.*sampler"),
     ],
 )
-def test_wrong_input(pipeline, call, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_input(pipeline, call, match):
+    with pytest.raises(ValueError, match=match):
         pipeline(**call)
 
 
 def test_models_that_do_not_fit():
-    with pytest.raises(TypeError, match="MVARPipeline needs a MVAR, got VAR"):
+    with pytest.raises(TypeError, match=r"MVAR.*got VAR"):
         MVARPipeline(tiny_var(), tiny_vqvae())
     vqvae = tiny_vqvae()
     vqvae.config = vqvae.config.replace(vocab_size=25)
-    with pytest.raises(
-        ValueError, match="the VQVAE does not fit the model: vocab_size is 25, the model has 24"
-    ):
+    with pytest.raises(ValueError, match=r"vocab_size.*25.*24"):
         MVARPipeline(tiny_mvar(), vqvae)
 
 
 _FRESH = """
 import sys, numpy as np
 from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.sampler import Sampler
 np.save(sys.argv[2], pipeline_for(sys.argv[1])([0, "bee", 2], seed=11, output_type="np"))
 """
 

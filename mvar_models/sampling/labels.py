@@ -1,0 +1,63 @@
+"""Class names to numbers, with help for misspelt ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) -> int:
+    """Return the number of a class.
+
+    Args:
+        label: The number, the name, or one of the synonyms in a name ("tench, Tinca tinca"), in any case.
+        num_classes: Number of classes.
+        names: One name per class, or none.
+
+    Raises:
+        TypeError: `label` is neither a number nor a name.
+        ValueError: no class has this label, or several have.
+    """
+    if isinstance(label, str):
+        matches = _matches(label, names)
+        if len(matches) > 1:
+            raise ValueError(
+                f"label {label!r} is the name of classes {', '.join(map(str, matches))}; give the number"
+            )
+        if matches:
+            return matches[0]
+        if not label.isdigit():
+            raise ValueError(f"unknown label {label!r}: {_hint(label, names)}")
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+        raise TypeError(f"a label must be an int or a class name, got {label!r}")
+    if not 0 <= label < num_classes:
+        raise ValueError(f"unknown label {label}: the model has classes 0 to {num_classes - 1}")
+    return int(label)
+
+
+def _matches(label: str, names: Sequence[str]) -> list[int]:
+    """Return the classes of that name; whole names come before synonyms, and exact spelling before any case."""
+    folded = label.casefold()
+    for matching in (
+        lambda name: label == name,
+        lambda name: label in name.split(", "),
+        lambda name: folded in (name.casefold(), *name.casefold().split(", ")),
+    ):
+        found = [number for number, name in enumerate(names) if matching(name)]
+        if found:
+            return found
+    return []
+
+
+def _hint(label: str, names: Sequence[str]) -> str:
+    """Return the names that the user may have meant, else the first ones."""
+    synonyms = {synonym.casefold(): synonym for name in names for synonym in name.split(", ")}
+    close = difflib.get_close_matches(label.casefold(), synonyms, n=3, cutoff=0.8)
+    if close:
+        return f"did you mean {' or '.join(repr(synonyms[each]) for each in close)}?"
+    if not names:
+        return "it has no class names"
+    return f"its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
