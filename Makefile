@@ -20,7 +20,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: test-emulated setup demo test test-gpu bench tune gpu test-min wheel-test weights lint format docs clean
+.PHONY: setup demo test test-fast test-gpu test-emulated bench tune gpu test-min wheel-test weights lint format docs clean
 
 setup: $(STAMP)
 
@@ -38,8 +38,14 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP)
 	$(PY) -m mvar_models demo --out demo_out
 
+# Two processes: the Triton kernels run in Triton's interpreter, which must be chosen before the first import.
 test: $(STAMP)
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests --ignore=tests/triton
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests/triton
+
+# What to run while writing code, in a minute on two cores; tests/conftest.py lists what is left out.
+test-fast: $(STAMP)
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m "not slow" tests --ignore=tests/triton --ignore=tests/emulator
 
 # The GPU tests on an emulated GPU, which executes the PTX that Triton compiles: sm_80 and sm_90 side by side, about
 # 20 minutes on two cores. WARPS=1 runs one warp at a time and finds races; 0, all in lockstep, is faster.
@@ -52,7 +58,8 @@ test-emulated: $(STAMP)
 
 # On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:
-	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest tests/triton tests/kernels/test_attention.py tests/kernels/test_gradients.py -q \
+	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -q \
+	  tests/triton tests/kernels/test_attention.py tests/kernels/test_gradients.py \
 	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 
 # Attention, models, sampling and memory on this machine next to every peer, in ten minutes on two cores: tables on

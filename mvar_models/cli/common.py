@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import click
-import torch
 from safetensors import SafetensorError
 
-from mvar_models.devices import checked_device, default_device
-from mvar_models.training.processes import Processes
 from mvar_models.training.signals import RunStopped
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
@@ -27,11 +22,3 @@ def in_one_line(error: Exception) -> Exception:
     # Typed as the class's alone, but click reads it from the instance.
     shown.exit_code = getattr(error, "exit_code", shown.exit_code)  # type: ignore[misc]
     return shown
-
-
-def processes_here(device: str | None) -> Processes:
-    """Return rank, world size and device of this process, as torchrun sets them."""
-    world_size, place = int(os.environ.get("WORLD_SIZE", 1)), checked_device(device or default_device())
-    if place.type == "cuda" and world_size > 1:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return Processes(int(os.environ.get("RANK", 0)), world_size, place)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.common import processes_here
 from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
 from mvar_models.evaluation.npz import write_npz
@@ -94,7 +93,7 @@ def sample(
     programs read. A stopped run continues where it was when started again. Under torchrun the processes share
     the work; the images are the same.
     """
-    processes = processes_here(device)
+    processes = Processes.from_environment(device)
     place = str(processes.device)
     if again is not None:
         _check_again(context)

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.common import processes_here
 from mvar_models.cli.progress import count_progress
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.evaluation.reconstruction import Reconstruction, check_reconstruction
@@ -82,7 +81,7 @@ def tokenize(
         raise click.UsageError("--data is missing")
     refuse_tokens(data)
     check_data_exists(data)
-    processes = processes_here(device)
+    processes = Processes.from_environment(device)
     vqvae = options.pop("vqvae") or default_vqvae(data)
     model = _load_vqvae(vqvae, options.pop("resolution"), str(processes.device))
     source = open_images(data, model.config.resolution)
