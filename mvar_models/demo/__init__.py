@@ -174,7 +174,7 @@ def _judge(
     quality["real"] = judge.judge(features(real["val"]), source.labels[val]).to_dict()
     quality["reconstructed"] = judge.judge(features(to_uint8(reconstructed)), source.labels[val]).to_dict()
     sampling = {
-        name: {"pictures": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes}
+        name: {"images": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes}
         for name, d in drawn.items()
     }
     return {"quality": quality, "classifier_accuracy": judge.accuracy, "sampling": sampling}

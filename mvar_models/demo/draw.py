@@ -1,6 +1,6 @@
-"""Draw pictures in a process of their own, so that time and peak memory are of nothing else.
+"""Generates images in a process of its own, so that time and peak memory are not those of anything else.
 
-python -m mvar_models.demo.draw --model FOLDER --per-class 100 --out FILE.npz
+python -m mvar_models.demo.draw --model FOLDER --per-class 100 --batch-size 100 --out FILE.npz
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ import click
 import numpy as np
 
 from mvar_models.environment import peak_resident_bytes
+from mvar_models.pipeline import pipeline_for
 
 _SEED = 1234
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """images (n, R, R, 3) uint8 and labels (n,); seconds for all of them; bytes by which drawing raised the process's peak memory."""
+    """Generated images and what they cost.
+
+    Attributes:
+        images: (n, R, R, 3) uint8.
+        labels: (n,) their classes.
+        seconds: Time for all of them.
+        peak_bytes: How much generating them raised the peak memory of the process.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,18 +39,25 @@ class Drawn:
 
 
 def draw_in_process(model: str, per_class: int, batch_size: int, out: Path) -> Drawn:
-    """Run this module on a zoo name or folder; RuntimeError with its last line if it fails."""
-    command = [sys.executable, "-m", "mvar_models.demo.draw", "--model", model, "--per-class", str(per_class)]
-    done = subprocess.run(
-        [*command, "--batch-size", str(batch_size), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run this module on a model.
+
+    Args:
+        model: Zoo name or folder.
+        per_class: Images per class.
+        batch_size: Images at a time.
+        out: Where the images are kept, as an .npz file.
+
+    Raises:
+        RuntimeError: the process failed; the message has the last line that it printed.
+    """
+    options = {"model": model, "per-class": per_class, "batch-size": batch_size, "out": out}
+    command = [sys.executable, "-m", "mvar_models.demo.draw"]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(
-            f"drawing from {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}"
-        )
+        printed = done.stderr.strip().splitlines()
+        raise RuntimeError(f"drawing from {model} failed: {printed[-1] if printed else 'no message'}")
     figures = json.loads(done.stdout)
     with np.load(out) as arrays:
         return Drawn(arrays["images"], arrays["labels"], **figures)
@@ -54,15 +69,13 @@ def draw_in_process(model: str, per_class: int, batch_size: int, out: Path) -> D
 @click.option("--batch-size", required=True, type=int)
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 def main(model: str, per_class: int, batch_size: int, out: Path) -> None:
-    from mvar_models.pipeline import pipeline_for
-
+    """Generate images of every class, and print seconds and peak memory as JSON."""
     pipeline = pipeline_for(model)
     labels = np.repeat(np.arange(pipeline.model.config.num_classes), per_class)
-    pipeline(
-        labels[:1].tolist(), seed=0, output_type="np"
-    )  # first-call work is neither the model's time nor its memory
+    # The first call initialises libraries, whose time and memory are not the model's.
+    pipeline(labels[:1].tolist(), seed=0, output_type="np")
     before, begun = peak_resident_bytes() or 0, time.perf_counter()
-    # As a batch, on which the memory of a KV cache depends; one by one the bits would not depend on it, which nobody needs here.
+    # In batches, on which the memory of a KV cache depends.
     images = pipeline(
         labels.tolist(), seed=_SEED, output_type="np", batch_size=batch_size, batch_invariant=False
     )

@@ -1,4 +1,4 @@
-"""The demo's three pictures. Needs matplotlib (the `demo` extra)."""
+"""The demo's three figures. Needs matplotlib (the `demo` extra)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ def _pyplot() -> Any:
 
 
 def samples(path: Path, drawn: Mapping[str, np.ndarray], columns: int, names: Sequence[str]) -> None:
-    """One panel per model, one row per class; `drawn` holds (classes * n, R, R, 3) pictures, the classes one after another."""
+    """Plot one panel per model with one row per class.
+
+    Args:
+        path: File to write.
+        drawn: Title -> (classes * n, R, R, 3) images, ordered by class.
+        columns: Images per row.
+        names: Names of the classes.
+    """
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 6.6))
     for axis, (title, images) in zip(np.atleast_1d(axes), drawn.items()):
@@ -43,7 +50,15 @@ def training(
     sides: Sequence[int],
     target: float,
 ) -> None:
-    """Loss over steps (a faint line, and its running mean), and held-out cross-entropy per scale as bars."""
+    """Plot the loss over steps with its running mean, and the held-out cross-entropy per scale as bars.
+
+    Args:
+        path: File to write.
+        losses: Model -> loss of each step.
+        per_scale: Model -> held-out cross-entropy of each scale.
+        sides: Grid side of each scale.
+        target: Held-out cross-entropy of the embedded VAR, drawn as a line.
+    """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4))
     for name, values in losses.items():
@@ -54,7 +69,7 @@ def training(
         left.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
     left.axhline(target, color="black", linestyle=":", linewidth=1, label="embedded VAR, held out")
     left.set_xlabel("step")
-    left.set_ylabel("training cross-entropy, nats a code")
+    left.set_ylabel("training cross-entropy, nats per code")
     left.legend()
     width = 0.8 / len(per_scale)
     for index, (name, values) in enumerate(per_scale.items()):
@@ -63,13 +78,13 @@ def training(
         )
     right.set_xticks(range(len(sides)), [f"{side} x {side}" for side in sides])
     right.set_xlabel("scale")
-    right.set_ylabel("held-out cross-entropy, nats a code")
+    right.set_ylabel("held-out cross-entropy, nats per code")
     right.legend()
     _finish(plt, figure, path)
 
 
 def attention(path: Path, pyramid: Pyramid) -> None:
-    """Who attends to whom: VAR's block-causal mask beside the pyramid's windows."""
+    """Plot who attends to whom: VAR's block-causal mask, and the pyramid's windows."""
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.6))
     for axis, title, mask in zip(axes, ("VAR", "MVAR"), (pyramid.causal_mask(), pyramid.mask())):

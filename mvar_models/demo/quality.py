@@ -1,7 +1,7 @@
-"""How good are drawn digits? Three figures, each beside what real digits get.
+"""How good generated digits are: three figures, to be compared with those of real digits.
 
-Everything is measured on 8 x 8 grey pictures in 0 .. 16, the form in which scikit-learn ships the digits: real and drawn pictures take the
-same way there (grey, mean over 4 x 4 pixels).
+Everything is measured on 8 x 8 grey images with values from 0 to 16, the form in which scikit-learn ships the
+digits. Real and generated images are converted alike: to grey, then to the mean of each 4 x 4 block.
 """
 
 from __future__ import annotations
@@ -11,75 +11,87 @@ from typing import Any
 
 import numpy as np
 
+from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.optional import require
 
 _COMPONENTS = 20
-# A drawn picture is a near-copy when it is closer to a training picture than all but this share of the held-out pictures are.
+# A near-copy is closer to a training digit than all but this share of the held-out digits are.
 _COPY_QUANTILE = 0.05
 
 
 @dataclass(frozen=True)
 class Quality:
-    """agreement: share of pictures that the classifier gives the asked class. frechet: Frechet distance to the real training digits.
-    near_copies: share of pictures closer to a training digit than 95 % of the held-out digits are."""
+    """Figures of one set of images.
+
+    Attributes:
+        agreement: Share of images that the classifier assigns to the requested class.
+        frechet: Frechet distance to the real training digits.
+        near_copies: Share of images closer to a training digit than 95 % of the held-out digits are.
+    """
 
     agreement: float
     frechet: float
     near_copies: float
 
     def to_dict(self) -> dict[str, float]:
+        """Return the figures by name."""
         return asdict(self)
 
 
 def features(images: np.ndarray) -> np.ndarray:
-    """(n, R, R, 3) uint8 -> (n, 64) float64, R a multiple of 8."""
+    """Convert images (n, R, R, 3) of uint8 to (n, 64) float64; R is a multiple of 8."""
     count, side = images.shape[:2]
     grey = images.astype(np.float64).mean(axis=3) * (16 / 255)
     return grey.reshape(count, 8, side // 8, 8, side // 8).mean(axis=(2, 4)).reshape(count, 64)
 
 
 class DigitJudge:
-    """Classifier, feature space and copy threshold, all from real digits alone.
+    """Classifier, feature space and copy threshold, all fitted to real digits alone.
 
     Args:
-        train, val: (n, 64) features of the training and held-out digits. train_labels, val_labels: their classes.
+        train: (n, 64) features of the training digits.
+        train_labels: (n,) their classes.
+        val: (m, 64) features of the held-out digits.
+        val_labels: (m,) their classes.
+
+    Attributes:
+        accuracy: Share of the held-out digits that the classifier gets right.
+        copy_distance: Distance to the nearest training digit below which an image is a near-copy.
     """
 
     def __init__(
         self, train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray
     ) -> None:
-        self.train = train
-        self.classifier: Any = (
+        self._classifier: Any = (
             require("sklearn.svm", "demo").SVC(gamma=0.001, C=10.0).fit(train, train_labels)
         )
-        self.accuracy = float((self.classifier.predict(val) == val_labels).mean())
-        self.mean = train.mean(axis=0)
-        self.components = np.linalg.svd(train - self.mean, full_matrices=False)[2][:_COMPONENTS]
+        # The full decomposition is deterministic; the randomised one, which "auto" may choose, is not.
+        pca = require("sklearn.decomposition", "demo").PCA(_COMPONENTS, svd_solver="full")
+        self._pca: Any = pca.fit(train)
+        self._neighbors: Any = require("sklearn.neighbors", "demo").NearestNeighbors(n_neighbors=1).fit(train)
+        self._projected = self.project(train)
+        self.accuracy = float((self._classifier.predict(val) == val_labels).mean())
         self.copy_distance = float(np.quantile(self._nearest(val), _COPY_QUANTILE))
 
-    def judge(self, drawn: np.ndarray, labels: np.ndarray) -> Quality:
+    def judge(self, generated: np.ndarray, labels: np.ndarray) -> Quality:
+        """Return the figures of generated images.
+
+        Args:
+            generated: (n, 64) features.
+            labels: (n,) the classes that were requested.
+        """
         return Quality(
-            agreement=float((self.classifier.predict(drawn) == labels).mean()),
-            frechet=frechet_distance(self.project(drawn), self.project(self.train)),
-            near_copies=float((self._nearest(drawn) < self.copy_distance).mean()),
+            agreement=float((self._classifier.predict(generated) == labels).mean()),
+            frechet=frechet_distance(self.project(generated), self._projected),
+            near_copies=float((self._nearest(generated) < self.copy_distance).mean()),
         )
 
     def project(self, values: np.ndarray) -> np.ndarray:
-        """Onto the first 20 principal components of the training digits."""
-        return (values - self.mean) @ self.components.T
+        """Project (n, 64) features onto the first 20 principal components of the training digits."""
+        projected: np.ndarray = self._pca.transform(values)
+        return projected
 
     def _nearest(self, values: np.ndarray) -> np.ndarray:
-        """Distance of each picture to the nearest training digit."""
-        squared = (values**2).sum(1)[:, None] - 2 * values @ self.train.T + (self.train**2).sum(1)[None]
-        return np.sqrt(np.maximum(squared.min(axis=1), 0))
-
-
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Between Gaussians fitted to two sets of vectors (n, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)  (Heusel et al., 1706.08500)."""
-    mean1, mean2 = first.mean(axis=0), second.mean(axis=0)
-    cov1, cov2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # S1 S2 and the symmetric S1^1/2 S2 S1^1/2 have the same eigenvalues.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0)).sum()
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)
+        """Return (n,) distances to the nearest training digit."""
+        distances: np.ndarray = self._neighbors.kneighbors(values)[0][:, 0]
+        return distances

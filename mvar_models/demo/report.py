@@ -1,4 +1,4 @@
-"""The demo's report: Markdown to read, JSON to compute with, a few lines to print."""
+"""The demo's report: Markdown for people, JSON for programs, and a summary of a few lines to print."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ from typing import Any
 
 from mvar_models.files import write_text
 
-# What a good run reaches; the report says of each whether this one did.
+# What a good run reaches. The report says whether this run did.
 LOSS_GATE = 0.03
 AGREEMENT_GATE = 0.97
 FRECHET_GATE, FRECHET_MARGIN = 50.0, 10.0
 
 
 def gates(results: dict[str, Any]) -> dict[str, bool]:
+    """Return what a good run reaches, and whether this run did."""
     validation, quality = results["validation"], results["quality"]
+    loss, frechet = validation["mvar"]["val_loss"], quality["mvar"]["frechet"]
+    largest_frechet = min(quality["var"]["frechet"] + FRECHET_MARGIN, FRECHET_GATE)
     return {
-        f"held-out cross-entropy within {LOSS_GATE} of the embedded VAR's": validation["mvar"]["val_loss"]
+        f"held-out cross-entropy within {LOSS_GATE} of the embedded VAR's": loss
         <= validation["var"]["val_loss"] + LOSS_GATE,
         f"classifier agreement at least {AGREEMENT_GATE:.0%}": quality["mvar"]["agreement"] >= AGREEMENT_GATE,
-        f"Frechet distance within {FRECHET_MARGIN:.0f} of VAR's and at most {FRECHET_GATE:.0f}": quality[
-            "mvar"
-        ]["frechet"]
-        <= min(quality["var"]["frechet"] + FRECHET_MARGIN, FRECHET_GATE),
+        f"Frechet distance within {FRECHET_MARGIN:.0f} of VAR's and at most {FRECHET_GATE:.0f}": frechet
+        <= largest_frechet,
     }
 
 
 def write(out: Path, results: dict[str, Any], sides: tuple[int, ...]) -> None:
-    """report.json and report.md in `out`."""
+    """Write report.json and report.md to the folder `out`; `sides` are the scales' grid sides."""
     write_text(out / "report.json", json.dumps({**results, "gates": gates(results)}, indent=2) + "\n")
     write_text(out / "report.md", "\n".join(_markdown(results, sides)) + "\n")
 
 
 def _markdown(results: dict[str, Any], sides: tuple[int, ...]) -> Iterator[str]:
-    environment = results["environment"]
+    versions = results["environment"]
     yield "# VAR fine-tuned into MVAR on handwritten digits\n"
     yield (
-        f"`mvar demo`, {results['steps']} steps, {results['seconds']:.0f} s in all; mvar {environment['mvar']} at {environment['commit']}, "
-        f"torch {environment['torch']}, Python {environment['python']}, {environment['processor']}, {environment['threads']} threads.\n"
+        f"`mvar demo`, {results['steps']} steps, {results['seconds']:.0f} s in all; "
+        f"mvar {versions['mvar']} at {versions['commit']}, torch {versions['torch']}, "
+        f"Python {versions['python']}, {versions['processor']}, {versions['threads']} threads.\n"
     )
     for gate, passed in gates(results).items():
         yield f"- {'reached' if passed else '**missed**'}: {gate}"
-    reached = results["steps_to_gate"]
-    yield f"- steps until the cross-entropy stayed within the gate: {reached if reached else 'not reached in this run'}\n"
+    reached = results["steps_to_gate"] or "not reached in this run"
+    yield f"- steps until the cross-entropy stayed within the gate: {reached}\n"
     yield from _validation_table(results["validation"], sides)
     yield from _quality_table(results)
     yield from _cost_table(results)
@@ -55,12 +57,12 @@ _ROWS = (
     ("var", "VAR, embedded"),
     ("mvar_untuned", "MVAR, VAR's weights untuned"),
     ("mvar", "MVAR, fine-tuned"),
-    ("var_control", "VAR, trained on as long (control)"),
+    ("var_control", "VAR, trained for as long (control)"),
 )
 
 
 def _validation_table(validation: dict[str, Any], sides: tuple[int, ...]) -> Iterator[str]:
-    yield "## Held-out cross-entropy, nats a code\n"
+    yield "## Held-out cross-entropy, nats per code\n"
     yield "| model | all | " + " | ".join(f"{side} x {side}" for side in sides) + " |"
     yield "|---" * (len(sides) + 2) + "|"
     for key, title in _ROWS:
@@ -70,14 +72,16 @@ def _validation_table(validation: dict[str, Any], sides: tuple[int, ...]) -> Ite
 
 
 def _quality_table(results: dict[str, Any]) -> Iterator[str]:
-    pictures = results["sampling"]["mvar"]["pictures"]
-    yield "## Drawn digits\n"
+    count = results["sampling"]["mvar"]["images"]
+    yield "## Generated digits\n"
+    accuracy = results["classifier_accuracy"]
     yield (
-        f"{pictures} pictures a model, its own sampling preset. Agreement: an SVC trained on the real training digits gives the asked class (it "
-        f"is right on {results['classifier_accuracy']:.1%} of the held-out digits). Frechet distance: to the training digits, 8 x 8 grey "
-        "pixels in 0 .. 16 on 20 principal components. Near-copies: closer to a training digit than 95 % of the held-out digits are.\n"
+        f"{count} images per model, with its own sampling preset. Agreement: an SVC trained on the real\n"
+        f"training digits gives the requested class (it is right on {accuracy:.1%} of the held-out digits). Frechet\n"
+        "distance: to the training digits, 8 x 8 grey pixels from 0 to 16 on 20 principal components.\n"
+        "Near-copies: closer to a training digit than 95 % of the held-out digits are.\n"
     )
-    yield "| pictures | agreement | Frechet distance | near-copies |"
+    yield "| images | agreement | Frechet distance | near-copies |"
     yield "|---|---|---|---|"
     titles = {
         "var": "VAR",
@@ -86,39 +90,44 @@ def _quality_table(results: dict[str, Any]) -> Iterator[str]:
         "reconstructed": "the same through the VQVAE",
     }
     for key, title in titles.items():
-        quality = results["quality"][key]
-        yield f"| {title} | {quality['agreement']:.1%} | {quality['frechet']:.1f} | {quality['near_copies']:.1%} |"
+        values = results["quality"][key]
+        agreement, frechet, copies = (values[name] for name in ("agreement", "frechet", "near_copies"))
+        yield f"| {title} | {agreement:.1%} | {frechet:.1f} | {copies:.1%} |"
     yield ""
 
 
 def _cost_table(results: dict[str, Any]) -> Iterator[str]:
     attention, sampling = results["attention"], results["sampling"]
     yield "## Cost\n"
-    size = attention["kernel_size"]
-    yield f"{attention['tokens']} tokens; windows {size} x {size}, the first {attention['dense_scales']} scales dense.\n"
-    yield "| model | attended pairs | drawing, s | pictures / s | peak memory of drawing, MB | fine-tuning, s |"
+    size, dense = attention["kernel_size"], attention["dense_scales"]
+    yield f"{attention['tokens']} tokens; windows {size} x {size}, the first {dense} scales dense.\n"
+    yield "| model | attended pairs | sampling, s | images / s | peak memory of sampling, MB | training, s |"
     yield "|---|---|---|---|---|---|"
     trained = {"var": "var_control", "mvar": "mvar"}
     for key, title in (("var", "VAR"), ("mvar", "MVAR")):
-        drawn = sampling[key]
-        yield (
-            f"| {title} | {attention['pairs_' + key]:,} | {drawn['seconds']:.1f} | {drawn['pictures'] / drawn['seconds']:.0f} "
-            f"| {drawn['peak_bytes'] / 1e6:.0f} | {results['validation'][trained[key]]['seconds']:.0f} |"
-        )
+        pairs, drawn = attention[f"pairs_{key}"], sampling[key]
+        rate, peak = drawn["images"] / drawn["seconds"], drawn["peak_bytes"] / 1e6
+        training = results["validation"][trained[key]]["seconds"]
+        yield f"| {title} | {pairs:,} | {drawn['seconds']:.1f} | {rate:.0f} | {peak:.0f} | {training:.0f} |"
     yield "\nAt this size attention is a small part of the work; the times say little about larger models.\n"
 
 
 def summary(out: Path, results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines to print at the end; the last ones say where to look."""
     validation, quality = results["validation"], results["quality"]
     yield ""
     for gate, passed in gates(results).items():
         yield f"[{'ok' if passed else 'MISSED'}] {gate}"
+    loss = {name: values["val_loss"] for name, values in validation.items()}
     yield (
-        f"cross-entropy: VAR {validation['var']['val_loss']:.3f}, MVAR {validation['mvar_untuned']['val_loss']:.3f} untuned, "
-        f"{validation['mvar']['val_loss']:.3f} after {results['steps']} steps; VAR trained on as long {validation['var_control']['val_loss']:.3f}"
+        f"cross-entropy: VAR {loss['var']:.3f}, MVAR {loss['mvar_untuned']:.3f} untuned, {loss['mvar']:.3f} "
+        f"after {results['steps']} steps; VAR trained for as long {loss['var_control']:.3f}"
     )
+    agreement = {name: values["agreement"] for name, values in quality.items()}
+    frechet = {name: values["frechet"] for name, values in quality.items()}
     yield (
-        f"agreement: VAR {quality['var']['agreement']:.1%}, MVAR {quality['mvar']['agreement']:.1%}; "
-        f"Frechet distance: VAR {quality['var']['frechet']:.1f}, MVAR {quality['mvar']['frechet']:.1f}, real {quality['real']['frechet']:.1f}"
+        f"agreement: VAR {agreement['var']:.1%}, MVAR {agreement['mvar']:.1%}; Frechet distance: "
+        f"VAR {frechet['var']:.1f}, MVAR {frechet['mvar']:.1f}, real {frechet['real']:.1f}"
     )
-    yield f"look at {out / 'samples.png'}, {out / 'training.png'}, {out / 'attention.png'}; read {out / 'report.md'}"
+    samples, training, attention = (out / f"{name}.png" for name in ("samples", "training", "attention"))
+    yield f"look at {samples}, {training}, {attention}; read {out / 'report.md'}"
