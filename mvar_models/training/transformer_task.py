@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mvar_models.config import VQVAE_FOLDER
 from mvar_models.devices import fit_batch
+from mvar_models.evaluation.likelihood import held_out_losses, per_scale
 from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -159,31 +160,30 @@ class TransformerTask(Task):
     def validate(self) -> dict[str, Any]:
         """Return the cross-entropy per token on the held-out images: over all tokens, and per scale."""
         per_token = self.validation_losses()
-        pyramid = self.model.pyramid
-        per_scale = [per_token[pyramid.scale_slice(s)].mean().item() for s in range(pyramid.num_scales)]
-        return {"val_loss": per_token.mean().item(), "val_loss_per_scale": per_scale}
+        return {
+            "val_loss": per_token.mean().item(),
+            "val_loss_per_scale": per_scale(per_token, self.model.pyramid),
+        }
 
-    @torch.no_grad()
     def validation_losses(self) -> Tensor:
         """Return (L,) the cross-entropy of each token, averaged over the held-out images."""
         config, processes = self.model.config, self.processes
-        total = torch.zeros(config.length, dtype=torch.float64)
-        each = fit_batch(_VALIDATION_FEATURES, config.length * config.width, most=_VALIDATION_BATCH)
-        stride = each * processes.world_size
-        dtype = PRECISIONS[self.settings.precision]
-        for start in range(0, len(self.val), stride):
-            batch = np.arange(start, min(start + stride, len(self.val)))
-            members = batch[processes.rank :: processes.world_size]
-            # FSDP needs the same number of forwards in all processes; one without examples computes and discards.
-            labels, indices = (
-                tensor.to(self.settings.device)
-                for tensor in self.val.batch(members if len(members) else batch[:1])
-            )
-            with torch.autocast(indices.device.type, dtype=dtype, enabled=dtype is not None):
-                losses = self.compute(labels, self.scale_inputs(indices), indices, per_token=True)
-            if len(members):
-                total += losses.double().sum(0).cpu()
-        return processes.total(total) / len(self.val)
+
+        def losses(labels: Tensor, scale_inputs: Tensor, indices: Tensor) -> Tensor:
+            # Through `compute`, so that FSDP gathers the weights.
+            per_token: Tensor = self.compute(labels, scale_inputs, indices, per_token=True)
+            return per_token
+
+        return held_out_losses(
+            losses,
+            self.vqvae.quantizer,
+            self.val,
+            batch_size=fit_batch(_VALIDATION_FEATURES, config.length * config.width, most=_VALIDATION_BATCH),
+            dtype=PRECISIONS[self.settings.precision],
+            rank=processes.rank,
+            world_size=processes.world_size,
+            total=processes.total,
+        )
 
     def sample(self, model: nn.Module) -> Image.Image:
         """Return a grid with one row for each of the first classes, drawn from the same seeds every time."""
