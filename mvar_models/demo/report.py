@@ -78,7 +78,7 @@ def _quality_table(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{count} images per model, with its own sampling preset. Agreement: an SVC trained on the real\n"
         f"training digits gives the requested class (it is right on {accuracy:.1%} of the held-out digits).\n"
-        "Frechet distance: to the training digits, 8 x 8 grey pixels from 0 to 16 on 20 principal components.\n"
+        "Frechet distance: to the training digits, 8 x 8 grey pixels from 0 to 16, 20 principal components.\n"
         "Near-copies: closer to a training digit than 95 % of the held-out digits are.\n"
     )
     yield "| images | agreement | Frechet distance | near-copies |"

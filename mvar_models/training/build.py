@@ -45,8 +45,8 @@ def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
         return None
     row = architecture(settings.arch)
     network = row.network_class()
-    # Released files of VAR and MVAR hold the same tensors. One that does not name its kind is read as the kind to
-    # convert from, or else as the kind asked for.
+    # Released files of VAR and MVAR hold the same tensors. One that does not name its kind is read as the
+    # kind to convert from, or else as the kind asked for.
     kind = kind_of(settings.init, arch=(row.starts_from or (row.name,))[0])
     if kind in row.starts_from:
         parent = architecture(kind).network_class().from_pretrained(settings.init)
@@ -59,7 +59,8 @@ def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
         asked, actual = getattr(settings, name), getattr(model.config, name)
         if asked is not None and asked != actual:
             raise ValueError(
-                f"{settings.init} is an {row.title} with {name} {actual}, not {asked}; leave {name} out to train it further"
+                f"{settings.init} is an {row.title} with {name} {actual}, not {asked}; "
+                f"leave {name} out to train it further"
             )
     return model
 
@@ -95,9 +96,14 @@ def build_transformer(
     if not _same_classes(model.config, class_names):
         if not resuming:
             logger.warning(
-                "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings are initialised (seed %d)",
-                len(class_names), _shortened(class_names), settings.init, model.config.num_classes, settings.seed,
-            )  # fmt: skip
+                "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings are "
+                "initialised (seed %d)",
+                len(class_names),
+                _shortened(class_names),
+                settings.init,
+                model.config.num_classes,
+                settings.seed,
+            )
         torch.manual_seed(settings.seed)
         model.replace_classes(len(class_names), class_names)
     # A run saves its VQVAE inside the model's folder, where a pipeline looks only if the config names none.
@@ -127,7 +133,8 @@ def released_vqvae_shape(resolution: int) -> dict[str, Any]:
     sides = RELEASED_SIDES.get(resolution)
     if sides is None:
         raise ValueError(
-            f"resolution must be 256, 512 or 1024, got {resolution}; for others give sides and channel_multipliers"
+            f"resolution must be 256, 512 or 1024, got {resolution}; "
+            "for others give sides and channel_multipliers"
         )
     shape = dataclasses.asdict(VQVAEConfig(sides=sides))
     return {name: shape[name] for name in _VQVAE_SHAPE}
@@ -173,7 +180,8 @@ def _windows(row: Architecture, settings: TransformerSettings, sides: Sequence[i
         kernel_size = _KERNEL_SIZE
     if all(side <= kernel_size for side in sides[dense:]):
         logger.warning(
-            "no scale has windows: all attend to the whole grid; fewer --dense-scales or a smaller --kernel-size give some"
+            "no scale has windows: all attend to the whole grid; "
+            "fewer --dense-scales or a smaller --kernel-size give some"
         )
     return {"kernel_size": kernel_size, "dense_scales": dense}
 

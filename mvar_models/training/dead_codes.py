@@ -1,6 +1,6 @@
 """Counts which codes of a VQVAE are drawn during training, and restarts those that nothing draws.
 
-With gradients alone, a small codebook on a small dataset keeps only the codes that were near data at the start.
+With gradients alone, a small codebook on a small dataset keeps only codes that were near data at the start.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class DeadCodes:
         usage[:, dead] = seen / config.vocab_size
 
     def residuals_at(self, chosen: np.ndarray) -> Tensor:
-        """Return (n, z) residuals at places of the global batch; rows of places that another process has are zero.
+        """Return (n, z) residuals at places of the global batch, zero where another process has the image.
 
         Args:
             chosen: (n,) places, numbered image by image and then token by token.

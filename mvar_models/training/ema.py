@@ -1,7 +1,7 @@
-"""A moving average of the weights (Polyak and Juditsky, 1992), whose samples are smoother than the last step's.
+"""A moving average of the weights (Polyak and Juditsky, 1992), which gives smoother samples.
 
-Own code, because `torch.optim.swa_utils.AveragedModel` deep-copies the module, which FSDP2 refuses ("FSDP does not
-support deepcopy"); here the average is sharded as the weights are.
+Own code, because `torch.optim.swa_utils.AveragedModel` deep-copies the module, which FSDP2 refuses ("FSDP
+does not support deepcopy"); here the average is sharded as the weights are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """average <- d average + (1 - d) weights after every step, where d = min(decay, (1 + step) / (10 + step)).
+    """After every step, average <- d average + (1 - d) weights; d = min(decay, (1 + step) / (10 + step)).
 
     Attributes:
         model: The module whose parameters are averaged.
-        decay: The largest d. Early steps take a smaller one, or a short run's average would be its initial weights.
+        decay: The largest d. Early steps take a smaller one, so that the initial weights are soon forgotten.
         average: Name -> average, of the parameter's shape, type and sharding.
     """
 

@@ -1,7 +1,9 @@
-"""The loop that every kind of training shares: learning rate, precision, clipping, metrics, checkpoints, resuming.
+"""The loop that every kind of training shares: learning rate, precision, clipping, metrics, checkpoints,
+resuming.
 
-Random choices are functions of (seed, step, place in the batch). So weights, optimizer and step are a whole checkpoint,
-resuming is exact, and the number of processes and of micro-batches changes only the rounding of sums.
+Random choices are functions of (seed, step, place in the batch). So weights, optimizer and step are a whole
+checkpoint, resuming is exact, and the number of processes and of micro-batches changes only the rounding of
+sums.
 """
 
 from __future__ import annotations
@@ -117,8 +119,9 @@ class Loop:
         )
         self.processes.stop(
             RunStopped(
-                f"the data of {self.folder.path} has changed: the run had {count:,} training examples, now there "
-                f"are {now}; restore the data to continue, or start a new run from {self.folder.path / 'best'}"
+                f"the data of {self.folder.path} has changed: the run had {count:,} training examples, "
+                f"now there are {now}; restore the data to continue, or start a new run from "
+                f"{self.folder.path / 'best'}"
             )
         )
 
@@ -128,7 +131,7 @@ class Loop:
         Steps are counted from 1 in metrics.jsonl and in the names of checkpoints.
 
         Raises:
-            RunStopped: a signal, a lost process or a full disk ended the run; the message says how to continue.
+            RunStopped: a signal, a lost process or a full disk ended the run; the message says how to resume.
             FloatingPointError: the loss or the gradients are no longer finite.
         """
         try:
@@ -150,7 +153,7 @@ class Loop:
             done = index + 1
             last = done == settings.steps
             self.writer.log(values)
-            # A signal may precede a kill by half a minute: save at once, the resumed run catches up on the rest.
+            # # A signal may precede a kill by half a minute: save at once, and let the resumed run catch up.
             if last or (not signal and _due(done, settings.validate_every)):
                 results = self.validate(done)
                 values |= {name: value for name, value in results.items() if isinstance(value, float)}
@@ -310,7 +313,7 @@ class Loop:
                     drawn.append(self.task.sample(model.to(self.processes.device)))
                 except torch.OutOfMemoryError:
                     logger.warning(
-                        "no samples of step %d: there is not enough memory to draw them while the optimizer's state is held",
+                        "no samples of step %d: there is no memory to draw them beside the optimizer's state",
                         step,
                     )
 

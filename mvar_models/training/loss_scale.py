@@ -1,7 +1,7 @@
-"""Loss scaling for fp16 (Micikevicius et al., arXiv 1710.03740), with the global gradient norm as the test for overflow.
+"""Loss scaling for fp16 (Micikevicius et al., arXiv 1710.03740); the global gradient norm shows an overflow.
 
-Own code rather than `torch.amp.GradScaler`: the norm, which clipping needs anyway and which is the same on every rank,
-also notices when only the sum of squares overflows, and a scale that falls without end is an error here.
+Own code rather than `torch.amp.GradScaler`: the norm, which every rank has for clipping, also notices when
+only the sum of squares overflows, and a scale that keeps falling is an error here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class LossScale:
         self.skipped_steps += 1
         if self.factor < _SMALLEST:
             raise FloatingPointError(
-                "fp16 gradients overflow even when the loss is scaled down; lower the learning rate or use bf16"
+                "fp16 gradients overflow even when the loss is scaled down; "
+                "lower the learning rate or use bf16"
             )
 
     def stepped(self) -> None:

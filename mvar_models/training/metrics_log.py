@@ -1,4 +1,4 @@
-"""Figures and samples of a run as they come: metrics.jsonl, samples/, and TensorBoard if it is switched on."""
+"""Figures and samples of a run as they come: metrics.jsonl, samples/, and TensorBoard if enabled."""
 
 from __future__ import annotations
 

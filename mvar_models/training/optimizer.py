@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-# Weight decay skips embeddings of position and scale, the attention's logit scale, the shared AdaLN's offsets,
+# # Not decayed: embeddings of position and scale, the attention's logit scale, the shared AdaLN's offsets,
 # and every 1-d parameter.
 _NOT_DECAYED = re.compile(
     r"(^|\.)(start_position|positions|scale_embedding|log_scale|modulation_offset)(\.|$)"
@@ -15,7 +15,14 @@ _NOT_DECAYED = re.compile(
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Of the peak at `step`: warm-up over a fiftieth of the run from 0.005, a plateau of 5 % of the rest, then linear to 0.1."""
+    """Return the learning rate at `step` as a fraction of its peak.
+
+    It warms up from 0.005 over a fiftieth of the run, stays at 1 for 5 % of the rest, then falls to 0.1.
+
+    Args:
+        step: Optimizer step, from 0.
+        steps: Length of the run.
+    """
     warmup = steps / 50
     if step < warmup:
         return 0.005 + 0.995 * step / warmup
@@ -26,7 +33,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: decayed and not."""
+    """Return AdamW's two parameter groups: decayed and not."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""One model in several processes: a whole copy in each (DistributedDataParallel), or shards (fully_shard, FSDP2)."""
+"""One model in several processes: a whole copy in each (DDP), or shards (fully_shard, FSDP2)."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ class Parallel:
             self._wrapped.reshard()
 
     def plain_model(self) -> Any:
-        """Return an ordinary module in evaluation mode with all weights, on rank 0; every process must call it.
+        """Return on rank 0 an ordinary module with all weights; every process must call it.
 
-        Without FSDP that is `task.model` itself. With it rank 0 gets a new module on the CPU, where all weights
-        fit also when they do not fit beside the optimizer's shards; the other ranks get their sharded model.
+        Without FSDP that is `task.model` itself. With FSDP rank 0 gets a new module on the CPU, as the whole
+        may not fit on the device next to the optimizer's shards; the other ranks get their sharded model.
         """
         model: Any = self.task.model
         if not self.sharded:
@@ -115,7 +115,10 @@ class Parallel:
 def cannot_shard(device: torch.device) -> str | None:
     """Return why `fully_shard` does not run on this device, or None where it does."""
     if device.type == "cpu" and not hasattr(torch.cpu.current_stream(), "record_event"):
-        return f"fully_shard of torch {torch.__version__} does not run on a CPU; leave out --fsdp, or take a newer torch"
+        return (
+            f"fully_shard of torch {torch.__version__} does not run on a CPU; "
+            "leave out --fsdp, or take a newer torch"
+        )
     return None
 
 

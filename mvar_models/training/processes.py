@@ -1,6 +1,6 @@
 """The processes of a run: this one alone, or those that torchrun started.
 
-Decisions and figures travel between CPUs over gloo. Gradients travel over NCCL on CUDA devices, over gloo elsewhere.
+Decisions and figures travel over gloo, gradients over NCCL on CUDA devices and over gloo elsewhere.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mvar_models.training.signals import RunStopped
 
 T = TypeVar("T")
 
-# Rank 0 may prepare data for hours while the others wait. A peer that died is not waited for: gloo notices it at
-# once; a process that waits for it inside NCCL is ended by torchrun or by NCCL's own watchdog.
+# Rank 0 may prepare data for hours while the others wait. A peer that died is not waited for: gloo notices it
+# at once; a process that waits for it inside NCCL is ended by torchrun or by NCCL's own watchdog.
 _PATIENCE = timedelta(days=1)
 
 
@@ -46,14 +46,14 @@ class Processes:
 
     @classmethod
     def from_environment(cls, device: torch.device | str | None = None) -> Processes:
-        """Read rank, world size and device as torchrun sets them; `connect` must follow before anything is communicated.
+        """Read rank, world size and device as torchrun sets them. To communicate, call `connect` next.
 
         Args:
-            device: a device by name, None for a GPU where there is one. Of several processes with a LOCAL_RANK,
-                each takes the CUDA device of that number.
+            device: a device by name, None for a GPU where there is one. Of several processes with a
+                LOCAL_RANK, each takes the CUDA device of that number.
 
         Raises:
-            ValueError: torch does not know the device or does not find it, or a process has no CUDA device of its own.
+            ValueError: there is no such device, or this process has no CUDA device of its own.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         place = checked_device(device or default_device())
@@ -64,14 +64,14 @@ class Processes:
             )
             if local_rank >= available:
                 raise ValueError(
-                    f"process {local_rank} of this machine has no CUDA device of its own: there are {available}; "
-                    "start fewer processes"
+                    f"process {local_rank} of this machine has no CUDA device of its own: "
+                    f"there are {available}; start fewer processes"
                 )
             place = torch.device("cuda", local_rank)
         return cls(rank, world_size, place)
 
     def connect(self, *, always: bool = False) -> Processes:
-        """Join the process group of the run and return this object; `always` makes a group even for one process."""
+        """Join the run's process group and return this object; `always` makes a group of one too."""
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # FSDP takes the current device, whatever its tensors are on
         if self.rank > 0:
@@ -111,7 +111,7 @@ class Processes:
         return values
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and broadcast its result. If it raises, rank 0 re-raises and all other ranks exit."""
+        """Run `work` on rank 0 and broadcast its result. If it raises, rank 0 raises and the others exit."""
         if self.alone:
             return work()
         result: Any = None
@@ -139,7 +139,7 @@ class Processes:
         return kept[0] if self.first else work()
 
     def all_well(self, problem: Exception | None) -> None:
-        """Wait for the others after independent work. A process that failed raises its `problem`, the others exit."""
+        """Wait for all after independent work. Those that failed raise their `problem`, the others exit."""
         failures = self.total(torch.tensor([problem is not None], dtype=torch.float64)).item()
         if problem is not None:
             raise problem

@@ -7,7 +7,7 @@
     checkpoints/         step-000500/: everything that resuming needs
     best/  model/        the best and the final model, which `from_pretrained` loads
 
-Checkpoints and models appear complete or not at all: they are written under another name, flushed, and renamed.
+Checkpoints and models appear complete or not at all: they are written under another name, then renamed.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class RunFolder:
             progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{folder} is not a checkpoint that this version wrote ({error}); remove it to resume from an earlier one"
+                f"{folder} is not a checkpoint that this version wrote ({error}); "
+                "remove it to resume from an earlier one"
             ) from None
         task = (
             torch.load(folder / _TASK, map_location="cpu", weights_only=True)
@@ -221,7 +222,7 @@ class RunFolder:
 
     @contextmanager
     def clear_failure(self, what: str) -> Iterator[None]:
-        """Turn a failure to write (a full disk, a quota) into a RunStopped of one line, and remove partial files."""
+        """Turn a failure to write, such as a full disk, into one line (RunStopped); remove partial files."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -230,7 +231,8 @@ class RunFolder:
             self.remove_leftovers()
             last = self.last_step()
             kept = (
-                f"the checkpoint of step {last} is intact; free some space and continue with --resume {self.path}"
+                f"the checkpoint of step {last} is intact; "
+                f"free some space and continue with --resume {self.path}"
                 if last
                 else "there is no checkpoint yet"
             )

@@ -1,4 +1,4 @@
-"""What a run writes while it trains. Rank 0 writes; where it cannot, all processes stop with one line that says why."""
+"""What a run writes while it trains. Rank 0 writes; if it cannot, all stop and one line says why."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RunWriter:
             save: Writes the tensors to the folder that it gets.
             progress: Small figures, of which `step` names the checkpoint.
             task: The task's own state.
-            everywhere: Whether every process calls `save`, as each does for its shards; otherwise rank 0 does.
+            everywhere: Whether every process calls `save`, each for its shards; otherwise only rank 0 does.
             keep: Number of checkpoints to keep.
         """
         step = progress["step"]

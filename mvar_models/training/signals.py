@@ -22,16 +22,16 @@ class RunStopped(RuntimeError):
 
 
 class StopSignals:
-    """Notes SIGTERM and Ctrl-C while open, instead of ending the process; the loop finishes its step and saves.
+    """Notes SIGTERM and Ctrl-C while open, so that the loop can finish its step and save.
 
-    A second signal ends the process at once. Outside the main thread, which alone receives signals, it does nothing.
+    A second signal ends the process at once. Signals reach the main thread alone; elsewhere it does nothing.
 
     Attributes:
         received: The first signal received, or 0.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
-    # torchrun forwards to its processes what the terminal has already sent them; such a repetition does not count.
+    # # torchrun forwards to its processes what the terminal has already sent them; that does not count.
     _REPEAT_AFTER = 2.0
 
     def __init__(self) -> None:

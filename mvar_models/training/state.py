@@ -1,11 +1,12 @@
 """The tensors of a checkpoint by name, and their files.
 
 A run of one process, or of DDP, is stored as safetensors files. A run of FSDP is stored by
-torch.distributed.checkpoint: each process writes its own shards, and any number of processes can read them. Nothing
-that is read here can run code.
+torch.distributed.checkpoint: each process writes its own shards, and any number of processes can read them.
+Nothing that is read here can run code.
 
-Own code rather than `get_optimizer_state_dict`: that one takes a step to create the moments of a fresh optimizer, so
-its step counts begin at 1 and resuming before the first step would not be exact (an fp16 run may skip it).
+Own code rather than torch's `get_optimizer_state_dict`, which takes a step to create the moments of a fresh
+optimizer. Its step counts then begin at 1, so resuming before the first step, which fp16 may skip, is not
+exact.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def prepare_optimizer(optimizer: torch.optim.AdamW) -> None:
-    """Create zero moments, as the first step would, so that a checkpoint's contents do not depend on the step."""
+    """Create zero moments as the first step would, so that every checkpoint holds the same tensors."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             place = parameter.device if group["fused"] else torch.device("cpu")
@@ -43,7 +44,7 @@ def prepare_optimizer(optimizer: torch.optim.AdamW) -> None:
 
 
 class TrainingState:
-    """The model's tensors, the optimizer's moments and the average of the weights, all sharded or all whole."""
+    """The tensors of model, optimizer and weight average; they are all sharded, or all whole."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, average: WeightAverage | None) -> None:
         self.model = model
@@ -79,9 +80,8 @@ class TrainingState:
         for file, tensors in self._files().items():
             read = read_state(folder / file)
             if set(read) != set(tensors):
-                raise ValueError(
-                    f"{folder / file} is not a checkpoint of this run: {', '.join(sorted(set(read) ^ set(tensors))[:3])} differ"
-                )
+                differing = ", ".join(sorted(set(read) ^ set(tensors))[:3])
+                raise ValueError(f"{folder / file} is not a checkpoint of this run: {differing} differ")
             for name, tensor in tensors.items():
                 tensor.copy_(read[name])
 
@@ -120,7 +120,7 @@ def _causes(error: dcp.CheckpointException) -> str:
 
 
 class _SafeReader(dcp.FileSystemReader):
-    """torch's reader, except that the pickled index may contain only descriptions of tensors, so that it runs no code.
+    """torch's reader, except that the pickled index may only describe tensors, so that it runs no code.
 
     torch reads the shards themselves with weights_only=True.
     """
@@ -139,7 +139,8 @@ class _Unpickler(pickle.Unpickler):
     _ALLOWED = frozenset(
         {
             *((f"{dcp.metadata.__name__}", name) for name in (
-                "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata", "MetadataIndex",
+                "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+                "BytesStorageMetadata", "MetadataIndex",
                 "StorageMeta", "_MEM_FORMAT_ENCODING",
             )),
             (f"{dcp.filesystem.__name__}", "_StorageInfo"),
@@ -155,6 +156,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise ValueError(
-                f"the index of this checkpoint asks for {module}.{name}, which no checkpoint of a run contains; it is not read"
+                f"the index of this checkpoint asks for {module}.{name}, "
+                "which no checkpoint of a run contains; it is not read"
             )
         return super().find_class(module, name)

@@ -18,8 +18,8 @@ class Task(abc.ABC):
 
     Attributes:
         model: The module that is trained, averaged and checkpointed.
-        compute: The module whose forward gives the loss, which DDP and FSDP hook into. None: the task trains in
-            one process only.
+        compute: The module whose forward gives the loss, which DDP and FSDP hook into. None: the task trains
+            in one process only.
         processes: The processes that share the work; this one alone until `join`.
         best_figure: The figure of `validate` that decides which model is kept as the best.
         higher_is_better: Whether a larger `best_figure` is better.
@@ -87,7 +87,7 @@ class Task(abc.ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold besides model and optimizer: tensors, numbers, containers of them."""
+        """Return what else a checkpoint must hold: tensors, numbers, and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027

@@ -1,4 +1,4 @@
-"""Training VAR and MVAR on cached codes (recipe: VAR, arXiv 2404.02905; schedules: MVAR, arXiv 2505.12742)."""
+"""Training VAR and MVAR on cached codes (recipe: arXiv 2404.02905; alternating schedule: 2505.12742)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Optional losses of the VQVAE: a perceptual one (LPIPS) and an adversarial one.
 
-The adversarial loss is VQGAN's (arXiv 2012.09841): a patch discriminator, hinge losses, and a weight that balances
-gradients.
+The adversarial loss is VQGAN's (arXiv 2012.09841): a patch discriminator, hinge losses, and a weight that
+balances gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mvar_models.training.processes import Processes
 
 _BETAS = (0.5, 0.9)
 _LARGEST_WEIGHT = 1e4
-# Both losses are scaled up before their gradients are taken, which fp16 would round to zero; the ratio is the same.
+# # Losses are scaled up before their gradients are taken, which fp16 would round to zero; the ratio is kept.
 _LIFT = 1024.0
 
 
@@ -54,7 +54,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 class Adversary:
-    """The discriminator with its optimizer: it judges reconstructions, and learns from the same step's images.
+    """A discriminator with its optimizer; it judges reconstructions and learns from the images of each step.
 
     Args:
         resolution: Side of the images.
@@ -64,7 +64,7 @@ class Adversary:
         seed: Seed of the discriminator's weights.
 
     Attributes:
-        processes: The processes over which gradients are averaged; this one alone unless the task joins others.
+        processes: The processes over which gradients are averaged; by default this one alone.
     """
 
     processes: Processes = Processes()

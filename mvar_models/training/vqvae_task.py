@@ -1,5 +1,6 @@
-"""Training the multi-scale VQVAE on images: reconstruction, codebook and commitment losses, optionally perceptual
-and adversarial ones."""
+"""Training the multi-scale VQVAE on images: reconstruction, codebook and commitment losses, optionally
+perceptual and adversarial ones.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Autoencode(nn.Module):
             images: (n, 3, R, R) in [-1, 1].
 
         Returns:
-            reconstructions (n, 3, R, R), codebook loss, commitment loss, latents (n, z, h, w), indices (n, L).
+            reconstructions (n, 3, R, R), codebook loss, commitment loss, latents (n, z, h, w), indices (n,
+            L).
         """
         features = self.model.latents(images)
         # Half precision would decide which code is nearest by rounding.
@@ -115,7 +117,8 @@ class VQVAETask(Task):
             self.adversary.processes = processes
 
     def batch(self, step: int, rows: slice | None = None) -> Tensor:
-        """Return images (n, 3, R, R) of a step, mirrored at random where classes allow it, otherwise lightly moved.
+        """Return images (n, 3, R, R) of a step, mirrored at random where classes allow it, otherwise lightly
+        moved.
 
         The next step's images are read in the background.
         """
