@@ -5,7 +5,6 @@ perceptual and adversarial ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.data.augment import affine, random_affine
+from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
 from mvar_models.evaluation.codebook import code_counts, codes_used, perplexity
@@ -94,8 +94,8 @@ class VQVAETask(Task):
             )
         start = settings.adversarial_start
         self.adversarial_start = settings.steps // 2 if start is None else start
-        self._reader = ThreadPoolExecutor(1)
-        self._coming: dict[tuple[int, int, int], Future[Tensor]] = {}
+        # Keys are (step, first row, end of rows).
+        self._reader: Prefetcher[tuple[int, ...], Tensor] = Prefetcher(self._read)
 
     @property
     def fingerprint(self) -> str:
@@ -124,18 +124,16 @@ class VQVAETask(Task):
         """
         settings = self.settings
         start, stop = (0, settings.batch_size) if rows is None else (rows.start, rows.stop)
-        coming = self._coming.pop((step, start, stop), None)
-        images = self._read(step, start, stop) if coming is None else coming.result()
-        if step + 1 < settings.steps:
-            self._coming = {key: future for key, future in self._coming.items() if key[0] >= step}
-            self._coming[step + 1, start, stop] = self._reader.submit(self._read, step + 1, start, stop)
+        following = (step + 1, start, stop) if step + 1 < settings.steps else None
+        images = self._reader.get((step, start, stop), following)
         rng = generator(settings.seed, Purpose.AUGMENT, step)
         if not self.source.mirror_safe:
             return affine(images, random_affine(rng, settings.batch_size)[start:stop]).to(settings.device)
         mirrored = torch.from_numpy(rng.random(settings.batch_size)[start:stop] < 0.5)[:, None, None, None]
         return torch.where(mirrored, images.flip(-1), images).to(settings.device)
 
-    def _read(self, step: int, start: int, stop: int) -> Tensor:
+    def _read(self, key: tuple[int, ...]) -> Tensor:
+        step, start, stop = key
         members = batch_members(self.settings.seed, step, self.settings.batch_size, len(self.train))
         return self.source.images(self.train[members[start:stop]])
 

@@ -219,7 +219,7 @@ def test_other_data(folder, tmp_path):
     result = invoke("train", "--resume", out)
     assert result.exit_code == 1
     assert (
-        f"what {out} trains on has changed since it began (data_fingerprint); put it back to go on, or start a new run from {out}"
+        f"what {out} trains on has changed since it began (data_fingerprint); restore it to continue, or start a new run from {out}"
         in result.output
     )
     source.write_bytes(kept)

@@ -293,7 +293,7 @@ def test_the_command_reports_what_it_could_not_read(tmp_path):
         "train-vqvae", "--data", folder, "--out", tmp_path / "run", "--steps", 6, "--batch-size", 5, *shape
     )
     assert result.exit_code == 0, result.output
-    assert "a new VQVAE for pictures of 16 px: 3 scales, 21 codes of 24" in result.output
+    assert "a new VQVAE for images of 16 px: 3 scales, 21 codes of 24" in result.output
     assert (
         f"{len(BROKEN)} pictures could not be read; others of their classes stood in for them"
         in result.output
@@ -375,7 +375,7 @@ def test_the_released_shapes(tmp_path):
     assert new_vqvae_config(run.settings) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
     assert (
         commands.describe_vqvae(run.settings)
-        == "a new VQVAE for pictures of 512 px: 10 scales, 2240 codes of 64"
+        == "a new VQVAE for images of 512 px: 10 scales, 2240 codes of 64"
     )
     with pytest.raises(
         ValueError, match="resolution must be 256, 512 or 1024, got 300; for others give sides"
