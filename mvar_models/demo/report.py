@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ def gates(results: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def write(out: Path, results: dict[str, Any], sides: tuple[int, ...]) -> None:
+def write(out: Path, results: dict[str, Any], sides: Sequence[int]) -> None:
     """Write report.json and report.md to the folder `out`; `sides` are the scales' grid sides."""
     write_text(out / "report.json", json.dumps({**results, "gates": gates(results)}, indent=2) + "\n")
     write_text(out / "report.md", "\n".join(_markdown(results, sides)) + "\n")
 
 
-def _markdown(results: dict[str, Any], sides: tuple[int, ...]) -> Iterator[str]:
+def _markdown(results: dict[str, Any], sides: Sequence[int]) -> Iterator[str]:
     versions = results["environment"]
     yield "# VAR fine-tuned into MVAR on handwritten digits\n"
     yield (
@@ -61,7 +61,7 @@ _ROWS = (
 )
 
 
-def _validation_table(validation: dict[str, Any], sides: tuple[int, ...]) -> Iterator[str]:
+def _validation_table(validation: dict[str, Any], sides: Sequence[int]) -> Iterator[str]:
     yield "## Held-out cross-entropy, nats per code\n"
     yield "| model | all | " + " | ".join(f"{side} x {side}" for side in sides) + " |"
     yield "|---" * (len(sides) + 2) + "|"

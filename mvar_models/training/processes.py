@@ -131,7 +131,7 @@ class Processes:
         return result
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0, then on the others: downloads are cached by then, and errors reported once."""
+        """Run `work` on rank 0, then on the others: downloads are cached, errors are reported once."""
         if self.alone:
             return work()
         kept: list[T] = []
