@@ -35,20 +35,24 @@ def test_features_are_the_original_digits(digits):
     raw = load_digits()
     train = Digits(32).train
     assert np.corrcoef(digits[0][:50].ravel(), raw.data[train[:50]].ravel())[0, 1] > 0.97
-    assert digits[0].shape[1] == 64 and 0 <= digits[0].min() and digits[0].max() <= 16
+    assert digits[0].shape[1] == 64
+    assert 0 <= digits[0].min()
+    assert digits[0].max() <= 16
 
 
 def test_real_digits_are_judged_good(judge, digits):
     _, _, val, labels = digits
     quality = judge.judge(val, labels)
     assert quality.agreement == judge.accuracy > 0.97
-    assert quality.frechet < 15 and 0.03 < quality.near_copies < 0.07
+    assert quality.frechet < 15
+    assert 0.03 < quality.near_copies < 0.07
 
 
 def test_bad_pictures_are_judged_bad(judge, digits):
     train, train_labels, val, labels = digits
     noise = np.random.default_rng(0).uniform(0, 16, val.shape)
-    assert judge.judge(noise, labels).agreement < 0.3 and judge.judge(noise, labels).frechet > 300
+    assert judge.judge(noise, labels).agreement < 0.3
+    assert judge.judge(noise, labels).frechet > 300
     assert judge.judge(val, (labels + 1) % 10).agreement < 0.02
     assert judge.judge(train, train_labels).near_copies == 1.0
     one_class = val[labels == 3]
@@ -69,13 +73,16 @@ def test_a_short_demo_writes_everything(tmp_path):
     assert all(drawn["peak_bytes"] > 1e6 and drawn["seconds"] > 0 for drawn in figures["sampling"].values())
     assert {"commit", "torch", "python"} <= set(figures["environment"])
     text = (out / "report.md").read_text()
-    assert "VAR, trained for as long (control)" in text and "held-out real digits" in text
+    assert "VAR, trained for as long (control)" in text
+    assert "held-out real digits" in text
     assert set(figures["gates"]) == set(report.gates(figures))
     for name in ("samples", "training", "attention"):
         with Image.open(out / f"{name}.png") as picture:
-            assert picture.width > 500 and np.array(picture.convert("L")).std() > 10
+            assert picture.width > 500
+            assert np.array(picture.convert("L")).std() > 10
     lines = [line for line in result.stdout.splitlines() if line.strip()]
-    assert lines[-1].startswith("look at") and any(line.startswith("cross-entropy: VAR") for line in lines)
+    assert lines[-1].startswith("look at")
+    assert any(line.startswith("cross-entropy: VAR") for line in lines)
 
 
 def test_gates_fail_where_they_should():

@@ -1,4 +1,4 @@
-"""Runs of the real command on a few made-up pictures, in this process or in one of their own."""
+"""Runs of the real command on a few synthetic images, in this process or in one of their own."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ COMMAND = ["-m", "mvar_models"]
 
 
 def make_data(folder, per_class=8):
-    """Pictures of two classes and the VQVAE that encodes them."""
+    """Write images of two classes, and the VQVAE that encodes them."""
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
         (folder / "data" / name).mkdir(parents=True)
@@ -33,9 +33,10 @@ def make_data(folder, per_class=8):
 
 
 def arguments(folder, out, **options):
-    """Of a small training run; options by their names in Python, None leaves one out."""
+    """Return the arguments of a small training run; options by their Python names, None leaves one out."""
     given = dict(
-        arch="mvar", depth=2, width=32, num_heads=2, kernel_size=3, dense_scales=2, drop_path=0.2, label_drop=0.2, lr=1e-2,
+        arch="mvar", depth=2, width=32, num_heads=2, kernel_size=3, dense_scales=2,
+        drop_path=0.2, label_drop=0.2, lr=1e-2,
         data=folder / "data", vqvae=folder / "vae", out=folder / out, steps=12, batch_size=6, device="cpu",
     )  # fmt: skip
     listed = ["train"]
@@ -46,12 +47,12 @@ def arguments(folder, out, **options):
 
 
 def invoke(*parts):
-    """The command in this process."""
+    """Run the command in this process."""
     return CliRunner().invoke(main, [str(part) for part in parts])
 
 
 def start(*parts, before=PYTHON, program=COMMAND, **options):
-    """The command in a process of its own."""
+    """Start the command in a process of its own."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -70,7 +71,7 @@ def start(*parts, before=PYTHON, program=COMMAND, **options):
 
 
 def wait_for_step(process, run, step):
-    """Until the run has logged `step`, or the process has ended."""
+    """Wait until the run has logged `step`, or the process has ended."""
     while process.poll() is None:
         file = run / "metrics.jsonl"
         if file.is_file() and file.read_text().count('"lr"') >= step:
@@ -79,6 +80,6 @@ def wait_for_step(process, run, step):
 
 
 def losses(run):
-    """Everything that was logged and does not depend on the clock or the machine."""
+    """Return what was logged, except what depends on the clock or the machine."""
     kept = ("step", "loss", "grad_norm", "lr", "val_loss", "val_loss_per_scale")
     return [{name: line[name] for name in kept if name in line} for line in RunFolder(run).metrics()]

@@ -1,4 +1,5 @@
-"""Training of tiny models on made-up codes, in this process or as one of several; run as a program it is one of torchrun's processes.
+"""Training of tiny models on made-up codes, in this process or as one of several; run as a program it is one
+of torchrun's processes.
 
 torchrun --nproc-per-node 2 tests/support/training_cases.py OUT
 """

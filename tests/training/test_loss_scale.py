@@ -1,4 +1,4 @@
-"""The loss scale of fp16: halved by an overflow, doubled by 2,000 steps without one, never by anything else."""
+"""The loss scale of fp16: halved by an overflow, doubled by 2,000 steps without one."""
 
 import pytest
 

@@ -50,7 +50,9 @@ def test_rank_and_device_under_torchrun(launched, two_gpus):
 
 
 def test_a_chosen_gpu_without_torchrun(launched, two_gpus):
-    """One process, and several that were started by hand with RANK and WORLD_SIZE, keep the GPU that they name."""
+    """One process, and several that were started by hand with RANK and WORLD_SIZE, keep the GPU that they
+    name.
+    """
     assert Processes.from_environment("cuda:1").device == torch.device("cuda:1")
     launched(RANK=1, WORLD_SIZE=2)
     assert Processes.from_environment("cuda:1").device == torch.device("cuda:1")

@@ -1,4 +1,6 @@
-"""Two processes, each with half a batch, give one process's loss and gradients: DDP, and parameters sharded block by block."""
+"""Two processes, each with half a batch, give one process's loss and gradients: DDP, and parameters sharded
+block by block.
+"""
 
 import socket
 import sys

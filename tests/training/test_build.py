@@ -1,0 +1,99 @@
+"""From settings to a network: classes, windows, and what a checkpoint brings along."""
+
+import logging
+
+import pytest
+import torch
+
+from mvar_models import VAR, VQVAEConfig
+from mvar_models.config import SIDES_512
+from mvar_models.registry import architecture
+from mvar_models.training import runs
+from mvar_models.training.build import _windows, build_transformer, new_vqvae_config
+from mvar_models.training.settings import TransformerSettings
+
+from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
+
+
+def settings(**given):
+    return TransformerSettings(data="", out="", vqvae="tiny", **given)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_var().save_pretrained(tmp_path / "var")
+    tiny_mvar().save_pretrained(tmp_path / "mvar")
+    return tmp_path
+
+
+def test_classes_that_fit_are_kept(saved, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = build_transformer(settings(init=str(saved / "var")), tiny_vqvae(), NAMES)
+    assert torch.equal(model.class_embedding.weight, tiny_var().class_embedding.weight)
+    assert not [record for record in caplog.records if "class" in record.getMessage()]
+    assert "no scale has windows" in caplog.text, "sides of at most 4 are all dense by default"
+    assert model.config.class_names == NAMES
+
+
+def test_image_net_folders_named_by_wordnet_id_keep_the_embeddings(saved):
+    names = ("n01440764", "n01443537", "n01484850")
+    model = build_transformer(settings(init=str(saved / "var")), tiny_vqvae(), names)
+    assert torch.equal(model.class_embedding.weight, tiny_var().class_embedding.weight)
+    assert model.config.class_names == names
+
+
+@pytest.mark.parametrize("names", [("ant", "bee", "cow"), ("ant", "bee"), tuple("abcdefg")])
+def test_other_classes_start_anew(saved, caplog, names):
+    """Drawn from the run's seed, said in the log; the unconditional class and everything else stay."""
+    with caplog.at_level(logging.WARNING):
+        first, again, other = (
+            build_transformer(settings(init=str(saved / "var"), seed=seed), tiny_vqvae(), names)
+            for seed in (0, 0, 1)
+        )
+    assert f"the classes of the data ({len(names)}: " in caplog.text
+    assert "class embeddings are initialised (seed 0)" in caplog.text
+    assert first.config.class_names == names
+    assert first.class_embedding.weight.shape[0] == len(names) + 1
+    assert torch.equal(first.class_embedding.weight, again.class_embedding.weight)
+    assert not torch.equal(first.class_embedding.weight[:-1], other.class_embedding.weight[:-1])
+    assert torch.equal(first.class_embedding.weight[-1], tiny_var().class_embedding.weight[-1])
+    assert torch.equal(first.head.weight, tiny_var().head.weight)
+
+
+def test_windows(saved):
+    """What is asked for; else as released: 8 of the 256 px scales attend to all of themselves, 6 of the 512
+    px ones. An MVAR keeps its own.
+    """
+    from mvar_models.config import SIDES_256, SIDES_512
+
+    row = architecture("mvar")
+    assert _windows(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
+    assert _windows(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
+    model = build_transformer(
+        settings(init=str(saved / "var"), kernel_size=3, dense_scales=1), tiny_vqvae(), NAMES
+    )
+    assert (model.config.kernel_size, model.config.dense_scales) == (3, 1)
+    model = build_transformer(settings(init=str(saved / "mvar")), tiny_vqvae(), NAMES)
+    assert (model.config.kernel_size, model.config.dense_scales) == (3, 2)
+    assert torch.equal(model.head.weight, tiny_mvar().head.weight)
+    with pytest.raises(ValueError, match="is an MVAR with kernel_size 3, not 5; leave kernel_size out"):
+        build_transformer(settings(init=str(saved / "mvar"), kernel_size=5), tiny_vqvae(), NAMES)
+    with pytest.raises(ValueError, match="is a vqvae model"):
+        tiny_vqvae().save_pretrained(saved / "vae")
+        build_transformer(settings(init=str(saved / "vae")), tiny_vqvae(), NAMES)
+    assert isinstance(
+        build_transformer(settings(init=str(saved / "var"), arch="var"), tiny_vqvae(), NAMES), VAR
+    )
+
+
+def test_the_released_shapes(tmp_path):
+    """`resolution` gives the released model's configuration; other settings beside it count."""
+    run = runs.start_vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
+    assert new_vqvae_config(run.settings) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
+    assert (
+        runs.describe_vqvae(run.settings) == "a new VQVAE for images of 512 px: 10 scales, 2240 codes of 64"
+    )
+    with pytest.raises(
+        ValueError, match="resolution must be 256, 512 or 1024, got 300; for others give sides"
+    ):
+        runs.start_vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)

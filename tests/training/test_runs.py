@@ -1,0 +1,133 @@
+"""From settings to a finished run: VAR becomes MVAR, resumed runs have the same bits."""
+
+import pytest
+import torch
+
+from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
+from mvar_models.data.open import open_images
+from mvar_models.training import runs
+from mvar_models.training.transformer_task import TransformerTask
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    tiny_vqvae_32().save_pretrained(tmp_path / "vae")
+    return tmp_path
+
+
+def tiny_vqvae_32():
+    """Fits the digits' 32 px: sides 1, 2, 4 at downsampling 8."""
+    from mvar_models import VQVAEConfig
+
+    torch.manual_seed(1)
+    config = VQVAEConfig(
+        vocab_size=24,
+        z_channels=4,
+        channels=32,
+        channel_multipliers=(1, 1, 1, 1),
+        blocks_per_level=1,
+        sides=(1, 2, 4),
+    )
+    return VQVAE(config).eval()
+
+
+def new_run(folder, out, **settings):
+    given = dict(
+        data="digits", out=str(folder / out), vqvae=str(folder / "vae"),
+        arch="var", depth=2, width=32, num_heads=2,
+        steps=6, batch_size=8, lr=1e-2, save_every=2, drop_path=0.2,
+    )  # fmt: skip
+    return runs.start_transformer_run(**{**given, **settings})
+
+
+def metrics(run, *names):
+    return [tuple(line.get(name) for name in names) for line in run.folder.metrics()]
+
+
+def test_var_then_mvar_through_run_folders(pretrained):
+    """A VAR from scratch, an MVAR from it, a pipeline from the run's folder."""
+    var = new_run(pretrained, "var")
+    runs.train_transformer(var)
+    assert sorted(path.name for path in var.folder.path.iterdir()) == [
+        "best", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "model",
+    ]  # fmt: skip
+    mvar = new_run(
+        pretrained,
+        "mvar",
+        arch="mvar",
+        init=str(var.folder.model),
+        kernel_size=3,
+        dense_scales=2,
+        steps=3,
+        lr=1e-5,
+    )
+    result = runs.train_transformer(mvar)
+    assert len(result["val_loss_per_scale"]) == 3
+    model = MVAR.from_pretrained(mvar.folder.model)
+    assert model.config.kernel_size == 3
+    assert model.config.class_names[7] == "seven"
+    parent = VAR.from_pretrained(var.folder.model)
+    assert not torch.equal(model.head.weight, parent.head.weight)
+    # A step of AdamW moves a weight by about lr.
+    for name, weight in parent.state_dict().items():
+        moved = (model.state_dict()[name] - weight).abs().max()
+        assert moved < 1e-4, f"fine-tuning should begin at the VAR's weights, {name} moved by {moved}"
+    assert MVARPipeline.from_pretrained(mvar.folder.model)(["seven"], output_type="np").shape == (
+        1,
+        32,
+        32,
+        3,
+    )
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(pretrained):
+    straight = new_run(pretrained, "straight", keep=9)
+    runs.train_transformer(straight)
+    broken = new_run(pretrained, "broken")
+
+    def interrupt(values):
+        if values["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_transformer(broken, interrupt)
+    (broken.folder.checkpoints / ".writing-000099").mkdir()
+    with broken.folder.metrics_file.open("a") as file:
+        file.write('{"step": 99, "lo')
+    runs.train_transformer(runs.start_transformer_run(resume=str(broken.folder.path)))
+    assert metrics(straight, "step", "loss", "grad_norm", "val_loss") == metrics(
+        broken, "step", "loss", "grad_norm", "val_loss"
+    )
+    first, second = (VAR.from_pretrained(run.folder.model).state_dict() for run in (straight, broken))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_nan_loss_stops_with_the_checkpoint_intact(pretrained, monkeypatch):
+    run = new_run(pretrained, "run")
+    plain = TransformerTask.loss
+
+    def poisoned(self, step):
+        loss, figures = plain(self, step)
+        return (loss * float("nan") if step == 4 else loss), figures
+
+    monkeypatch.setattr(TransformerTask, "loss", poisoned)
+    with pytest.raises(
+        FloatingPointError, match="the loss of step 5 is nan; the checkpoint of step 4 is intact"
+    ):
+        runs.train_transformer(run)
+    assert run.folder.last_step() == 4
+    assert run.folder.metrics()[-1]["step"] == 4
+
+
+def test_wrong_runs(tmp_path, pretrained):
+    with pytest.raises(FileNotFoundError, match="data must be 'digits' or a folder"):
+        open_images("nowhere", 16)
+    run = new_run(pretrained, "run")
+    new_run(pretrained, "run")  # no step was taken, so the folder may be reused
+    run.folder.log({"step": 1})
+    with pytest.raises(FileExistsError, match=r"already holds a run; .*--resume"):
+        new_run(pretrained, "run")
+    with pytest.raises(FileNotFoundError, match=r"holds no run: .*config.yaml"):
+        runs.start_transformer_run(resume=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="is a transformer run, this command trains a vqvae"):
+        runs.start_vqvae_run(resume=str(pretrained / "run"))

@@ -1,0 +1,95 @@
+"""Discriminator, hinge, balance of gradients, and LPIPS."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from mvar_models.training.vqvae_losses import Adversary, PatchDiscriminator, hinge_loss
+
+from vqvae_cases import task
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64, 256])
+def test_discriminator_judges_patches(resolution):
+    with torch.device("meta"):
+        logits = PatchDiscriminator(resolution)(torch.empty(2, 3, resolution, resolution))
+    assert logits.shape[:2] == (2, 1)
+    assert 1 < logits.shape[-1] < resolution
+
+
+def test_discriminator_learns_to_tell():
+    """Smooth images from noise, in a few steps, whether it gets the batch whole or in parts."""
+    adversary, parts = (Adversary(16, 1.0, 2e-3, "cpu", seed=0) for _ in range(2))
+    torch.manual_seed(0)
+    real, fake = torch.linspace(-1, 1, 16).expand(8, 3, 16, 16), torch.randn(8, 3, 16, 16)
+    before = adversary.learn(real, fake, 1.0)["discriminator"]
+    adversary.step(1.0)
+    for half in (slice(0, 4), slice(4, 8)):
+        parts.learn(real[half], fake[half], 0.5)
+    parts.step(1.0)
+    pairs = list(zip(adversary.discriminator.parameters(), parts.discriminator.parameters()))
+    assert all(torch.allclose(mine, other, atol=1e-3) for mine, other in pairs)
+    for _ in range(15):
+        figures = adversary.learn(real, fake, 1.0)
+        adversary.step(1.0)
+    assert figures["judged_right"] == 1.0
+    assert figures["discriminator"] < 0.5 * before
+
+
+def test_adversarial_loss_pulls_as_hard_as_the_others():
+    """At the decoder's last weight the two gradients are equally long, and the discriminator gets none of
+    them.
+    """
+    subject = task(adversarial=1.0, adversarial_start=0)
+    images = subject.batch(0)
+    reconstructed = subject.compute(images)[0]
+    weight, others = subject.model.decoder.conv_out.weight, (reconstructed - images).square().mean()
+    loss, figures = subject.adversary.loss(reconstructed, others, weight)
+    pulls = [torch.autograd.grad(term, weight, retain_graph=True)[0].norm() for term in (others, loss)]
+    assert pulls[1] == pytest.approx(pulls[0].item(), rel=1e-2)
+    assert figures["adversarial_balance"] > 0
+    loss.backward()
+    assert all(parameter.grad is None for parameter in subject.adversary.discriminator.parameters())
+
+
+def test_hinge_loss():
+    assert hinge_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])) == 0
+    assert hinge_loss(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(0.5 * (1 + 1.5))
+
+
+def test_perceptual_loss_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ImportError, match=r"lpips is needed here .*pip install '\.\[perceptual\]'"):
+        task(perceptual=1.0)
+
+
+def test_perceptual_loss_is_added(monkeypatch):
+    """The library's network stands for itself by one that needs no weights: what is asked of it, and where
+    its value goes.
+    """
+
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert net == "vgg"
+            assert not verbose
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, first, second):
+            assert first.shape == second.shape
+            assert second.min() >= -1
+            assert second.max() <= 1
+            return (first - second).abs().mean((1, 2, 3), keepdim=True) * self.scale
+
+    module = types.ModuleType("lpips")
+    module.LPIPS = LPIPS
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    plain, subject = task(), task(perceptual=2.0)
+    loss, figures = subject.loss(0)
+    assert loss.item() == pytest.approx(plain.loss(0)[0].item() + 2 * figures["perceptual"], rel=1e-5)
+    assert figures["perceptual"] > 0
+    loss.backward()
+    assert subject.perceptual.network.scale.grad is None
+    assert not any("perceptual" in name for name in subject.model.state_dict())
