@@ -1,0 +1,109 @@
+"""A run folder's checkpoints and models are complete or absent, and its metrics end where a run resumes."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.settings import TransformerSettings
+from mvar_models.training.signals import RunStopped
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(TransformerSettings(data="digits", out=str(tmp_path / "run")))
+
+
+def checkpoint(folder, step, keep=2, task=None):
+    temporary = folder.begin_checkpoint(step)
+    (temporary / "tensors").write_text(str(step))
+    return folder.finish_checkpoint(temporary, {"step": step}, task or {}, keep)
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_a_folder_with_settings_alone_is_reused(folder):
+    settings = TransformerSettings(data="digits", out=str(folder.path), steps=5)
+    assert RunFolder.create(settings).read_settings() == settings
+    folder.log({"step": 1})
+    with pytest.raises(FileExistsError, match=r"--resume .*--out"):
+        RunFolder.create(settings)
+
+
+def test_checkpoints(folder):
+    assert folder.last_step() == 0
+    for step in (5, 10, 1_000_000):
+        checkpoint(folder, step, task={"adversary": torch.ones(2)})
+    assert names(folder.checkpoints) == ["step-000010", "step-1000000"], "the last two are kept"
+    assert folder.last_step() == 1_000_000
+    read = folder.checkpoint(10)
+    assert read.step == 10
+    assert torch.equal(read.task["adversary"], torch.ones(2))
+    assert (read.folder / "tensors").read_text() == "10"
+
+
+def test_a_checkpoint_replaces_one_of_its_step(folder):
+    checkpoint(folder, 5)
+    temporary = folder.begin_checkpoint(5)
+    (temporary / "tensors").write_text("again")
+    folder.finish_checkpoint(temporary, {"step": 5}, {}, keep=2)
+    assert names(folder.checkpoints) == ["step-000005"]
+    assert (folder.checkpoints / "step-000005" / "tensors").read_text() == "again"
+
+
+def test_an_unfinished_checkpoint_does_not_count(folder):
+    checkpoint(folder, 5)
+    folder.begin_checkpoint(10)
+    assert folder.last_step() == 5
+    folder.remove_leftovers()
+    assert names(folder.checkpoints) == ["step-000005"]
+
+
+def test_a_checkpoint_that_cannot_be_read(folder):
+    (checkpoint(folder, 5) / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"step-000005 .*remove it"):
+        folder.checkpoint(5)
+
+
+def test_metrics_end_where_a_run_resumes(folder):
+    for step in (1, 2, 3):
+        folder.log({"step": step, "loss": 1.0 / step})
+    folder.log({"step": 2, "val_loss": 0.5})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 4, "lo')
+    folder.forget_after(2)
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 2]
+    assert folder.has_figure(2, "val_loss")
+    assert not folder.has_figure(1, "val_loss")
+    assert not folder.has_figure(3, "loss")
+
+
+def test_a_model_replaces_the_previous_one_only_when_complete(folder):
+    folder.write_model(lambda path: (path / "weights").write_text("first"), folder.best)
+
+    def fails(path):
+        (path / "weights").write_text("second")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(RunStopped, match=r"the best model .*No space left.*no checkpoint"),
+        folder.clear_failure("the best model"),
+    ):
+        folder.write_model(fails, folder.best)
+    assert (folder.best / "weights").read_text() == "first"
+    assert not list(folder.path.rglob(".writing-*"))
+
+
+def test_a_failure_names_the_checkpoint_that_is_intact(folder):
+    checkpoint(folder, 5)
+    with pytest.raises(RunStopped, match=r"step 5 is intact; .*--resume"), folder.clear_failure("samples"):
+        raise OSError("broken")
+
+
+def test_the_gpu_s_memory_is_no_full_disk(folder):
+    with pytest.raises(torch.OutOfMemoryError), folder.clear_failure("samples"):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,0 +1,119 @@
+"""Settings refuse what cannot train, survive a run folder, and those of 0.1.0 are still read."""
+
+import pytest
+
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.settings import TransformerSettings, VQVAESettings
+
+# config.yaml as version 0.1.0 wrote it.
+OF_0_1_0 = """\
+kind: transformer
+data: digits
+out: elsewhere
+steps: 700
+batch_size: 16
+lr: 0.0015
+weight_decay: 0.05
+betas:
+- 0.9
+- 0.95
+clip: 2.0
+precision: fp32
+seed: 0
+save_every: 500
+validate_every: 100
+sample_every: null
+keep: 2
+device: cpu
+accumulate: 1
+ema: null
+fsdp: false
+compile: false
+activation_checkpointing: false
+tensorboard: false
+arch: mvar
+init: var-digits
+vqvae: vae-digits
+depth: 16
+width: null
+num_heads: null
+shared_adaln: false
+kernel_size: 3
+dense_scales: 3
+copies: 12
+label_drop: 0.1
+drop_path: null
+label_smoothing: 0.0
+schedule: packed
+"""
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("batch_size", 0),
+        ("accumulate", 0),
+        ("keep", 0),
+        ("steps", -1),
+        ("save_every", -1),
+        ("ema", 1.0),
+        ("precision", "int8"),
+        ("lr", 0.0),
+        ("arch", "vqvae"),
+        ("schedule", "random"),
+        ("label_drop", 1.0),
+        ("drop_path", -0.1),
+    ],
+)
+def test_wrong_values_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must .*{value}"):
+        TransformerSettings(data="digits", out="", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["commitment", "perceptual", "adversarial", "adversarial_start"])
+def test_wrong_values_of_a_vqvae_are_named(name):
+    with pytest.raises(ValueError, match=rf"{name} must .*-1"):
+        VQVAESettings(data="digits", out="", **{name: -1})
+
+
+def test_only_scales_that_stand_alone_alternate():
+    with pytest.raises(ValueError, match=r"'alternating'.*VAR"):
+        TransformerSettings(data="digits", out="", arch="var", schedule="alternating")
+    TransformerSettings(data="digits", out="", arch="mvar", schedule="alternating")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TransformerSettings(data="digits", out="", betas=(0.8, 0.9), ema=0.99, kernel_size=5),
+        VQVAESettings(data="digits", out="", sides=(1, 2, 4), channel_multipliers=(1, 2)),
+    ],
+)
+def test_a_run_folder_gives_them_back(tmp_path, settings):
+    settings = type(settings).from_dict({**settings.to_dict(), "out": str(tmp_path / "run")})
+    folder = RunFolder.create(settings)
+    assert RunFolder(folder.path).read_settings() == settings
+
+
+def test_a_run_folder_of_0_1_0(tmp_path):
+    (tmp_path / "config.yaml").write_text(OF_0_1_0)
+    settings = RunFolder(tmp_path).read_settings()
+    assert settings == TransformerSettings(
+        data="digits",
+        out=str(tmp_path),
+        steps=700,
+        batch_size=16,
+        lr=1.5e-3,
+        validate_every=100,
+        init="var-digits",
+        kernel_size=3,
+        dense_scales=3,
+        copies=12,
+    )
+
+
+@pytest.mark.parametrize("text", ["kind: unknown\n", "- 1\n", "steps: 3\n"])
+def test_other_yaml_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config.yaml is not the configuration of a run"):
+        RunFolder(tmp_path).read_settings()
