@@ -88,15 +88,15 @@ def test_in_a_batch_images_differ_by_rounding_at_most(pipeline):
     assert torch.allclose(alone, together, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    """Weights in half precision draw readable digits: the same as float32's but for a few pixels' worth of rounding and codes."""
+@pytest.mark.parametrize("dtype, largest", [(torch.float16, 10), (torch.bfloat16, 14)])
+def test_half_precision(dtype, largest):
+    """Half precision draws float32's digits up to a few codes; other seeds differ by 25 of 255 and more."""
     expected = pipeline_for("mvar-digits")([0, 1, 3, 7], seed=0, output_type="np").astype(float)
     pipeline = pipeline_for("mvar-digits", dtype=dtype)
     assert pipeline.model.dtype == pipeline.vqvae.dtype == dtype
     images = pipeline([0, 1, 3, 7], seed=0, output_type="np")
     assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
-    assert np.abs(images - expected).mean() < 20, "of 255; unrelated digits differ by about 60"
+    assert np.abs(images - expected).mean() < largest
     tensor = pipeline([0], seed=0, output_type="pt")
     assert tensor.dtype == torch.float32 and tensor.isfinite().all()
 
