@@ -148,8 +148,9 @@ def render(rows: tuple[Row, ...]) -> str:
     text = Path(tile_table.__file__).read_text(encoding="utf-8")
     head = text[: text.index("ROWS = (")]
     lines = [
-        f'    _row(\n        "{row.family}", {row.bytes}, {row.max_dim}, {row.cosine}, {tuple(row.forward)}, {tuple(row.dq)}, {tuple(row.dkdv)},\n'
-        f'        why="{row.why}",\n    ),\n'
+        f'    _row("{row.family}", {row.bytes}, {row.max_dim}, {row.cosine},'
+        f" {tuple(row.forward)}, {tuple(row.dq)}, {tuple(row.dkdv)},\n"
+        f'         why="{row.why}"),\n'
         for row in rows
     ]
     return head + "ROWS = (\n" + "".join(lines) + ")\n"

@@ -1,11 +1,14 @@
-"""Compile every kernel for a GPU that is not here and report what it takes.
+"""Compile every kernel for GPUs that this machine does not have, and report what it takes.
 
     python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--variants] [--json]
 
-Without `--variants` the usual one of each: whole windows, key and value of one stride, no gradient through lse. With it every other too, one
-difference at a time (`VARIANTS`), and the kernel that computes norms.
-Exit code 1 at a spill or too much shared memory. Needs triton 3.3 or newer, but no GPU; cannot share a process with TRITON_INTERPRET=1. Registers,
-spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; of AMD targets from the compiler's metadata.
+Without `--variants` that is the usual variant of each kernel: whole windows, key and value of one stride, no
+gradient through lse. With it, every other one too, one difference at a time (`VARIANTS`), and the kernel that
+computes norms. The exit code is 1 if a kernel spills registers or needs too much shared memory.
+
+This needs triton 3.3 or newer, but no GPU, and cannot share a process with TRITON_INTERPRET=1. Registers,
+spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; those of AMD
+targets from the compiler's metadata.
 """
 
 from __future__ import annotations
@@ -29,15 +32,17 @@ _ELEMENTS = {2: "bf16", 4: "fp32"}
 _FEATURES = 32
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|IMMA|DMMA|v_mfma\w*)")
 _ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
+# Shorter loops, such as those that wait at a barrier, are not main loops.
 _SHORTEST_MAIN_LOOP = 40
 
 
-# Constants that differ from the usual ones; "D" is less than the row's head dimension, "element" another type.
+# Constants that differ from the usual ones. "D" is added to the row's head dimension, "element" is another
+# type.
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
     "split": {"SPLIT": True},
     "lse": {"HAS_DLSE": True},
-    "strides": {"TWINS": False},
+    "strides": {"SAME_KV_STRIDE": False},
     "wide": {"WIDE": True},
     "odd D": {"D": -3},
     "fp16": {"element": "fp16"},
@@ -46,20 +51,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def kernels(row: Row) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:
-    """Name, function, configuration and remaining constants of each kernel."""
+    """Yield name, function, configuration and remaining constants of each kernel."""
     for name, config in (("forward", row.forward), ("dq", row.dq), ("dkdv", row.dkdv)):
         function, constants = variant(name, row.cosine)
         yield name, function, config, constants
 
 
 def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
-    """A kernel by name and the constants that select its usual variant: whole windows, no gradient through lse."""
+    """Return a kernel by name, with the constants that select its usual variant."""
     from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
     from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 
     return {
-        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "TWINS": True}),
-        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False, "TWINS": True}),
+        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "SAME_KV_STRIDE": True}),
+        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False, "SAME_KV_STRIDE": True}),
         "dkdv": (backward_dkdv, {"COSINE": cosine}),
     }[name]
 
@@ -67,14 +72,18 @@ def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
 def _signature(
     names: list[str], element: str, constants: dict[str, Any]
 ) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[Any]]]]:
-    """Types of the arguments and what the launcher would specialize on: 16-byte alignment, and strides divisible by 16."""
+    """Return the types of the arguments and what the launcher would specialize on.
+
+    That is 16-byte alignment of pointers, and strides divisible by 16.
+    """
     pointers = {
         **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "X"), f"*{element}"),
         **dict.fromkeys(("OUT", "LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR"), "*fp32"),
         **dict.fromkeys(("FIXED", "START", "LOOPED", "FIXED_MASK", "LOOPED_MASK"), "*i32"),
         **dict.fromkeys(("FIXED_MASKS", "LOOPED_MASKS"), "*bf16"),
     }
-    signature, attributes = {}, {}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(names):
         if name in constants:
             signature[name] = "constexpr"
@@ -91,7 +100,15 @@ def _signature(
 def compile_kernel(
     function: Any, target: str, element: str, config: Config, constants: dict[str, Any], dim: int
 ) -> Any:
-    """Triton's compiled kernel for a target such as "cuda:90"; strides of the head dimension are 1.
+    """Compile one kernel; strides of the head dimension are 1.
+
+    Args:
+        function: a kernel.
+        target: such as "cuda:90".
+        element: type of query, key and value: "fp16", "bf16" or "fp32".
+        config: tile, chunk, warps and stages.
+        constants: values of the kernel's remaining constants.
+        dim: head dimension.
 
     Raises:
         ImportError: triton is absent, or older than 3.3, whose compiler takes other arguments.
@@ -108,8 +125,8 @@ def compile_kernel(
     )
     names = list(function.arg_names)
     fixed = {
-        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk, "E": _FEATURES,
-        "WIDE": False, "PRECISION": "ieee", "CAST": False,
+        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk,
+        "E": _FEATURES, "WIDE": False, "PRECISION": "ieee", "CAST": False,
         **dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_gd", "stride_d"), 1), **constants,
     }  # fmt: skip
     fixed = {name: value for name, value in fixed.items() if name in names}
@@ -120,14 +137,14 @@ def compile_kernel(
 
 
 def report(kernel: Any, target: str) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory, instruction counts and main-loop lengths of a compiled kernel."""
+    """Return a kernel's registers, spilled bytes, shared memory, instruction counts and main-loop lengths."""
     shared = int(kernel.metadata.shared)
     if target.startswith("hip"):
         assembly = kernel.asm["amdgcn"]
 
         def number(key: str) -> int:
-            found = re.search(rf"\.{key}:\s+(\d+)", assembly)
-            return int(found[1]) if found else 0
+            match = re.search(rf"\.{key}:\s+(\d+)", assembly)
+            return int(match[1]) if match else 0
 
         body = [line.strip() for line in assembly.splitlines()]
         figures = {
@@ -169,28 +186,28 @@ def _cuobjdump(cubin: bytes) -> Any:
 
 
 def _instructions(sass: str) -> list[tuple[int, str]]:
-    """(address, text without predicate) of every instruction."""
-    found = (
+    """Return (address, text without predicate) of every instruction."""
+    matches = (
         re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+.*);", line)
         for line in sass.splitlines()
     )
-    return [(int(match[1], 16), match[2]) for match in found if match]
+    return [(int(match[1], 16), match[2]) for match in matches if match]
 
 
 def _main_loops(code: list[tuple[int, str]]) -> list[int]:
-    """Instructions between each backward branch and its target."""
+    """Count the instructions between each backward branch and its target."""
     lengths = []
     for address, text in code:
         target = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
         if target and int(target[1], 16) < address:
-            length = sum(int(target[1], 16) <= place <= address for place, _ in code)
+            length = sum(int(target[1], 16) <= inside <= address for inside, _ in code)
             if length > _SHORTEST_MAIN_LOOP:
                 lengths.append(length)
     return lengths
 
 
 def run(targets: list[str], head_dim: int | None = None, variants: bool = False) -> list[dict[str, Any]]:
-    """One report a kernel, variant, row and target; of the rows that serve `head_dim` alone, if it is given."""
+    """Return one report per kernel, variant, row and target; only rows for `head_dim` if it is given."""
     names = list(VARIANTS) if variants else ["usual"]
     return [
         result
@@ -210,7 +227,7 @@ def _rows(target: str, head_dim: int | None) -> tuple[Row, ...]:
 
 
 def architecture_name(target: str) -> str:
-    """ "cuda:90" -> "sm_90", "hip:gfx942" -> "gfx942"."""
+    """Turn "cuda:90" into "sm_90", and "hip:gfx942" into "gfx942"."""
     backend, architecture = target.split(":")
     return f"sm_{architecture}" if backend == "cuda" else architecture
 
@@ -249,7 +266,7 @@ def _with_norms(row: Row, variant_name: str) -> Iterator[tuple[str, Any, Config,
 
 
 def _differs(variant_name: str, function: Any, row: Row) -> bool:
-    """Whether the kernel of this row has such a variant."""
+    """Return whether the kernel of this row has such a variant."""
     changed = VARIANTS[variant_name]
     if "element" in changed:
         return row.bytes == 2
@@ -258,31 +275,33 @@ def _differs(variant_name: str, function: Any, row: Row) -> bool:
     return all(name in function.arg_names for name in changed)
 
 
+# Columns of the printed table, with their widths.
+_COLUMNS = {
+    "target": 11,
+    "kernel": 8,
+    "variant": 8,
+    "cosine": 7,
+    "head_dim": 9,
+    "element": 8,
+    "registers": 10,
+    "spilled": 8,
+    "shared": 8,
+    "tensor_core": 12,
+    "async_copy": 11,
+    "loops": 12,
+}
+
+
 def _table(results: list[dict[str, Any]]) -> Iterator[str]:
-    columns = (
-        "target",
-        "kernel",
-        "variant",
-        "cosine",
-        "head_dim",
-        "element",
-        "registers",
-        "spilled",
-        "shared",
-        "tensor_core",
-        "async_copy",
-        "loops",
-    )
-    widths = (11, 8, 8, 7, 9, 8, 10, 8, 8, 12, 11, 12)
-    yield "".join(name.ljust(width) for name, width in zip(columns, widths)) + "tile, chunk, warps, stages"
+    yield "".join(name.ljust(width) for name, width in _COLUMNS.items()) + "tile, chunk, warps, stages"
     for result in results:
-        cells = (str(result[name]).ljust(width) for name, width in zip(columns, widths))
+        cells = (str(result[name]).ljust(width) for name, width in _COLUMNS.items())
         yield "".join(cells) + f"{tuple(result['config'])} {'; '.join(result['problems'])}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that are not here."
+        prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that need not be here."
     )
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated; default: all")
     parser.add_argument(

@@ -133,7 +133,7 @@ def _pairs(query_shape: Sequence[int], geometry: Sequence[int]) -> int:
 def _attention_flops(
     query_shape, key_shape, value_shape, logit_scale_shape, geometry, *args, **kwargs
 ) -> int:  # type: ignore[no-untyped-def]
-    """Count two products over the attended pairs, 2 operations per multiply-add; what tiles pad is not counted."""
+    """Count two products over the attended pairs, 2 operations per multiply-add; padding does not count."""
     return 4 * _pairs(query_shape, geometry)
 
 

@@ -93,7 +93,7 @@ def scatter_tiles(
 
 @functools.lru_cache(maxsize=1024)
 def _side_by_side(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect], ...]:
-    """Group neighbouring tiles of one size in a row of tiles; returns the tiles and the place of the first."""
+    """Group neighbouring tiles of one size in a row of tiles; return each group with its first place."""
     groups, begin = [], 0
     for tile in range(1, len(rects) + 1):
         first = rects[begin]

@@ -1,7 +1,9 @@
-"""Fused kernels, one launch each for a whole pyramid: forward, dq, and dk, dv. Importing this does not import triton.
+"""Fused kernels, one launch each for a whole pyramid: forward, dq, and dk, dv. Importing this imports no
+triton.
 
-What may leak: as in dense masked attention, NaN or infinity in a key or value reaches the other queries of its tile (0 x NaN is NaN), and small
-scales share tiles. Memory outside the tensors is never read, and finite values of one scale never change a bit of another.
+What may leak: as in dense masked attention, NaN or infinity in a key or value reaches the other queries of
+its tile (0 x NaN is NaN), and small scales share tiles. Memory outside the tensors is never read, and finite
+values of one scale never change a bit of another.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ def can_run(
     query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
 ) -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
+        return (
+            "triton is not installed "
+            "(CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
+        )
     if query.dtype not in _DTYPES:
         return f"its kernels take float16, bfloat16 and float32, not {query.dtype}"
     if query.device.type not in ("cuda", "cpu"):
@@ -33,8 +38,9 @@ def can_run(
         and torch.version.hip is None
         and torch.cuda.get_device_capability(query.device) < _LEAST_CAPABILITY
     ):
-        return f"the mask is a bfloat16 product, which {torch.cuda.get_device_name(query.device)} lacks (8.0 and newer have it)"
-    from mvar_kernels.backends.triton.schedule import unsupported
+        name = torch.cuda.get_device_name(query.device)
+        return f"the mask is a bfloat16 product, which {name} lacks (8.0 and newer have it)"
+    from mvar_kernels.backends.triton.tile_parts import unsupported
 
     return unsupported(neighborhood)
 
@@ -45,7 +51,8 @@ def _interpreted() -> bool:
     return launch.INTERPRETED
 
 
-# No module of this package may be called "forward" or "backward": importing it would replace the functions below.
+# No module of this package may be called "forward" or "backward": importing it would replace the functions
+# below.
 def forward(
     query: Tensor,
     key: Tensor,

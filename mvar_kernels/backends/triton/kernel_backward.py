@@ -1,7 +1,7 @@
-"""Backward: dq with queries fixed, as in forward; dk and dv with keys fixed, from tables made the other way round.
+"""Backward: one kernel for dq, which keeps queries like forward, and one for dk and dv, which keeps keys.
 
-Each program owns what it writes: no atomics, nothing summed across programs, the same bits on every run. dq runs first and leaves
-delta = rowsum(dO O) - dLSE for dk and dv.
+Every program owns what it writes: no atomics, nothing summed across programs, the same bits on every run. dq
+runs first and leaves delta = rowsum(dO O) - dLSE for dk and dv.
 """
 
 import triton
@@ -30,10 +30,14 @@ def backward_dq(
     stride_vb, stride_vl, stride_vh, stride_vd,
     stride_gb, stride_gl, stride_gh, stride_gd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, TWINS: tl.constexpr,
+    SPLIT: tl.constexpr, COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
-    """DFACTOR (B, H, LQ): each query's part of the gradient of logit_scale, before the sum and the factor `scale`."""
+    """Write DQ, DELTA and, with cosine attention, DFACTOR of one tile of queries.
+
+    DFACTOR (B, H, LQ) is each query's part of the gradient of logit_scale, before the sum and the factor
+    `scale`.
+    """
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
@@ -76,7 +80,10 @@ def backward_dq(
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
         # [BN, BD]
         b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
-        b_v = load_rows(p_v, b_keys, stride_kl if TWINS else stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
+        # With one stride the compiler computes the offsets of key and value once.
+        b_v = load_rows(
+            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False
+        )
         if SPLIT:
             b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
@@ -92,7 +99,7 @@ def backward_dq(
             b_ds = b_ds * narrowed_inverse(b_rk, K.dtype.element_ty)[None, :]
         b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq, PRECISION, CAST)
     if COSINE:
-        # RK's sign is in b_dq already.
+        # b_dq already carries the sign of the factor, as RK does.
         b_dq, b_along = unit_gradient(b_dq, b_q, b_inverse, sign * factor)
         tl.store(DFACTOR + o_row + b_tokens, sign * b_along, mask=m_tokens)
     else:
@@ -112,7 +119,10 @@ def backward_dkdv(
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
     COSINE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
-    """Scores are transposed here: keys are rows. Keys that no query sees have no chunks and get zeros."""
+    """Write DK and DV of one tile of keys; scores are transposed here, with keys as rows.
+
+    Keys that no query sees have no chunks and get zeros.
+    """
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)

@@ -1,9 +1,9 @@
 """Forward: every program keeps one tile of queries and walks its chunks of keys (online softmax, base 2).
 
-Cosine attention: 1/|q|, 1/|k| (B, H, L) multiply rows and columns of the scores; normalising the same keys again in every tile would cost more.
-Main loop on sm_90 (D 64, bfloat16, 64 x 64 scores, triton 3.7.1): 324 instructions, 378 with cosine attention. Where key and value have one stride
-from token to token (TWINS, as in a packed qkv) their offsets are computed once: 336 without. A negative factor flips the sign of the mask and of
-1/|k|; multiplying q by the sign instead made q an operand that every product reloads through registers, 408.
+Cosine attention multiplies rows and columns of the scores by 1/|q| and 1/|k| (B, H, L), because normalizing
+the same keys in every tile that reads them would cost more. A negative factor flips the sign of the mask and
+of 1/|k|. Flipping q instead would be slower: products would then reload q through registers
+(docs/measurements.md).
 """
 
 import triton
@@ -30,8 +30,10 @@ def forward_kernel(
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, TWINS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+    SPLIT: tl.constexpr, COSINE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
+    """Write O (B, LQ, H, D) and LSE (B, H, LQ) of one tile of queries, for one batch element and head."""
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
@@ -61,7 +63,8 @@ def forward_kernel(
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     if not SPLIT:
         b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
-    # Above every hidden score and below every visible one: a row whose first chunk is all hidden keeps this maximum and adds exact zeros.
+    # Above every hidden score and below every visible one, so that a row whose first chunk is hidden adds
+    # exact zeros.
     b_max = tl.full([BM], least, dtype=tl.float32)
     b_sum = tl.zeros([BM], dtype=tl.float32)
     b_acc = tl.zeros([BM, BD], dtype=tl.float32)
@@ -80,7 +83,10 @@ def forward_kernel(
         b_p = tl.exp2(b_s * b_factor[:, None] - b_new_max[:, None])
         b_decay = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_decay + tl.sum(b_p, 1)
-        b_v = load_rows(p_v, b_keys, stride_kl if TWINS else stride_vl, stride_vd, b_keys, D, BD, WIDE, False)
+        # With one stride the compiler computes the offsets of key and value once.
+        b_v = load_rows(
+            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False
+        )
         b_acc = dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], PRECISION, CAST)
         b_max = b_new_max
     store_rows(p_o, b_tokens, H * D, b_acc / b_sum[:, None], m_tokens, D, BD, WIDE)

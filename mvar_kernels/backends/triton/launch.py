@@ -1,4 +1,7 @@
-"""From tensors to launches: tables, configurations, grids. Imports triton; `mvar_kernels.backends.triton` imports this when it runs."""
+"""From tensors to launches: tables, configurations, grids.
+
+This imports triton, so the package imports it only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,21 @@ from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row
 from mvar_kernels.backends.triton.tile_config import Config, Row
 from mvar_kernels.pyramid import Neighborhood
 
-# Triton itself decided, when the kernels were defined, whether it interprets.
+# Triton decided when the kernels were defined, so a later change of TRITON_INTERPRET has no effect.
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 NORM_ROWS = 32
-# Scales below this, zero and negative ones are folded into q, so that the mask is only ever multiplied by something positive and not tiny.
+# The mask is multiplied by the scale too, and hides nothing if that is negative, zero or tiny. Scales below
+# this are multiplied into q instead.
 _SMALLEST_SCALE = 1e-12
 
 
 def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Kernels launch on the current device, which need not be the tensors'."""
+    """Make the tensor's device current, as that is where kernels are launched."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _tables(neighborhood: Neighborhood, by: str, config: Config, query: Tensor) -> Tables:
+    # The interpreter computes with NumPy, which has no bfloat16.
     dtype = torch.float32 if INTERPRETED else torch.bfloat16
     return tables(neighborhood, by, config.height, config.width, config.chunk, dtype, query.device)
 
@@ -42,6 +47,7 @@ def _row(query: Tensor, logit_scale: Tensor | None) -> Row:
 
 def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
     dim = query.shape[-1]
+    # Offsets inside one batch element need 64 bits.
     wide = any(
         tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) + dim * abs(tensor.stride(3))
         >= 2**31
@@ -57,56 +63,48 @@ def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
 
 
 def _tf32_allowed() -> bool:
-    """As for torch's own products. Once a setting was made by `fp32_precision` (torch 2.9) reading `allow_tf32` raises."""
+    """Return whether torch's own products may use TF32 as well."""
     matmul = torch.backends.cuda.matmul
+    # Once `fp32_precision` (torch 2.9 and newer) has been set, reading `allow_tf32` raises.
     return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
-def _options(config: Config, t: Tables) -> dict[str, Any]:
+def _options(config: Config, schedule: Tables) -> dict[str, Any]:
     return {
         "BM": config.size,
         "BN": config.chunk,
-        "E": t.num_features,
+        "E": schedule.num_features,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
 
 
 def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -> Tensor:
-    """1 / max(|x|, 1e-12) of (B, L, H, D): (B, H, L) float32; with `signed` negative where factor * scale is."""
+    """Return 1 / max(|x|, 1e-12) of x (B, L, H, D) as (B, H, L); `signed`: with factor * scale's sign."""
     batch, length, heads, dim = tensor.shape
     out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
     grid = (triton.cdiv(out.numel(), NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
     inverse_norms[grid](
-        tensor,
-        out,
-        factor,
-        scale,
-        out.numel(),
-        heads,
-        length,
-        *tensor.stride(),
-        SIGNED=signed,
-        D=dim,
-        BD=padded,
-        BM=NORM_ROWS,
-    )
+        tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(),
+        SIGNED=signed, D=dim, BD=padded, BM=NORM_ROWS,
+    )  # fmt: skip
     return out
 
 
 def _inverses(
     query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1/|q|, 1/|k| with the sign of factor times `scale`, and the factors; without cosine attention q stands in for what will not be read."""
+    """Return (1/|q|, 1/|k|, logit_scale); 1/|k| carries the sign of logit_scale * scale."""
     if logit_scale is None:
+        # The kernels never read these pointers without cosine attention, so `query` is a placeholder.
         return query, query, query
     factor = logit_scale.contiguous()
     return _inverse_norms(query, factor, scale, False), _inverse_norms(key, factor, scale, True), factor
 
 
-def _twins(key: Tensor, value: Tensor) -> bool:
-    """Rows of key and value lie equally far apart, as they do in a packed qkv: one product then gives both offsets."""
+def _same_kv_stride(key: Tensor, value: Tensor) -> bool:
+    """Return whether tokens of key and value lie equally far apart, as they do in a packed qkv."""
     return key.stride(1) == value.stride(1)
 
 
@@ -126,17 +124,18 @@ def forward(
         return forward(query * scale, key, value, None, neighborhood, 1.0)
     batch, length, heads, _ = query.shape
     config = _row(query, logit_scale).forward
-    t = _tables(neighborhood, "query", config, query)
+    by_query = _tables(neighborhood, "query", config, query)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
     with _device(query):
         inverses = _inverses(query, key, logit_scale, scale)
-        forward_kernel[(t.num_tiles * batch * heads,)](
+        forward_kernel[(by_query.num_tiles * batch * heads,)](
             query, key, value, out, lse, *inverses,
-            *t[:7],
-            t.num_tiles, heads, length, key.shape[1], scale,
+            *by_query.pointers,
+            by_query.num_tiles, heads, length, key.shape[1], scale,
             *query.stride(), *key.stride(), *value.stride(),
-            SPLIT=t.split, COSINE=logit_scale is not None, TWINS=_twins(key, value), **_constants(query, (query, key, value)), **_options(config, t),
+            SPLIT=by_query.split, COSINE=logit_scale is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
+            **_constants(query, (query, key, value)), **_options(config, by_query),
         )  # fmt: skip
     return out, lse
 
@@ -165,8 +164,9 @@ def backward(
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
     delta = torch.empty_like(lse)
+    # `lse` is a placeholder for what the kernel does not touch.
     per_query = torch.empty_like(lse) if cosine else lse
-    has_dlse = grad_lse is not None
+    dlse = lse if grad_lse is None else grad_lse.contiguous()
     constants = {"COSINE": cosine, **_constants(query, (query, key, value, grad_out))}
     shapes = heads, length, key.shape[1], scale
     strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
@@ -174,20 +174,21 @@ def backward(
         inverses = _inverses(query, key, logit_scale, scale)
         by_query = _tables(neighborhood, "query", row.dq, query)
         backward_dq[(by_query.num_tiles * batch * heads,)](
-            query, key, value, out.contiguous(), grad_out, dq, lse, grad_lse.contiguous() if has_dlse else lse, delta, *inverses, per_query,
-            *by_query[:7],
+            query, key, value, out.contiguous(), grad_out, dq, lse, dlse, delta, *inverses, per_query,
+            *by_query.pointers,
             by_query.num_tiles, *shapes, *strides,
-            SPLIT=by_query.split, HAS_DLSE=has_dlse, TWINS=_twins(key, value), **constants, **_options(row.dq, by_query),
+            SPLIT=by_query.split, HAS_DLSE=grad_lse is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
+            **constants, **_options(row.dq, by_query),
         )  # fmt: skip
         by_key = _tables(neighborhood, "key", row.dkdv, query)
         backward_dkdv[(by_key.num_tiles * batch * heads,)](
             query, key, value, grad_out, dk, dv, lse, delta, *inverses,
-            *by_key[:7],
+            *by_key.pointers,
             by_key.num_tiles, *shapes, *strides,
             **constants, **_options(row.dkdv, by_key),
         )  # fmt: skip
-        # Summed by torch in a fixed order, so the gradient of logit_scale is deterministic too.
-        grad_factor = (
-            (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype) if logit_scale is not None else None
-        )
+        grad_factor = None
+        if logit_scale is not None:
+            # torch sums in a fixed order, so the gradient of logit_scale is deterministic too.
+            grad_factor = (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype)
     return dq, dk, dv, grad_factor

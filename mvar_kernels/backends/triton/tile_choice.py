@@ -1,8 +1,8 @@
-"""Tile configurations: a pure function of architecture, head dimension, element size and kind of logits.
+"""The tile configuration of a launch: a pure function of architecture, head dimension, element size and kind
+of logits.
 
-Nothing is searched at run time and nothing recompiles by length. The rows stand in `tile_table.py`, which a search rewrites. Rows of `cuda` serve
-sm_80 to sm_120, so 99 KiB of shared memory (sm_86, sm_89, sm_120) and the registers of sm_80 and sm_90 bound them; rows of `hip` serve gfx942:
-64 KiB and 512 registers a lane, which is why 4 warps do there what takes 8 on cuda. A row of one architecture ("sm_90") goes before its family's.
+Nothing is searched at run time, and no length of a sequence causes a recompilation. The rows are in
+`tile_table.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mvar_kernels.backends.triton.tile_config import Row, family_of
 
 
 def rows_for(architecture: str) -> tuple[Row, ...]:
-    """The rows that serve an architecture, the one that wins first."""
+    """Return the rows that serve an architecture: its own before its family's, small dimensions first."""
     names = (architecture, family_of(architecture))
     return tuple(
         sorted(
@@ -28,7 +28,17 @@ def rows_for(architecture: str) -> tuple[Row, ...]:
 
 @functools.lru_cache
 def tile_row(architecture: str, head_dim: int, element_bytes: int, cosine: bool) -> Row:
-    """The row for an architecture ("sm_90", "gfx942"), a head dimension (1 to 256), an element size (2 or 4 bytes) and kind of logits."""
+    """Return the row that serves these inputs.
+
+    Args:
+        architecture: "sm_90", "gfx942" and the like.
+        head_dim: 1 to 256.
+        element_bytes: 2 or 4.
+        cosine: whether for cosine attention.
+
+    Raises:
+        ValueError: no row serves them.
+    """
     for row in rows_for(architecture):
         if row.bytes == element_bytes and row.cosine == cosine and head_dim <= row.max_dim:
             return row
@@ -39,7 +49,7 @@ def tile_row(architecture: str, head_dim: int, element_bytes: int, cosine: bool)
 
 @functools.lru_cache
 def architecture_of(device: torch.device) -> str:
-    """Name of a device's architecture; tensors on the CPU are interpreted as if on sm_80."""
+    """Return the name of a device's architecture; tensors on the CPU are interpreted as if on sm_80."""
     if device.type != "cuda":
         return "sm_80"
     properties = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""What a row of the tile table says, and how much shared memory a GPU has."""
+"""Types of the tile table's rows, and the shared memory of each architecture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ SHARED_BYTES = {
 
 
 class Config(NamedTuple):
-    """Tiles of height x width fixed tokens against chunks of `chunk` looped ones, with warps and pipeline stages."""
+    """How one kernel is launched.
+
+    Attributes:
+        height: rows of a tile of fixed tokens.
+        width: columns of a tile of fixed tokens.
+        chunk: looped tokens per chunk.
+        num_warps: warps per program.
+        num_stages: stages of the software pipeline.
+    """
 
     height: int
     width: int
@@ -30,7 +38,18 @@ class Config(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Configurations of forward, dq, and dk and dv, for head dimensions up to `max_dim`; `family` is "cuda", "hip" or one architecture."""
+    """Configurations of the three kernels for a range of inputs.
+
+    Attributes:
+        family: "cuda", "hip", or one architecture such as "sm_90".
+        bytes: per element of query, key and value.
+        max_dim: largest head dimension served.
+        cosine: whether for cosine attention.
+        forward: of the forward kernel.
+        dq: of the kernel for dq.
+        dkdv: of the kernel for dk and dv.
+        why: the reason for these numbers.
+    """
 
     family: str
     bytes: int

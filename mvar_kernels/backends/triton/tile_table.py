@@ -1,23 +1,38 @@
-"""The rows of the tile table, and why each is what it is.
+"""The rows of the tile table, with the reason for each.
 
-No configuration spills or exceeds shared memory on a target that its row serves, by ahead-of-time compilation with triton 3.7.1
-(`python -m mvar_kernels.aot` repeats the check). They were found by a search from large tiles and chunks to small that began, for most rows, at what
-stood there before, so a larger one may fit too. Most were checked with triton 3.9.0 as well, where at least one spills (cuda, 2 bytes, 64: forward,
-24 bytes on sm_120). `python -m benchmarks.tune` rewrites what stands below by what is fastest on a GPU. Speed on a GPU: not measured yet.
+By ahead-of-time compilation with triton 3.7.1 no configuration spills or exceeds the shared memory of a
+target that its row serves; `python -m mvar_kernels.aot` repeats the check. The rows were found by a greedy
+search that started from the previous row, so it is not exhaustive. No GPU has measured their speed yet:
+`python -m benchmarks.tune` does, and rewrites the rows below.
+
+Rows of "cuda" serve sm_80 to sm_120. So 99 KiB of shared memory (sm_86, sm_89, sm_120) and the registers of
+sm_80 and sm_90 bound them. Rows of "hip" serve gfx942, with 64 KiB and 512 registers per lane: 4 warps do
+there what takes 8 on cuda.
 """
 
 from __future__ import annotations
 
 from mvar_kernels.backends.triton.tile_config import Config, Row
 
+_Numbers = tuple[int, int, int, int, int]
+
 
 def _row(
-    family: str, bytes: int, max_dim: int, cosine: bool, *configs: tuple[int, int, int, int, int], why: str
+    family: str,
+    bytes: int,
+    max_dim: int,
+    cosine: bool,
+    forward: _Numbers,
+    dq: _Numbers,
+    dkdv: _Numbers,
+    *,
+    why: str,
 ) -> Row:
-    return Row(family, bytes, max_dim, cosine, *(Config(*config) for config in configs), why)
+    return Row(family, bytes, max_dim, cosine, Config(*forward), Config(*dq), Config(*dkdv), why)
 
 
-# family, bytes, head dimension up to, cosine; then (height, width, chunk, warps, stages) of forward, dq, and dk and dv.
+# Family, bytes, largest head dimension, cosine; (height, width, chunk, warps, stages) of forward, dq, and dk
+# and dv. fmt: off
 ROWS = (
     _row(
         "cuda",
@@ -79,16 +94,7 @@ ROWS = (
         (4, 8, 32, 8, 1),
         why="99 KiB of shared memory and 255 registers leave half a tile to the backward",
     ),
-    _row(
-        "cuda",
-        2,
-        256,
-        True,
-        (8, 8, 32, 8, 1),
-        (4, 8, 64, 8, 1),
-        (4, 8, 32, 8, 2),
-        why="as above",
-    ),
+    _row("cuda", 2, 256, True, (8, 8, 32, 8, 1), (4, 8, 64, 8, 1), (4, 8, 32, 8, 2), why="as above"),
     _row(
         "cuda",
         4,
@@ -99,56 +105,11 @@ ROWS = (
         (4, 8, 32, 8, 2),
         why="exact float32 products run on the plain units: registers bound the tile",
     ),
-    _row(
-        "cuda",
-        4,
-        64,
-        True,
-        (8, 8, 32, 8, 2),
-        (4, 8, 64, 8, 1),
-        (4, 8, 32, 8, 2),
-        why="as above",
-    ),
-    _row(
-        "cuda",
-        4,
-        128,
-        False,
-        (4, 8, 32, 8, 2),
-        (4, 4, 16, 4, 1),
-        (4, 8, 16, 4, 1),
-        why="as above",
-    ),
-    _row(
-        "cuda",
-        4,
-        128,
-        True,
-        (4, 8, 64, 8, 2),
-        (4, 8, 32, 8, 1),
-        (4, 4, 32, 4, 1),
-        why="as above",
-    ),
-    _row(
-        "cuda",
-        4,
-        256,
-        False,
-        (8, 8, 16, 8, 1),
-        (4, 4, 32, 8, 1),
-        (4, 4, 16, 4, 1),
-        why="as above",
-    ),
-    _row(
-        "cuda",
-        4,
-        256,
-        True,
-        (4, 4, 32, 8, 2),
-        (4, 4, 32, 4, 1),
-        (4, 4, 16, 4, 1),
-        why="as above",
-    ),
+    _row("cuda", 4, 64, True, (8, 8, 32, 8, 2), (4, 8, 64, 8, 1), (4, 8, 32, 8, 2), why="as above"),
+    _row("cuda", 4, 128, False, (4, 8, 32, 8, 2), (4, 4, 16, 4, 1), (4, 8, 16, 4, 1), why="as above"),
+    _row("cuda", 4, 128, True, (4, 8, 64, 8, 2), (4, 8, 32, 8, 1), (4, 4, 32, 4, 1), why="as above"),
+    _row("cuda", 4, 256, False, (8, 8, 16, 8, 1), (4, 4, 32, 8, 1), (4, 4, 16, 4, 1), why="as above"),
+    _row("cuda", 4, 256, True, (4, 4, 32, 8, 2), (4, 4, 32, 4, 1), (4, 4, 16, 4, 1), why="as above"),
     _row(
         "hip",
         2,
@@ -157,28 +118,10 @@ ROWS = (
         (8, 8, 64, 4, 2),
         (8, 8, 64, 4, 2),
         (8, 8, 64, 4, 2),
-        why="512 registers a lane: everything fits",
+        why="512 registers per lane: everything fits",
     ),
-    _row(
-        "hip",
-        2,
-        64,
-        True,
-        (8, 8, 64, 4, 2),
-        (8, 8, 64, 4, 2),
-        (8, 8, 64, 4, 2),
-        why="the same",
-    ),
-    _row(
-        "hip",
-        2,
-        128,
-        False,
-        (8, 8, 64, 4, 2),
-        (8, 8, 64, 4, 2),
-        (8, 8, 64, 4, 1),
-        why="the same",
-    ),
+    _row("hip", 2, 64, True, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), why="the same"),
+    _row("hip", 2, 128, False, (8, 8, 64, 4, 2), (8, 8, 64, 4, 2), (8, 8, 64, 4, 1), why="the same"),
     _row(
         "hip",
         2,
@@ -199,16 +142,7 @@ ROWS = (
         (4, 8, 32, 4, 1),
         why="64 KiB: one stage forward; the backward spills with more",
     ),
-    _row(
-        "hip",
-        2,
-        256,
-        True,
-        (8, 8, 64, 4, 1),
-        (8, 8, 32, 4, 1),
-        (4, 8, 32, 4, 1),
-        why="the same",
-    ),
+    _row("hip", 2, 256, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 1), (4, 8, 32, 4, 1), why="the same"),
     _row(
         "hip",
         4,
@@ -217,56 +151,13 @@ ROWS = (
         (8, 8, 64, 4, 2),
         (8, 8, 64, 4, 2),
         (8, 8, 64, 4, 1),
-        why="512 registers a lane: everything fits",
+        why="512 registers per lane: everything fits",
     ),
+    _row("hip", 4, 64, True, (8, 8, 64, 4, 2), (8, 8, 64, 4, 1), (8, 8, 32, 4, 2), why="the same"),
     _row(
-        "hip",
-        4,
-        64,
-        True,
-        (8, 8, 64, 4, 2),
-        (8, 8, 64, 4, 1),
-        (8, 8, 32, 4, 2),
-        why="the same",
+        "hip", 4, 128, False, (8, 8, 64, 4, 1), (8, 8, 32, 4, 2), (8, 8, 32, 4, 1), why="64 KiB and registers"
     ),
-    _row(
-        "hip",
-        4,
-        128,
-        False,
-        (8, 8, 64, 4, 1),
-        (8, 8, 32, 4, 2),
-        (8, 8, 32, 4, 1),
-        why="64 KiB and registers",
-    ),
-    _row(
-        "hip",
-        4,
-        128,
-        True,
-        (8, 8, 64, 4, 1),
-        (8, 8, 32, 4, 1),
-        (8, 8, 16, 4, 2),
-        why="the same",
-    ),
-    _row(
-        "hip",
-        4,
-        256,
-        False,
-        (4, 8, 32, 4, 1),
-        (8, 8, 16, 4, 2),
-        (4, 8, 16, 4, 2),
-        why="the same",
-    ),
-    _row(
-        "hip",
-        4,
-        256,
-        True,
-        (4, 8, 32, 4, 1),
-        (4, 8, 16, 4, 1),
-        (4, 8, 16, 4, 1),
-        why="the same",
-    ),
+    _row("hip", 4, 128, True, (8, 8, 64, 4, 1), (8, 8, 32, 4, 1), (8, 8, 16, 4, 2), why="the same"),
+    _row("hip", 4, 256, False, (4, 8, 32, 4, 1), (8, 8, 16, 4, 2), (4, 8, 16, 4, 2), why="the same"),
+    _row("hip", 4, 256, True, (4, 8, 32, 4, 1), (4, 8, 16, 4, 1), (4, 8, 16, 4, 1), why="the same"),
 )

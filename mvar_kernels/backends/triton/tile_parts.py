@@ -1,0 +1,170 @@
+"""Which tokens each tile holds and loops over, and the mask features of each of them.
+
+Whether a query sees a key of its tile is the sign of a product of two short vectors, one of each: 0 where it
+does, hugely negative where it does not.
+
+    windowed part   one feature per key row and one per key column of the part; a key is 1 at its row and its
+    column, and a
+                    query is NEGATIVE at the rows and columns outside its window
+    dense part      one feature, needed only where parts share a tile; a query is NEGATIVE at the features of
+    other parts
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from mvar_kernels.backends.common.rectangles import GridTile, key_tiles, query_tiles
+from mvar_kernels.pyramid import Neighborhood, WindowBlock
+
+# Exact in bfloat16, far below any score times any reasonable scale, and a sum of a few hundred is still
+# finite in float32.
+NEGATIVE = -(2.0**100)
+
+
+class TilePart(NamedTuple):
+    """A rectangle of one block's queries with the rectangle of its keys that they may see.
+
+    Attributes:
+        block: where both rectangles lie.
+        tile: the rectangles.
+    """
+
+    block: WindowBlock
+    tile: GridTile
+
+    @property
+    def queries(self) -> np.ndarray:
+        """Query tokens, row-major."""
+        width, offset = self.block.query_grid[1], self.block.query_offset
+        return _tokens(self.tile.query_rows, self.tile.query_cols, width, offset)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Key tokens, row-major."""
+        width, offset = self.block.key_grid[1], self.block.key_offset
+        return _tokens(self.tile.key_rows, self.tile.key_cols, width, offset)
+
+    @property
+    def num_features(self) -> int:
+        return 1 if self.block.is_dense else len(self.tile.key_rows) + len(self.tile.key_cols)
+
+    def key_features(self) -> np.ndarray:
+        """Return (keys, features): 1 at the key's row and at its column."""
+        rows, cols = len(self.tile.key_rows), len(self.tile.key_cols)
+        if self.block.is_dense:
+            return np.ones((rows * cols, 1), dtype=np.float32)
+        key = np.arange(rows * cols)
+        features = np.zeros((rows * cols, rows + cols), dtype=np.float32)
+        features[key, key // cols] = 1
+        features[key, rows + key % cols] = 1
+        return features
+
+    def query_features(self) -> np.ndarray:
+        """Return (queries, features): NEGATIVE at the rows and columns that the query does not see."""
+        height, width = len(self.tile.query_rows), len(self.tile.query_cols)
+        if self.block.is_dense:
+            return np.zeros((height * width, 1), dtype=np.float32)
+        rows = self._outside(0, self.tile.query_rows, self.tile.key_rows)
+        cols = self._outside(1, self.tile.query_cols, self.tile.key_cols)
+        return np.concatenate([np.repeat(rows, width, axis=0), np.tile(cols, (height, 1))], axis=1)
+
+    def _outside(self, axis: int, queries: range, keys: range) -> np.ndarray:
+        """Return (queries, keys) along one axis: NEGATIVE outside of the window."""
+        start = np.array(self.block.axis_starts(axis))[queries.start : queries.stop, None]
+        key = np.arange(keys.start, keys.stop)[None]
+        inside = (key >= start) & (key < start + self.block.window[axis])
+        return np.where(inside, np.float32(0), np.float32(NEGATIVE))
+
+
+def _tokens(rows: range, cols: range, width: int, offset: int) -> np.ndarray:
+    row, col = np.arange(rows.start, rows.stop)[:, None], np.arange(cols.start, cols.stop)[None]
+    return (row * width + col + offset).ravel()
+
+
+class TileTokens(NamedTuple):
+    """Tokens that stay together in one tile.
+
+    Attributes:
+        fixed: the tokens that stay in the program.
+        parts: what they take part in; several only where dense blocks share keys (VAR's mask).
+    """
+
+    fixed: np.ndarray
+    parts: tuple[TilePart, ...]
+
+    @property
+    def num_features(self) -> int:
+        return max((part.num_features for part in self.parts), default=1)
+
+    def num_looped(self, by: str) -> int:
+        """Count the tokens that the tile loops over; `by` is "query" or "key" (what is fixed)."""
+        return sum(len(part.keys if by == "query" else part.queries) for part in self.parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def unsupported(neighborhood: Neighborhood) -> str | None:
+    """Return why there are no key tiles, or None, as for all that Pyramid and the public functions make."""
+    for block in neighborhood.blocks:
+        if not block.is_dense:
+            for other in neighborhood.blocks:
+                ends = block.key_offset + block.num_keys, other.key_offset + other.num_keys
+                if other is not block and block.key_offset < ends[1] and other.key_offset < ends[0]:
+                    return "a windowed block shares keys with another block"
+    return None
+
+
+def tiles_of_queries(neighborhood: Neighborhood, height: int, width: int) -> list[TileTokens]:
+    """Cut all queries into tiles of at most height x width tokens."""
+    parts = [part for block in neighborhood.blocks for part in _cut(block, height, width, query_tiles)]
+    return [TileTokens(part.queries, (part,)) for part in parts]
+
+
+def tiles_of_keys(neighborhood: Neighborhood, height: int, width: int) -> list[TileTokens]:
+    """Cut all keys into tiles of at most height x width tokens; those of unseen keys have no parts."""
+    tiles = []
+    bounds = {0, neighborhood.num_keys}
+    for block in neighborhood.blocks:
+        bounds |= {block.key_offset, block.key_offset + block.num_keys}
+    # Between two neighbouring bounds all keys are seen by the same blocks.
+    for first, last in itertools.pairwise(sorted(bounds)):
+        seeing = [
+            b for b in neighborhood.blocks if b.key_offset <= first and last <= b.key_offset + b.num_keys
+        ]
+        windowed = [block for block in seeing if not block.is_dense]
+        if windowed:
+            tiles += [TileTokens(part.keys, (part,)) for part in _cut(windowed[0], height, width, key_tiles)]
+            continue
+        for begin in range(first, last, height * width):
+            keys = np.arange(begin, min(begin + height * width, last))
+            tiles.append(TileTokens(keys, tuple(_dense_part(block, keys) for block in seeing)))
+    return tiles
+
+
+def _cut(
+    block: WindowBlock,
+    height: int,
+    width: int,
+    into_tiles: Callable[[WindowBlock, int, int], list[GridTile]],
+) -> list[TilePart]:
+    """Cut windowed blocks into rectangles, dense ones into runs of their tokens, which fill tiles better."""
+    if block.is_dense:
+        block, height, width = _as_one_row(block), 1, height * width
+    return [TilePart(block, tile) for tile in into_tiles(block, height, width)]
+
+
+def _as_one_row(block: WindowBlock) -> WindowBlock:
+    keys = (1, block.num_keys)
+    return WindowBlock(block.query_offset, (1, block.num_queries), block.key_offset, keys, keys)
+
+
+def _dense_part(block: WindowBlock, keys: np.ndarray) -> TilePart:
+    """Return all queries of a dense block with some of its keys."""
+    first = int(keys[0]) - block.key_offset
+    tile = GridTile(range(1), range(block.num_queries), range(1), range(first, first + len(keys)))
+    return TilePart(_as_one_row(block), tile)
