@@ -56,7 +56,7 @@ def test_every_row_compiles_without_spills(target):
 _LOOPS_CODE = """
 import json
 from mvar_kernels import aot
-from mvar_kernels.backends.triton.tile_choice import Config
+from mvar_kernels.backends.triton.tile_config import Config
 found = []
 for name in ("forward", "dq", "dkdv"):
     for cosine in (False, True):

@@ -100,7 +100,7 @@ def scores(
 
 @triton.jit
 def factor_parts(p_factor, i_h, scale):
-    """Return a head's factor of cosine attention, its sign, its magnitude, and which mask suits the sign (0 or 1).
+    """Return a head's factor of cosine attention, sign and magnitude, and 1 if it needs the negated mask.
 
     The mask penalty is multiplied by the factor together with the score. A negative factor therefore uses the
     negated mask, and a zero factor is replaced by 2^-40, which is too small to change the softmax but still
