@@ -1,8 +1,9 @@
-"""Released checkpoints at full size, from a Hub on this machine: download, a cut connection, offline, and the memory that loading takes.
+"""Released checkpoints at full size, from a Hub on this machine: cut connections, offline use, memory of loading.
 
     python scripts/full_size_hub.py [--depth 16 --depth 20] [--folder SCRATCH]
 
-The files have the released names, entries, shapes and types with the golden weight formula; about 1.7 GB for depth 16, 2.4 GB more for 20.
+The files have the released names, entries, shapes and types; their weights follow the formula of the golden tests.
+They take about 1.7 GB for depth 16 and 2.4 GB more for 20.
 """
 
 import json
@@ -24,7 +25,8 @@ _OFFICIAL = json.loads(
 _REPOSITORY = "FoundationVision/var"
 _CUT = 600_000_000
 
-# Anonymous memory is what loading itself allocates; pages of the mapped file are the kernel's cache and can be dropped at any time.
+# Anonymous memory is what loading itself allocates. Pages of the mapped file are the operating system's cache, which
+# it can drop at any time.
 _LOAD = """
 import sys, threading, time, torch
 from pathlib import Path
@@ -43,22 +45,23 @@ def watch():
         time.sleep(0.001)
 
 cls, name, dtype = {"VAR": VAR, "VQVAE": VQVAE}[sys.argv[1]], sys.argv[2], getattr(torch, sys.argv[3])
-cls.from_pretrained("var-digits" if cls is VAR else "vae-digits")  # imports and first-call work are not the model's
+cls.from_pretrained("var-digits" if cls is VAR else "vae-digits")  # imports and first calls are not measured
 before = resident("RssAnon:")
 thread = threading.Thread(target=watch); thread.start()
-begun = time.perf_counter()
+start = time.perf_counter()
 model = cls.from_pretrained(name, dtype=dtype)
-seconds = time.perf_counter() - begun
+seconds = time.perf_counter() - start
 running = False; thread.join()
 size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
 total = sum(float(p.float().abs().mean()) for p in model.parameters())
-print(f"{size / 1e6:.0f} MB of {sys.argv[3]}, peak anonymous memory {(peak - before) / 1e6:.0f} MB = {(peak - before) / size:.2f} x, "
-      f"{seconds:.1f} s, mapped pages after reading all weights {resident('RssFile:') / 1e6:.0f} MB, fingerprint {total:.6f}")
+grown, mapped = peak - before, resident("RssFile:")
+print(f"{size / 1e6:.0f} MB of {sys.argv[3]}, peak anonymous memory {grown / 1e6:.0f} MB = {grown / size:.2f} x, "
+      f"{seconds:.1f} s, mapped pages after reading all weights {mapped / 1e6:.0f} MB, fingerprint {total:.6f}")
 """
 
 
 def make(path: Path, name: str, prefix: str) -> None:
-    """A file of the released name; entry by entry, as released programs save it."""
+    """Write the file of a released name, entry by entry as the released programs save it."""
     state = {}
     for entry, (shape, dtype) in _OFFICIAL[f"{_REPOSITORY}:{name}"].items():
         left_alone = entry.endswith(_LEFT_ALONE) or "float" not in dtype
@@ -71,6 +74,7 @@ def make(path: Path, name: str, prefix: str) -> None:
 
 
 def load(kind: str, name: str, dtype: str, server: object, cache: Path) -> str:
+    """Load a model in a process of its own and return the line that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, kind, name, dtype],
         capture_output=True,
@@ -81,7 +85,8 @@ def load(kind: str, name: str, dtype: str, server: object, cache: Path) -> str:
 
 
 def resave(source: Path, folder: Path) -> None:
-    code = "import sys; from mvar_models import VAR; VAR.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    """Save a released .pth as a folder with safetensors, in a process of its own."""
+    code = "import sys, mvar_models as m; m.VAR.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
     subprocess.run([sys.executable, "-c", code, str(source), str(folder)], check=True)
 
 
@@ -92,7 +97,7 @@ def resave(source: Path, folder: Path) -> None:
     type=int,
     multiple=True,
     default=(16, 20),
-    help="Of the VARs; the first is downloaded, all are loaded.",
+    help="Depths of the VARs. The first is downloaded; all are loaded.",
 )
 @click.option(
     "--folder",
@@ -101,6 +106,7 @@ def resave(source: Path, folder: Path) -> None:
     help="Scratch space. Default: a temporary folder.",
 )
 def main(depths: tuple[int, ...], folder: Path | None) -> None:
+    """Make the files, serve them, and print how each is loaded."""
     with tempfile.TemporaryDirectory() as temporary:
         scratch = folder or Path(temporary)
         served, cache = scratch / "hub", scratch / "cache"
@@ -116,17 +122,15 @@ def main(depths: tuple[int, ...], folder: Path | None) -> None:
         first = f"var-d{depths[0]}"
         with hub(served) as server:
             server.cut_after = _CUT
-            begun = time.perf_counter()
-            click.echo(
-                f"{first} from the Hub, its connection cut after {_CUT / 1e6:.0f} MB: {load('VAR', first, 'float32', server, cache)}"
-            )
-            click.echo(f"  {time.perf_counter() - begun:.1f} s in all")
+            start = time.perf_counter()
+            line = load("VAR", first, "float32", server, cache)
+            click.echo(f"{first} from the Hub, its connection cut after {_CUT / 1e6:.0f} MB: {line}")
+            click.echo(f"  {time.perf_counter() - start:.1f} s in all")
             for command, address, asked, _ in server.requests:
                 if command == "GET" and "/resolve/" in address:
                     click.echo(f"  GET {address.rsplit('/', 1)[-1]}, range {asked or 'whole'}")
-            click.echo(
-                f"vae-ch160v4096z32 from the Hub: {load('VQVAE', 'vae-ch160v4096z32', 'float32', server, cache)}"
-            )
+            line = load("VQVAE", "vae-ch160v4096z32", "float32", server, cache)
+            click.echo(f"vae-ch160v4096z32 from the Hub: {line}")
         click.echo(f"{first} offline, from the cache: {load('VAR', first, 'float32', None, cache)}")
         for depth in depths:
             path = served / _REPOSITORY / f"var_d{depth}.pth"
@@ -134,9 +138,8 @@ def main(depths: tuple[int, ...], folder: Path | None) -> None:
                 click.echo(f"d{depth} .pth: {load('VAR', str(path), dtype, None, cache)}")
             resave(path, scratch / f"saved{depth}")
             for dtype in ("float32", "bfloat16"):
-                click.echo(
-                    f"d{depth} .safetensors: {load('VAR', str(scratch / f'saved{depth}'), dtype, None, cache)}"
-                )
+                line = load("VAR", str(scratch / f"saved{depth}"), dtype, None, cache)
+                click.echo(f"d{depth} .safetensors: {line}")
 
 
 if __name__ == "__main__":

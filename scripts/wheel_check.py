@@ -1,7 +1,7 @@
-"""Build the wheel, install it in a clean environment outside the tree, and sample digits there. `make wheel-test` runs this.
+"""Build the wheel, install it in a clean environment outside the tree, and sample digits there (`make wheel-test`).
 
-The clean environment sees the packages of this one through a .pth file, so that torch is not downloaded again; the project itself is not
-among them.
+A .pth file lends the clean environment the packages of this one, so that torch is not downloaded again. The project is
+not among them: it is installed in this one as a link to the tree.
 """
 
 import subprocess
@@ -17,26 +17,17 @@ _SAMPLE = """
 import sys, mvar_kernels, mvar_models
 from pathlib import Path
 assert Path(sys.argv[1]) in Path(mvar_models.__file__).parents, mvar_models.__file__
-pictures = mvar_models.MVARPipeline.from_pretrained("mvar-digits")(["three", 7], seed=0)
-print(mvar_kernels.__version__, [picture.size for picture in pictures])
+images = mvar_models.MVARPipeline.from_pretrained("mvar-digits")(["three", 7], seed=0)
+print(mvar_kernels.__version__, [image.size for image in images])
 """
 
 
 def main() -> None:
+    """Raise unless the wheel holds what it should and works by itself."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--wheel-dir",
-            str(temporary),
-            str(ROOT),
-        ]
-        subprocess.run(command, check=True)
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--wheel-dir", str(temporary), str(ROOT)], check=True)
         (wheel,) = temporary.glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         weights = [name for name in names if name.endswith(".safetensors")]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from typing import Any
 
 import click
 
 from mvar_models.cli import COMMANDS
+from mvar_models.registry import resolve
 
 
 class _LazyGroup(click.Group):
@@ -20,8 +20,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = resolve(COMMANDS[cmd_name].target)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
