@@ -1,8 +1,8 @@
-"""Released checkpoints at full size, from a Hub on this machine: cut connections, offline use, memory of loading.
+"""Released checkpoints at full size, from a Hub on this machine: cut connections, offline use, memory.
 
     python scripts/full_size_hub.py [--depth 16 --depth 20] [--folder SCRATCH]
 
-The files have the released names, entries, shapes and types; their weights follow the formula of the golden tests.
+The files have the released names, entries, shapes and types; their weights follow the golden tests' formula.
 They take about 1.7 GB for depth 16 and 2.4 GB more for 20.
 """
 
@@ -25,8 +25,8 @@ _OFFICIAL = json.loads(
 _REPOSITORY = "FoundationVision/var"
 _CUT = 600_000_000
 
-# Anonymous memory is what loading itself allocates. Pages of the mapped file are the operating system's cache, which
-# it can drop at any time.
+# Anonymous memory is what loading itself allocates. Pages of the mapped file are the operating system's cache,
+# which it can drop at any time.
 _LOAD = """
 import sys, threading, time, torch
 from pathlib import Path
@@ -55,8 +55,9 @@ running = False; thread.join()
 size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
 total = sum(float(p.float().abs().mean()) for p in model.parameters())
 grown, mapped = peak - before, resident("RssFile:")
-print(f"{size / 1e6:.0f} MB of {sys.argv[3]}, peak anonymous memory {grown / 1e6:.0f} MB = {grown / size:.2f} x, "
-      f"{seconds:.1f} s, mapped pages after reading all weights {mapped / 1e6:.0f} MB, fingerprint {total:.6f}")
+print(f"{size / 1e6:.0f} MB of {sys.argv[3]}, anonymous memory {grown / 1e6:.0f} MB = {grown / size:.2f} x,",
+      f"{seconds:.1f} s, mapped pages after reading all weights {mapped / 1e6:.0f} MB,",
+      f"fingerprint {total:.6f}")
 """
 
 

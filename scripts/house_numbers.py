@@ -3,7 +3,7 @@
     python scripts/house_numbers.py [FOLDER ...]
 
 Each folder is a checkout, by default this one; `git archive 9b64a4a | tar x -C FOLDER` makes an earlier one.
-The layers are those of tests/test_house.py. Files of an earlier checkout that are in none of them have no arrows.
+The layers are those of tests/test_house.py. Files that are in none of them have no arrows.
 """
 
 import ast

@@ -1,7 +1,7 @@
-"""Build the wheel, install it in a clean environment outside the tree, and sample digits there (`make wheel-test`).
+"""Build the wheel, install it in a clean environment outside the tree, and sample there (`make wheel-test`).
 
-A .pth file lends the clean environment the packages of this one, so that torch is not downloaded again. The project is
-not among them: it is installed in this one as a link to the tree.
+A .pth file lends the clean environment the packages of this one, so that torch is not downloaded again. The
+project is not among them: it is installed in this one as a link to the tree.
 """
 
 import subprocess
