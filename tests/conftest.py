@@ -23,7 +23,7 @@ _SLOW = (
     "benchmarks/test_benchmarks.py",
     "benchmarks/test_benchmarks_models.py",
     "checkpoints/test_hub.py",
-    "cli/test_demo.py",
+    "demo/test_demo.py",
     "docs/test_code_blocks.py",
     "docs/test_commands.py",
     "docs/test_examples.py",

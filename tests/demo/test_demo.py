@@ -1,0 +1,34 @@
+"""A short demo writes everything that it promises."""
+
+import json
+
+import numpy as np
+from click.testing import CliRunner
+from PIL import Image
+
+from mvar_models.cli.main import main
+from mvar_models.demo import report
+
+
+def test_a_short_demo_writes_everything(tmp_path):
+    out = tmp_path / "demo"
+    for _ in range(2):  # running it again replaces its own output
+        result = CliRunner().invoke(main, ["demo", "--out", str(out), "--steps", "2", "--samples", "80"])
+        assert result.exit_code == 0, result.output
+    figures = json.loads((out / "report.json").read_text())
+    assert set(figures["validation"]) == {"var", "mvar_untuned", "mvar", "var_control"}
+    assert all(len(value["val_loss_per_scale"]) == 6 for value in figures["validation"].values())
+    assert figures["attention"]["pairs_mvar"] < figures["attention"]["pairs_var"] / 5
+    assert all(drawn["peak_bytes"] > 1e6 and drawn["seconds"] > 0 for drawn in figures["sampling"].values())
+    assert {"commit", "torch", "python"} <= set(figures["environment"])
+    text = (out / "report.md").read_text()
+    assert "VAR, trained for as long (control)" in text
+    assert "held-out real digits" in text
+    assert set(figures["gates"]) == set(report.gates(figures))
+    for name in ("samples", "training", "attention"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 500
+            assert np.array(picture.convert("L")).std() > 10
+    lines = [line for line in result.stdout.splitlines() if line.strip()]
+    assert lines[-1].startswith("look at")
+    assert any(line.startswith("cross-entropy: VAR") for line in lines)

@@ -1,0 +1,72 @@
+"""A run encodes its images once, finds the codes again, and notices other data."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar_models.tokens.writer import TokenWriter
+from mvar_models.training.processes import Processes
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.run_tokens import open_tokens
+from mvar_models.training.settings import TransformerSettings
+
+from run_cases import make_data
+from tiny_models import tiny_vqvae
+
+
+@pytest.fixture
+def opened(tmp_path):
+    make_data(tmp_path)
+    settings = TransformerSettings(data=str(tmp_path / "data"), out=str(tmp_path / "run"), vqvae="tiny")
+    run = RunFolder.create(settings)
+
+    def open_them(**changes):
+        changed = TransformerSettings.from_dict({**settings.to_dict(), **changes})
+        return open_tokens(changed, run, Processes(), tiny_vqvae())
+
+    return open_them
+
+
+def codes(tokens):
+    labels, indices = tokens.batch(np.arange(len(tokens)))
+    return torch.cat([labels[:, None], indices], dim=1)
+
+
+def test_images_are_encoded_once(opened, tmp_path, monkeypatch):
+    (train, val), names = opened()
+    assert names == ("ant", "bee")
+    assert len(train) + len(val) == 16
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "tokens").glob("shard-*")}
+    assert written
+    monkeypatch.setattr(TokenWriter, "_write_shard", None)
+    (again, val_again), _ = opened()
+    assert torch.equal(codes(train), codes(again))
+    assert torch.equal(codes(val), codes(val_again))
+    assert train.fingerprint == again.fingerprint
+
+
+def test_other_images_are_noticed(opened, tmp_path):
+    opened()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / "bee" / "3.png")
+    with pytest.raises(ValueError, match=r"has changed .*data_fingerprint"):
+        opened()
+
+
+def test_a_folder_of_codes_is_read(opened, tmp_path):
+    (train, _), _ = opened()
+    (read, _), names = opened(data=str(tmp_path / "run" / "tokens"))
+    assert names == ("ant", "bee")
+    assert torch.equal(codes(train), codes(read))
+    with pytest.raises(ValueError, match="9"):
+        opened(data=str(tmp_path / "run" / "tokens"), copies=9)
+
+
+def test_digits_stay_in_memory(tmp_path):
+    pytest.importorskip("sklearn")
+    settings = TransformerSettings(data="digits", out=str(tmp_path / "run"))
+    run = RunFolder.create(settings)
+    (train, val), names = open_tokens(settings, run, Processes(), tiny_vqvae())
+    assert len(train) > 3 * len(val) - 10 > 0
+    assert names[7] == "seven"
+    assert not (tmp_path / "run" / "tokens").exists()
