@@ -11,10 +11,10 @@
 Counts are values of two bytes per image of n tokens and width C, with bfloat16 autocast; the input of a block
 is float32. Backward repeats what forward did, so the values are the same bits.
 
-Why not torch.utils.checkpoint's selective checkpointing: it is as fast and keeps as little, but its cache is
-invisible to saved_tensors_hooks, by which benchmarks count what training holds (docs/measurements.md).
+Selective checkpointing of torch.utils.checkpoint is as fast and keeps as little (docs/measurements.md), but
+saved_tensors_hooks, by which benchmarks count what training holds, do not see its cache.
 
-Shapes: B images, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: the type of
+Shapes: B images, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: that of
 autocast if it is on, else the weights'. Weights are cast for the call, so no copies of them are kept either.
 """
 
@@ -173,7 +173,8 @@ class _ModulatedLinear(torch.autograd.Function):
 class _AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, attended: Tensor, gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
+        ctx: Any, hidden: Tensor, attended: Tensor,
+        gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
         proj: Tensor, proj_bias: Tensor, fc1: Tensor, fc1_bias: Tensor, fc2: Tensor, fc2_bias: Tensor,
     ) -> Tensor:  # fmt: skip
         dtype = _linear_dtype(fc1)
