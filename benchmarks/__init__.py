@@ -1,1 +1,1 @@
-"""What attention over windows costs next to dense attention and every real peer, on this machine: `python -m benchmarks --help`."""
+"""Measure windowed attention, models and sampling next to dense attention and other libraries."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: one command, on a CPU or a GPU."""
+"""`python -m benchmarks`: the command line of all suites, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import click
 import torch
 
 from benchmarks.core import machine
-from benchmarks.suites.table import SUITES, Run
+from benchmarks.suites.settings import Settings
+from benchmarks.suites.table import SUITES, load
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -21,17 +22,13 @@ from benchmarks.suites.table import SUITES, Run
     help="May be given several times.",
 )
 @click.option("--quick", is_flag=True, help="Fewer cases, smaller models and shorter timings.")
-@click.option(
-    "--only", default=None, help="Attention: competitors whose name contains this; the dense one always runs."
-)
-@click.option("--device", default=None, help="Default: cuda where there is one.")
-@click.option(
-    "--seconds", type=float, default=None, help="Timing a competitor and case. Default: 1, quick 0.3."
-)
+@click.option("--only", help="Attention: competitors whose name contains this; the dense one always runs.")
+@click.option("--device", help="Default: cuda if available.")
+@click.option("--seconds", type=float, help="Time per competitor and case. Default: 1, with --quick 0.3.")
 @click.option(
     "--compare-with",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An earlier attention.json.",
+    help="Attention: an earlier attention.json.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
 def main(
@@ -43,15 +40,21 @@ def main(
     out: Path,
     compare_with: Path | None,
 ) -> None:
-    """Time and weigh attention, models and sampling beside their peers; print tables; write CSV, JSON, Markdown and pictures."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = Run(
-        place, machine.describe(place), quick, seconds or (0.3 if quick else 1.0), out, only, compare_with
+    """Measure attention, models and sampling; print tables; write CSV, JSON, Markdown and plots."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = Settings(
+        device=where,
+        facts=machine.describe(where),
+        quick=quick,
+        seconds=seconds or (0.3 if quick else 1.0),
+        out=out,
+        only=only,
+        compare_with=compare_with,
     )
-    click.echo(machine.line(run.facts))
+    click.echo(machine.line(settings.facts))
     for suite in suites:
         click.echo(f"\n{suite}\n")
-        click.echo("\n".join(SUITES[suite](run)))
+        click.echo("\n".join(load(suite)(settings)))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 #!/bin/sh
-# Everything that wants a GPU, in one go, from the tree, within about 9 minutes: tests, benchmarks, tuning. `make gpu OUT=folder`.
-# Each step has its own limit and the next one runs whatever became of it; the exit status says whether all went well. OUT gets results.tgz, with
-# everything up to the last step that ended, and the tables beside it.
+# Run everything that needs a GPU from the tree, in about 9 minutes: tests, benchmarks, tuning. `make gpu OUT=folder`.
+# Each step has its own time limit, and the next one runs even if it failed; the exit status is 0 only if all succeeded.
+# After each step OUT holds results.tgz with everything so far, and the Markdown tables.
 out=${OUT:-bench_out}
 python=${GPU_PYTHON:-python3}
-export PYTHONPATH=.:tests/support PYTHONUNBUFFERED=1 MVAR_COMMIT="${MVAR_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null)}"
+export PYTHONPATH=.:tests/support PYTHONUNBUFFERED=1
+export MVAR_COMMIT="${MVAR_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null)}"
 work=$(mktemp -d)
 mkdir -p "$out"
 failed=0
 
-step() { # name, seconds, command: what it prints goes to name.txt, its last lines here
+# step NAME SECONDS COMMAND...: output goes to NAME.txt, its last lines to the terminal.
+step() {
     name=$1 seconds=$2
     shift 2
-    # SIGINT, so that pytest still says what it found.
+    # SIGINT, so that pytest still prints its summary.
     timeout -s INT -k 10 "$seconds" "$@" > "$work/$name.txt" 2>&1
     status=$?
     [ $status -eq 0 ] || failed=1
@@ -24,7 +26,8 @@ step() { # name, seconds, command: what it prints goes to name.txt, its last lin
 
 workers=$("$python" -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 # shellcheck disable=SC2086
-step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest tests/triton tests/kernels/test_attention.py -q -p no:cacheprovider $workers
+step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest \
+    tests/triton tests/kernels/test_attention.py -q -p no:cacheprovider $workers
 step selfcheck 40 "$python" -m mvar_kernels
 step attention 130 "$python" -m benchmarks --suite attention --quick --out "$work"
 step models 90 "$python" -m benchmarks --suite model --suite sampling --suite memory --quick --out "$work"

@@ -1,12 +1,12 @@
-"""For those who track regressions: `pytest benchmarks/ --benchmark-only` (the `bench` extra), then `--benchmark-compare`."""
+"""Track regressions of attention: `pytest benchmarks/ --benchmark-only`, then `--benchmark-compare`."""
 
 import pytest
 import torch
 
 from benchmarks.core.cases import attention_cases
-from benchmarks.core.machine import Ceilings
-from benchmarks.suites.attention import run_case
-from benchmarks.suites.baselines import DenseMask, Ours
+from benchmarks.core.ceilings import Ceilings
+from benchmarks.peers.baselines import DenseMask, Ours
+from benchmarks.peers.gate import run_case
 
 pytest.importorskip("pytest_benchmark", reason='pytest-benchmark is not installed: pip install ".[bench]"')
 
@@ -25,12 +25,12 @@ def test_attention(benchmark, case, name):
     ceilings = Ceilings(1.0, {case.dtype: 1.0})
     (checked,) = run_case(case, [competitor], DEVICE, 0.0, ceilings)
     assert checked.timing is not None, checked.reason
-    query, key, value, factor, grad = case.inputs(DEVICE)
+    query, key, value, logit_scale, grad = case.inputs(DEVICE)
     leaves = [tensor.detach().requires_grad_(case.direction == "both") for tensor in (query, key, value)]
     attention = competitor.prepare(case, DEVICE)
 
     def run():
-        out = attention(*leaves, factor)
+        out = attention(*leaves, logit_scale)
         if case.direction == "both":
             torch.autograd.grad(out, leaves, grad)
         if DEVICE.type == "cuda":

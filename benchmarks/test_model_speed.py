@@ -1,11 +1,11 @@
-"""Training steps for those who track regressions, beside attention's in test_attention_speed.py."""
+"""Track regressions of training steps, as test_attention_speed.py does for attention."""
 
 import pytest
 import torch
 
-from benchmarks.estimates.activations import example
+from benchmarks.core.activations import example
+from benchmarks.peers.plain_pytorch import PlainModel
 from benchmarks.suites.model import shapes
-from benchmarks.suites.plain_pytorch import PlainModel
 
 pytest.importorskip("pytest_benchmark", reason='pytest-benchmark is not installed: pip install ".[bench]"')
 

@@ -35,7 +35,7 @@ _SLOW = (
     "training/test_finetuning.py",
     "training/test_resume.py",
     "training/test_sharded_model.py",
-    "training/test_vqvae_task.py",
+    "training/test_vqvae_training.py",
     "triton",
 )
 

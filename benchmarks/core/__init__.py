@@ -1,1 +1,1 @@
-"""Measuring, reporting and plotting."""
+"""Cases, clocks, counters and reports: what every suite uses. Imports no other folder of the benchmarks."""

@@ -1,31 +1,41 @@
-"""The cases, declared once: who attends to whom, shapes and types."""
+"""The attention problems, stated once: who attends to whom, shapes and types."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mvar_kernels import Pyramid
 from mvar_kernels.pyramid import Neighborhood
+from mvar_models.config import RELEASED_SIDES
 
-SIDES = {
-    "256px": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    "512px": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-    "1024px": (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-}
+SIDES = {f"{pixels}px": sides for pixels, sides in RELEASED_SIDES.items()}
 DENSE_SCALES = 8
-# Heads of 64 of the released depths d16 to d36.
+# Head counts of the released depths d16 to d36; all heads have 64 channels.
 MODEL_HEADS = (16, 20, 24, 30, 36)
+# Floating-point operations per attended pair and channel: QK^T and PV forward, five products backward.
+_FORWARD_FLOPS, _BACKWARD_FLOPS = 4, 10
 
 
 @dataclass(frozen=True)
 class Case:
-    """One attention problem. `sides`: the pyramid's; one side is a single grid with windows. direction: "forward" or "both".
+    """One attention problem.
 
-    causal: VAR's mask over the same tokens, every scale over itself and all coarser ones, instead of windows.
+    Attributes:
+        name: What tables call it.
+        sides: Sides of the pyramid's scales; a single side is one grid.
+        kernel_size: Window of the scales that are not dense.
+        dense_scales: How many of the first scales attend to the whole scale.
+        batch, heads, head_dim: Shape of query, key and value, (batch, tokens, heads, head_dim).
+        dtype: Type of query, key and value.
+        cosine: Normalize query and key and scale the scores per head.
+        direction: "forward", or "both" for forward with backward.
+        causal: VAR's mask over the same tokens (every scale sees itself and all coarser ones), no windows.
     """
 
     name: str
@@ -54,23 +64,22 @@ class Case:
 
     @property
     def attended_pairs(self) -> int:
-        """Of one batch element and head."""
+        """(query, key) pairs per batch element and head."""
         return self.neighborhood.attended_pairs()
 
     @property
     def flops(self) -> int:
-        """Useful ones: 4 a pair and channel forward, 10 more backward."""
-        return (
-            (14 if self.direction == "both" else 4)
-            * self.attended_pairs
-            * self.batch
-            * self.heads
-            * self.head_dim
-        )
+        """Floating-point operations spent on attended pairs."""
+        per_pair = _FORWARD_FLOPS + (_BACKWARD_FLOPS if self.direction == "both" else 0)
+        return per_pair * self.attended_pairs * self.batch * self.heads * self.head_dim
 
     @property
     def least_bytes(self) -> int:
-        """What must move: q, k, v in and o out once; backward reads q, k, v, o, dO and writes dq, dk, dv; lse both ways."""
+        """Bytes that any implementation must move.
+
+        Forward reads q, k, v and writes the output and lse. Backward reads q, k, v, the output, its
+        gradient and lse, and writes three gradients.
+        """
         element = torch.empty((), dtype=self.dtype).element_size()
         rows = self.batch * self.heads * self.tokens
         tensors, lses = (4 + 8, 2) if self.direction == "both" else (4, 1)
@@ -79,71 +88,78 @@ class Case:
     def inputs(
         self, device: torch.device, seed: int = 0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-        """query, key, value as views of a packed qkv, logit_scale or None, and a gradient of the output."""
+        """Draw query, key, value (views of one packed qkv), logit_scale or None, and an output gradient."""
         generator = torch.Generator(device).manual_seed(seed)
         shape = (self.batch, self.tokens, 3, self.heads, self.head_dim)
         qkv = torch.randn(shape, generator=generator, device=device).to(self.dtype)
         query, key, value = qkv.unbind(2)
         grad = torch.randn(query.shape, generator=generator, device=device).to(self.dtype)
-        return (
-            query,
-            key,
-            value,
-            torch.full((self.heads,), 10.0, device=device) if self.cosine else None,
-            grad,
-        )
+        logit_scale = torch.full((self.heads,), 10.0, device=device) if self.cosine else None
+        return query, key, value, logit_scale, grad
 
     def both(self) -> Case:
+        """Return the same problem, forward with backward."""
         return replace(self, direction="both")
 
 
-def grid(side: int, **options: object) -> Case:
-    return Case(f"grid {side}", (side,), **options)  # type: ignore[arg-type]
+def grid(side: int, **options: Any) -> Case:
+    """Return windows on one square grid."""
+    return Case(f"grid {side}", (side,), **options)
 
 
-def pyramid(name: str, **options: object) -> Case:
-    return Case(f"pyramid {name}", SIDES[name], dense_scales=DENSE_SCALES, **options)  # type: ignore[arg-type]
+def pyramid(name: str, **options: Any) -> Case:
+    """Return MVAR's attention at a released resolution, such as "256px"."""
+    return Case(f"pyramid {name}", SIDES[name], dense_scales=DENSE_SCALES, **options)
 
 
-def causal(name: str, **options: object) -> Case:
-    """VAR's attention in training."""
-    return Case(f"VAR {name}", SIDES[name], causal=True, **options)  # type: ignore[arg-type]
+def causal(name: str, **options: Any) -> Case:
+    """Return VAR's attention in training at a released resolution."""
+    return Case(f"VAR {name}", SIDES[name], causal=True, **options)
 
 
 def attention_cases(device: torch.device, quick: bool) -> list[Case]:
-    """Forward, and forward with backward. GPUs get the batches and heads of real models, CPUs what ends within minutes."""
-    if device.type == "cuda":
-        shape = {"heads": 16, "dtype": torch.bfloat16}
-        forward = [
-            pyramid("256px", batch=64, **shape),
-            pyramid("256px", batch=64, cosine=True, **shape),
-            pyramid("512px", batch=16, **shape),
-            grid(64, batch=4, **shape),
-        ]
-        if not quick:
-            forward += [
-                pyramid("256px", batch=8, **shape),
-                pyramid("256px", batch=1, **shape),
-                *(pyramid("256px", batch=64, heads=heads, dtype=torch.bfloat16) for heads in MODEL_HEADS[1:]),
-                pyramid("256px", batch=64, heads=16, dtype=torch.float16),
-                causal("256px", batch=64, **shape),
-                pyramid("1024px", batch=4, **shape),
-                grid(16, batch=64, **shape),
-                grid(32, batch=16, **shape),
-                grid(128, batch=1, **shape),
-                *(grid(64, batch=4, kernel_size=k, **shape) for k in (3, 5, 9, 11, 13)),
-            ]
-    else:
-        forward = [grid(side) for side in ((8, 16, 32, 64) if quick else (1, 4, 8, 16, 24, 32, 64, 128))]
-        forward += [pyramid("256px"), pyramid("256px", cosine=True)]
-        if not quick:
-            forward += [
-                pyramid("512px"),
-                pyramid("1024px"),
-                pyramid("256px", batch=8),
-                pyramid("256px", heads=MODEL_HEADS[-1]),
-                pyramid("256px", dtype=torch.bfloat16),
-                causal("256px"),
-                *(grid(32, kernel_size=k) for k in (3, 5, 13)),
-            ]
-    return [case for one in forward for case in (one, one.both())]
+    """List the attention suite's cases, each forward and with backward.
+
+    GPUs get the batch sizes and heads of real models, CPUs what finishes within minutes.
+    """
+    forward = _gpu_cases(quick) if device.type == "cuda" else _cpu_cases(quick)
+    return [each for case in forward for each in (case, case.both())]
+
+
+def _gpu_cases(quick: bool) -> Iterator[Case]:
+    shape: dict[str, Any] = {"heads": 16, "dtype": torch.bfloat16}
+    yield pyramid("256px", batch=64, **shape)
+    yield pyramid("256px", batch=64, cosine=True, **shape)
+    yield pyramid("512px", batch=16, **shape)
+    yield grid(64, batch=4, **shape)
+    if quick:
+        return
+    yield pyramid("256px", batch=8, **shape)
+    yield pyramid("256px", batch=1, **shape)
+    for heads in MODEL_HEADS[1:]:
+        yield pyramid("256px", batch=64, heads=heads, dtype=torch.bfloat16)
+    yield pyramid("256px", batch=64, heads=16, dtype=torch.float16)
+    yield causal("256px", batch=64, **shape)
+    yield pyramid("1024px", batch=4, **shape)
+    yield grid(16, batch=64, **shape)
+    yield grid(32, batch=16, **shape)
+    yield grid(128, batch=1, **shape)
+    for kernel_size in (3, 5, 9, 11, 13):
+        yield grid(64, batch=4, kernel_size=kernel_size, **shape)
+
+
+def _cpu_cases(quick: bool) -> Iterator[Case]:
+    for side in (8, 16, 32, 64) if quick else (1, 4, 8, 16, 24, 32, 64, 128):
+        yield grid(side)
+    yield pyramid("256px")
+    yield pyramid("256px", cosine=True)
+    if quick:
+        return
+    yield pyramid("512px")
+    yield pyramid("1024px")
+    yield pyramid("256px", batch=8)
+    yield pyramid("256px", heads=MODEL_HEADS[-1])
+    yield pyramid("256px", dtype=torch.bfloat16)
+    yield causal("256px")
+    for kernel_size in (3, 5, 13):
+        yield grid(32, kernel_size=kernel_size)

@@ -1,4 +1,4 @@
-"""Timing: competitors in turn within one process, warm-up and first call apart, medians with their spread."""
+"""Timing: competitors take turns within one process; medians with spread; the first call apart."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ import torch
 
 K = TypeVar("K")
 
-# Larger than any cache that holds inputs between calls: the L2 of an H200 is 50 MiB.
+# Larger than any cache that could hold inputs between calls; the L2 of an H200 is 50 MiB.
 _FLUSH_BYTES = 256 << 20
-# Cycles, about a millisecond, that a GPU sleeps before the clock starts: until then the CPU has handed over the call, whose own time is the GPU's.
+# About a millisecond of cycles. The GPU sleeps that long before the clock starts, so that the CPU has
+# enqueued the whole call by then and launch overhead is not timed.
 _HEAD_START = 2_000_000
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, the 20th and 80th percentile, and the first call with whatever it compiles.
+    """Seconds per call.
 
-    rounds: the median of each round, in which all competitors took turns. CUDA only: peak_bytes, and graph, the median replay of a CUDA graph
-    of the call (None where it cannot be captured).
+    Attributes:
+        median, p20, p80: Median, 20th and 80th percentile over all calls.
+        first: The first call, with whatever it compiles.
+        calls: Number of timed calls.
+        peak_bytes: CUDA only: peak allocation of a call.
+        graph: CUDA only: median replay of the call as a CUDA graph; None where it cannot be captured.
+        rounds: Median of each round; all competitors take turns in every round.
     """
 
     median: float
@@ -36,31 +42,35 @@ class Timing:
     rounds: tuple[float, ...] = ()
 
     def over(self, other: Timing) -> float:
-        """How many times as long as another competitor of the same rounds: their median, as a machine may change from one to the next."""
-        return statistics.median(own / its for own, its in self._beside(other))
+        """Return this competitor's time divided by another's: the median of their ratios in each round.
+
+        A machine may change speed from one round to the next; ratios within a round do not feel that.
+        """
+        return statistics.median(own / its for own, its in self._paired(other))
 
     def beyond(self, other: Timing, factor: float) -> float:
-        """Seconds more than `factor` times those of another competitor of the same rounds: their median."""
-        return statistics.median(own - factor * its for own, its in self._beside(other))
+        """Return the seconds above `factor` times another competitor's: the median over rounds."""
+        return statistics.median(own - factor * its for own, its in self._paired(other))
 
-    def _beside(self, other: Timing) -> list[tuple[float, float]]:
+    def _paired(self, other: Timing) -> list[tuple[float, float]]:
         if len(self.rounds) != len(other.rounds) or not self.rounds:
             raise ValueError(f"not timed in the same rounds: {len(self.rounds)} and {len(other.rounds)}")
         return list(zip(self.rounds, other.rounds))
 
 
 class Clock:
-    """Seconds of one call on a device."""
+    """Time single calls on a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
 
     def __call__(self, run: Callable[[], object]) -> float:
+        """Return the seconds of one call."""
         if self.flush is None:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            return time.perf_counter() - begun
+            return time.perf_counter() - started
         self.flush.zero_()
         torch.cuda._sleep(_HEAD_START)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -71,7 +81,7 @@ class Clock:
         return start.elapsed_time(end) * 1e-3
 
     def peak_bytes(self, run: Callable[[], object]) -> int | None:
-        """Peak allocation of one call above what was allocated before it."""
+        """Return the peak allocation of one call above what was allocated before it; None without CUDA."""
         if not self.cuda:
             return None
         torch.cuda.synchronize()
@@ -82,15 +92,18 @@ class Clock:
         return torch.cuda.max_memory_allocated() - before
 
     def replay(self, run: Callable[[], object], calls: int = 20) -> float | None:
-        """Median seconds of the call as a CUDA graph, without the CPU's share; None elsewhere and for what cannot be captured."""
+        """Return the median seconds of the call as a CUDA graph, which leaves out the CPU's share.
+
+        None without CUDA and for calls that cannot be captured.
+        """
         if not self.cuda:
             return None
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(side_stream):
                 run()
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(side_stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 run()
@@ -107,10 +120,15 @@ def measure(
     least_calls: int = 5,
     most_calls: int = 200,
 ) -> dict[K, Timing]:
-    """Every competitor about `seconds`, in rounds that go through all of them, so that a machine's moods hit all alike.
+    """Time every competitor for about `seconds`, in rounds that go through all of them.
 
-    What takes longer than `seconds` a call is still called `least_calls` times, after one warm-up instead of two. What takes less is called once
-    more, untimed, at the start of its share of a round: there it matters that it finds caches and allocator as another left them.
+    Args:
+        competitors: What to call, by name. Turns within rounds expose all of them to the same drifts of the
+        machine.
+        device: Where they run.
+        seconds: Time per competitor. One that takes longer per call gets `least_calls` calls and one warm-up
+            instead of two.
+        least_calls, most_calls: Bounds of the number of timed calls.
     """
     clock = Clock(device)
     first = {name: clock(run) for name, run in competitors.items()}
@@ -123,13 +141,14 @@ def measure(
         name: max(least_calls, min(most_calls, int(seconds / max(cost, 1e-7)))) for name, cost in warm.items()
     }
     times: dict[K, list[list[float]]] = {name: [] for name in competitors}
-    # Ten calls a share where there are many, so that a moment's disturbance is a few rounds of many.
+    # About ten calls per round for fast competitors: many rounds, of which one disturbance spoils few.
     rounds = max(least_calls, min(calls.values(), default=0) // 10)
     for index in range(rounds):
         order = list(competitors) if index % 2 == 0 else list(reversed(competitors))
         for name in order:
-            # The shares of the rounds add up to the competitor's calls.
+            # The shares of all rounds add up to the competitor's calls.
             share = calls[name] * (index + 1) // rounds - calls[name] * index // rounds
+            # One untimed call: caches and allocator are in the state that the previous competitor left.
             if warm[name] < seconds:
                 clock(competitors[name])
             times[name].append([clock(competitors[name]) for _ in range(share)])

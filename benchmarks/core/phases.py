@@ -1,18 +1,13 @@
-"""Peak memory of a piece of work in a process of its own, phase by phase.
+"""Peak memory of a piece of work, phase by phase, in a process of its own.
 
-On a CPU: the kernel's high-water mark of the resident set above what was resident before the work began - torch, its thread pools and code
-that a warm-up touched; on Linux the mark is set back between phases. On a GPU: torch's allocator, which knows its own peak.
-`python -m benchmarks.core.phases '{"job": ..., ...}'` runs one job and prints a JSON object; `run` starts it and reads that.
+On a CPU: the kernel's high-water mark of the resident set, above what was resident before the work began
+(torch, its thread pools, code that a warm-up touched). Linux can reset the mark between phases; elsewhere
+peaks accumulate. On a GPU: the peak of torch's allocator.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,37 +16,47 @@ from mvar_models.environment import peak_resident_bytes, reset_peak_resident, re
 
 
 class Phases:
-    """Bytes at the peak of each phase, above what was there at the start, and seconds. A phase ends where it is named."""
+    """Record each phase's peak bytes above the start, and its seconds. A phase is named where it ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peaks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         warm_up(device)
-        self.before = 0 if device.type == "cuda" else resident_bytes() or _peak()
-        self._begin()
+        # Where the system does not say what is resident now, its peak so far is the closest figure.
+        self.before = 0 if device.type == "cuda" else resident_bytes() or _peak_resident()
+        self._start_phase()
 
     def end(self, name: str) -> None:
+        """End the current phase and begin the next."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] = time.perf_counter() - self.begun
-        self.peaks[name] = (
-            torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak() - self.before
-        )
-        self._begin()
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = _peak_resident() - self.before
+        self.seconds[name] = time.perf_counter() - self._started
+        self.peaks[name] = peak
+        self._start_phase()
 
-    def _begin(self) -> None:
-        _reset(self.device)
-        self.begun = time.perf_counter()
+    def _start_phase(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            reset_peak_resident()
+        self._started = time.perf_counter()
 
     def report(self) -> dict[str, Any]:
-        """`peak_bytes` is the work's; making the weights, in float32 whatever their type, is the first phase and left out."""
-        after = list(self.peaks.values())[1:]
-        return {"peak_bytes": max(after), "peaks": self.peaks, "seconds": self.seconds}
+        """Return the peaks and seconds; `peak_bytes` is the largest peak after the first phase.
+
+        The first phase draws random weights, in float32 whatever their final type, which is not the work's
+        peak.
+        """
+        peaks = list(self.peaks.values())
+        return {"peak_bytes": max(peaks[1:]), "peaks": self.peaks, "seconds": self.seconds}
 
 
 def warm_up(device: torch.device) -> None:
-    """Products, convolutions and their gradients once, so that libraries and thread pools are there."""
+    """Run products, convolutions and their gradients once, so that libraries and thread pools are loaded."""
     for dtype in (torch.float32, torch.bfloat16):
         features = torch.randn((1, 8, 64, 64), device=device, dtype=dtype, requires_grad=True)
         filters = torch.randn((8, 8, 3, 3), device=device, dtype=dtype)
@@ -59,40 +64,8 @@ def warm_up(device: torch.device) -> None:
         torch.nn.functional.scaled_dot_product_attention(out, out, out).sum().backward()
 
 
-def _peak() -> int:
+def _peak_resident() -> int:
     peak = peak_resident_bytes()
     if peak is None:
-        raise RuntimeError(f"{sys.platform} does not report the peak memory of a process")
+        raise RuntimeError("this system does not report the peak memory of a process")
     return peak
-
-
-def _reset(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak_resident()
-
-
-def run(job: str, **arguments: Any) -> dict[str, Any]:
-    """A job in a fresh process; RuntimeError with the last line of what it said when it fails."""
-    environment = dict(
-        os.environ,
-        PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
-    )
-    command = [sys.executable, "-m", "benchmarks.core.phases", json.dumps({"job": job, **arguments})]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"{job} failed: {said[-1] if said else f'exit status {done.returncode}'}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> None:
-    from benchmarks.core import child_jobs as jobs
-
-    arguments = json.loads(sys.argv[1])
-    print(json.dumps(jobs.JOBS[arguments.pop("job")](**arguments)))
-
-
-if __name__ == "__main__":
-    main()

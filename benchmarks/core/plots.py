@@ -1,145 +1,141 @@
-"""Pictures: time over tokens with slopes, speed-up over dense attention, models and sampling as bars, memory by parts. Needs matplotlib (`bench`)."""
+"""Plots of the results. Needs matplotlib (the `bench` extra).
+
+Every `*_figure` function builds a figure from records and returns None where there is nothing to show;
+`save` writes it.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.core.report import SLOPE_TOKENS, case_title, slope
+from benchmarks.core.attention_report import SLOPE_TOKENS, case_title, grid_series, slope
+from benchmarks.core.report import Record
 from mvar_models.optional import require
 
-
-def draw(out: Path, records: list[dict[str, Any]], title: str) -> list[Path]:
-    """growth.png and speedup.png in `out`, as far as the records have what they show."""
-    timed = [r for r in records if not r["reason"]]
-    return [
-        path
-        for path in (_growth(out / "growth.png", timed, title), _speedup(out / "speedup.png", timed, title))
-        if path
-    ]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def _figure(columns: int, width: float, height: float) -> tuple[Any, Any, Any]:
-    require("matplotlib", "bench").use("Agg")
-    import matplotlib.pyplot as plt
+def save(figure: Figure | None, path: Path, title: str) -> list[Path]:
+    """Write a figure under `title`; return the paths written, none for None."""
+    if figure is None:
+        return []
+    figure.suptitle(textwrap.fill(title, 150), fontsize=8)
+    figure.savefig(path, dpi=130)
+    return [path]
 
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
-    return plt, figure, axes[0]
 
-
-def _growth(path: Path, timed: list[dict[str, Any]], title: str) -> Path | None:
-    grids = [r for r in timed if r["case"].startswith("grid") and r["kernel_size"] == 7]
-    if len({r["tokens"] for r in grids}) < 2:
+def growth_figure(records: list[Record]) -> Figure | None:
+    """Plot time over tokens on single grids, one panel per direction, with the slopes in the legend."""
+    series = grid_series(records)
+    if len({tokens for points in series.values() for tokens, _ in points}) < 2:
         return None
-    plt, figure, axes = _figure(2, 11, 4.5)
-    colours = {name: f"C{index}" for index, name in enumerate(sorted({r["competitor"] for r in grids}))}
-    for axis, direction in zip(axes, ("forward", "both")):
-        series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for r in grids:
-            if r["direction"] == direction:
-                series[r["competitor"]].append((r["tokens"], r["median_ms"] / r["batch"]))
-        for name, points in sorted(series.items()):
-            large = [point for point in sorted(points) if point[0] >= SLOPE_TOKENS]
+    figure, axes = _figure(2, 11, 4.5)
+    # One colour per competitor in both panels.
+    colours = {name: f"C{index}" for index, name in enumerate(sorted({name for _, name in series}))}
+    for axis, panel in zip(axes, ("forward", "both")):
+        for (direction, name), points in series.items():
+            if direction != panel:
+                continue
+            large = [point for point in points if point[0] >= SLOPE_TOKENS]
             label = f"{name}: N^{slope(large):.2f}" if len(large) > 1 else name
-            axis.plot(*zip(*sorted(points)), marker="o", markersize=3, label=label, color=colours[name])
+            axis.plot(*zip(*points), marker="o", markersize=3, label=label, color=colours[name])
         axis.set(
             xscale="log",
             yscale="log",
             xlabel="tokens",
-            ylabel="ms a batch element",
-            title=f"{direction}, windows of 7",
+            ylabel="ms per batch element",
+            title=f"{panel}, windows of 7",
         )
         axis.grid(which="both", alpha=0.2)
-        if series:
+        if axis.lines:
             axis.legend(fontsize=6, title=f"slope from {SLOPE_TOKENS} tokens on", title_fontsize=6)
-    return _save(plt, figure, path, title)
+    return figure
 
 
-def _speedup(path: Path, timed: list[dict[str, Any]], title: str) -> Path | None:
+def speedup_figure(records: list[Record]) -> Figure | None:
+    """Plot the measured speed-up of `auto` over dense attention in front of the bound by attended pairs."""
     rows = [
         r
-        for r in timed
+        for r in records
         if r.get("speedup") and r["competitor"].startswith("mvar auto") and r["tokens"] >= 256
     ]
     if not rows:
         return None
-    plt, figure, (axis,) = _figure(1, 9, 0.35 * len(rows) + 1.5)
-    labels = [f"{case_title(r)}, {r['direction']}" for r in rows]
-    places = range(len(rows))
-    axis.barh(places, [r["flop_bound_speedup"] for r in rows], color="0.85", label="bound by attended pairs")
-    axis.barh(places, [r["speedup"] for r in rows], height=0.5, label="measured")
+    figure, (axis,) = _figure(1, 9, 0.35 * len(rows) + 1.5)
+    heights = range(len(rows))
+    axis.barh(heights, [r["flop_bound_speedup"] for r in rows], color="0.85", label="bound by attended pairs")
+    axis.barh(heights, [r["speedup"] for r in rows], height=0.5, label="measured")
     axis.axvline(1, color="0.3", linewidth=1)
-    axis.set(yticks=list(places), yticklabels=labels, xscale="log", xlabel="x over SDPA with the dense mask")
+    labels = [f"{case_title(r)}, {r['direction']}" for r in rows]
+    axis.set(yticks=list(heights), yticklabels=labels, xscale="log", xlabel="x over SDPA with the dense mask")
     axis.invert_yaxis()
     axis.legend(fontsize=8)
-    return _save(plt, figure, path, title)
+    return figure
 
 
-def bars(path: Path, records: list[dict[str, Any]], base: str, title: str) -> list[Path]:
-    """Speed-up of every competitor over `base`, a group a case and kind of work."""
+def bars_figure(records: list[Record], base: str) -> Figure | None:
+    """Plot every competitor's speed-up as a bar; `base` says what 1 is."""
     rows = [r for r in records if not r["reason"] and r.get("speedup")]
     if not rows:
-        return []
-    plt, figure, (axis,) = _figure(1, 10, 0.3 * len(rows) + 1.5)
+        return None
+    figure, (axis,) = _figure(1, 10, 0.3 * len(rows) + 1.5)
     names = list(dict.fromkeys(r["competitor"] for r in rows))
-    axis.barh(
-        range(len(rows)),
-        [r["speedup"] for r in rows],
-        color=[f"C{names.index(r['competitor'])}" for r in rows],
-    )
-    for place, r in enumerate(rows):
-        axis.text(r["speedup"], place, f" {r['median_ms']:,.0f} ms", va="center", fontsize=7)
-    labels = [f"{r['case']}, {r['direction']}: {r['competitor']}" for r in rows]
+    colours = [f"C{names.index(r['competitor'])}" for r in rows]
+    axis.barh(range(len(rows)), [r["speedup"] for r in rows], color=colours)
+    for height, r in enumerate(rows):
+        axis.text(r["speedup"], height, f" {r['median_ms']:,.0f} ms", va="center", fontsize=7)
     axis.set(yticks=range(len(rows)), xlabel=f"speed, {base}; the number is the median")
-    axis.set_yticklabels(labels, fontsize=7)
+    axis.set_yticklabels([f"{r['case']}, {r['direction']}: {r['competitor']}" for r in rows], fontsize=7)
     axis.axvline(1, color="0.3", linewidth=1)
     axis.invert_yaxis()
-    return [_save(plt, figure, path, title)]
+    return figure
 
 
-def memory(path: Path, records: list[dict[str, Any]], title: str) -> list[Path]:
-    """What autograd holds by parts, and the peaks of drawing by phase."""
+def memory_figure(records: list[Record]) -> Figure | None:
+    """Plot the bytes held for backward by what saved them, and the peaks of sampling by phase."""
     held = [r for r in records if r["kind"] == "activations" and r["case"] == records[0]["case"]]
-    draws = [r for r in records if r["kind"] == "drawing"]
     if not held:
-        return []
-    plt, figure, axes = _figure(2, 14, 5.5)
+        return None
+    figure, (left_axis, right_axis) = _figure(2, 14, 5.5)
+    _stack_parts(left_axis, held)
+    _draw_peaks(right_axis, [r for r in records if r["kind"] == "drawing"])
+    return figure
+
+
+def _stack_parts(axis: Any, held: list[Record]) -> None:
     names = sorted({name for r in held for name, size in r["parts"].items() if size > 0.02 * r["bytes"]})
     labels = [f"{r['arch'].upper()}, {r['way']}" for r in held]
+    colours = require("matplotlib", "bench").colormaps["tab20"]
     left = [0.0] * len(held)
-    colours = plt.get_cmap("tab20")
-    for index, name in enumerate([*names, "the rest"]):
-        sizes = [
-            r["parts"].get(name, 0) / 1e6 if name != "the rest" else r["bytes"] / 1e6 - done
-            for r, done in zip(held, left)
-        ]
-        axes[0].barh(
-            labels, sizes, left=left, label=name, color=colours(index % 20) if name != "the rest" else "0.7"
-        )
-        left = [done + size for done, size in zip(left, sizes)]
-    axes[0].set(xlabel="MB a picture held for backward", title=held[0]["case"])
-    axes[0].invert_yaxis()
-    axes[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    for index, name in enumerate(names):
+        sizes = [r["parts"].get(name, 0) / 1e6 for r in held]
+        axis.barh(labels, sizes, left=left, label=name, color=colours(index % 20))
+        left = [start + size for start, size in zip(left, sizes)]
+    rest = [r["bytes"] / 1e6 - start for r, start in zip(held, left)]
+    axis.barh(labels, rest, left=left, label="the rest", color="0.7")
+    axis.set(xlabel="MB per image held for backward", title=held[0]["case"])
+    axis.invert_yaxis()
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+
+
+def _draw_peaks(axis: Any, draws: list[Record]) -> None:
     for index, r in enumerate(draws):
+        # Random weights are drawn in float32 first; that peak is not sampling's.
         phases = {name: size / 1e6 for name, size in r["peaks"].items() if name != "weights"}
-        axes[1].barh(
-            [f"{r['arch'].upper()}, {name}" for name in phases], list(phases.values()), color=f"C{index}"
-        )
-        axes[1].barh(
-            [f"{r['arch'].upper()}, {name}" for name in phases],
-            [(r["weights"] + r["vqvae"]) / 1e6] * len(phases),
-            color="0.8",
-            height=0.4,
-        )
-    axes[1].set(xlabel="peak MB while drawing; grey: weights", title=draws[0]["case"] if draws else "")
-    axes[1].invert_yaxis()
-    return [_save(plt, figure, path, title)]
+        labels = [f"{r['arch'].upper()}, {name}" for name in phases]
+        weights = (r["weights"] + r["vqvae"]) / 1e6
+        axis.barh(labels, list(phases.values()), color=f"C{index}")
+        axis.barh(labels, [weights] * len(phases), color="0.8", height=0.4)
+    axis.set(xlabel="peak MB while sampling; grey: weights", title=draws[0]["case"] if draws else "")
+    axis.invert_yaxis()
 
 
-def _save(plt: Any, figure: Any, path: Path, title: str) -> Path:
-    figure.suptitle(textwrap.fill(title, 150), fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+def _figure(columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    # Figure without pyplot: no backend to choose, and nothing to close.
+    figure: Figure = require("matplotlib.figure", "bench").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    return figure, figure.subplots(1, columns, squeeze=False)[0]

@@ -1,1 +1,1 @@
-"""Figures computed rather than measured."""
+"""Figures that are computed rather than measured."""

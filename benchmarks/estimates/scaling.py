@@ -1,20 +1,25 @@
-"""Training on ImageNet, on paper: `python -m benchmarks.estimates.scaling [--gpu h100] [--gpus N]`. Nothing here is measured on a GPU.
+"""What training on ImageNet would cost: `python -m benchmarks.estimates.scaling [--gpu h100] [--gpus N]`.
 
-From counted FLOPs and bytes (costs.py) and messages follows what an epoch costs, VAR beside MVAR, both with this project's kernels and blocks:
+All of it is computed, nothing is measured on a GPU. VAR and MVAR both use this project's kernels and blocks.
+The inputs are counted FLOPs and bytes (costs.py) and messages:
 
-    compute   product FLOPs / (peak x matmul efficiency) + attention FLOPs x overwork of its tiles / (peak x attention efficiency)
-              + bytes moved between products / (bandwidth x bandwidth efficiency), AdamW's bytes among them
-    memory    weights, gradients, AdamW's moments (16 bytes a parameter; sharded: over all GPUs), buckets or the unsharded blocks, held activations
-              of the micro-batch, and a workspace; the largest micro-batch that fits is taken, checkpointing where none fits without
-    messages  DDP: a ring all-reduce of float32 gradients a step; sharded: two all-gathers and a reduce-scatter of the parameters a micro-batch;
-              what backward does not hide is added
+    compute   product FLOPs / (peak x matmul efficiency)
+              + attention FLOPs x overwork / (peak x attention efficiency)
+              + bytes moved between products, and by AdamW / (bandwidth x bandwidth efficiency)
+    memory    weights, gradients and AdamW's moments (16 bytes per parameter; if sharded, over all GPUs),
+              buckets or the unsharded blocks, held activations of the micro-batch, and a workspace; the
+              largest micro-batch that fits is taken, with checkpointing if none fits without
+    messages  DDP: a ring all-reduce of float32 gradients per step. Sharded: two all-gathers and a
+              reduce-scatter of the parameters per micro-batch. What backward does not hide is added.
 
-Every assumption is a field of `Assumptions` and a flag. `--check` compares counts with real runs, and the model of time with a step timed here.
+Every assumption is a field of `Assumptions` and an option. `--check` compares the counts with real runs,
+and the model of time with a step timed on this machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +27,15 @@ from typing import Any
 
 import click
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.core.shapes import Shape
+from benchmarks.core.activations import example, held_per_image
+from benchmarks.core.ceilings import ceilings
+from benchmarks.core.report import header, row
+from benchmarks.core.shapes import ARCHITECTURES, Shape
 from benchmarks.estimates.costs import Costs, costs
 from benchmarks.estimates.predict import GPUS as BANDWIDTHS
+from benchmarks.suites.model import run_shape
 
 DEPTHS = (16, 20, 24, 30)
 PIXELS = ("256px", "512px", "1024px")
@@ -34,7 +44,15 @@ COUNTS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Card:
-    """Data-sheet figures: bytes; dense bfloat16 FLOP/s; bytes/s of memory, and one way of a node's links and a GPU's share of the network."""
+    """Figures of the data sheet.
+
+    Attributes:
+        memory: Bytes.
+        peak: Dense bfloat16 FLOP per second.
+        bandwidth: Bytes per second of memory.
+        link: Bytes per second to the other GPUs of a node, one way.
+        network: A GPU's share of the bytes per second between nodes, one way.
+    """
 
     memory: float
     peak: float
@@ -53,24 +71,48 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Efficiencies are shares of the data sheet's figure that large work reaches."""
+    """What the data sheet does not say; efficiencies are the share of its figure that large work reaches.
+
+    Attributes:
+        images: Images per epoch.
+        global_batch: Images per step.
+        matmul_efficiency, attention_efficiency, bandwidth_efficiency: Shares of peak.
+        hidden_share: Share of backward's time during which messages cost nothing.
+        hop_seconds: Latency of one hop of a ring.
+        bucket_bytes: Gradients that DDP sends in one message.
+        gpus_per_node: GPUs that reach each other over `link`.
+        usable_memory: Share of the memory that a program can fill.
+        workspace_tokens: Tokens whose float32 logits exist at once, four times.
+    """
 
     images: int = 1_281_167
     global_batch: int = 448
     matmul_efficiency: float = 0.6
     attention_efficiency: float = 0.3
     bandwidth_efficiency: float = 0.8
-    hidden_share: float = 0.8  # of backward's time, under which messages go unnoticed
+    hidden_share: float = 0.8
     hop_seconds: float = 5e-6
     bucket_bytes: float = 25e6
     gpus_per_node: int = 8
     usable_memory: float = 0.92
-    workspace_tokens: int = 4_096  # whose float32 logits exist at once, four times
+    workspace_tokens: int = 4_096
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on a GPU, seconds a step, of them not hidden communication, and an epoch's hours; `micro` pictures at a time."""
+    """One plan of training.
+
+    Attributes:
+        plan: "one GPU", "DDP" or "sharded", and whether checkpointed.
+        micro: Images per GPU at a time.
+        memory: Bytes per GPU.
+        activations: Bytes of them that are held for backward.
+        compute: Seconds per step without waiting for messages.
+        sent: Bytes that a GPU sends per step.
+        messages: Their number.
+        exposed: Seconds per step that messages add.
+        epoch_hours: Hours per epoch.
+    """
 
     plan: str
     micro: int
@@ -86,7 +128,7 @@ class Estimate:
 def estimate(
     depth: int, pixels: str, arch: str, card: Card, gpus: int, given: Assumptions
 ) -> Estimate | None:
-    """The first of DDP, sharded, sharded with checkpointing that fits; None when none does."""
+    """Return the first of DDP, sharded, and sharded with checkpointing that fits; None if none does."""
     for sharded, checkpointed in ((False, False), (True, False), (True, True)):
         if sharded and gpus == 1 and not checkpointed:
             continue
@@ -103,45 +145,44 @@ def _planned(
 ) -> Estimate | None:
     config = Shape(depth, pixels).config("var")
     weights = 4.0 * cost.parameters
-    states = (
-        4 * weights / gpus + 2 * weights * 2 / depth
-        if sharded
-        else 4 * weights + (weights if gpus > 1 else 0)
-    )
-    # Backward of one block has about what plain autograd would keep of it.
+    if sharded:
+        # Of the sharded parameters, two blocks are gathered at a time, with their gradients.
+        states = 4 * weights / gpus + 2 * weights * 2 / depth
+    else:
+        states = 4 * weights + (weights if gpus > 1 else 0)
+    # While a block is recomputed, it holds about what plain autograd would keep of it.
     one_block = 24 * config.length * config.width * 2.0
     workspace = 4.0 * given.workspace_tokens * config.vocab_size * 4
-    a_gpu = math.ceil(given.global_batch / gpus)
+    images_per_gpu = math.ceil(given.global_batch / gpus)
     fits = math.floor((card.memory * given.usable_memory - states - workspace) / (cost.held + one_block))
     if fits < 1:
         return None
-    rounds = math.ceil(a_gpu / fits)
-    micro = math.ceil(a_gpu / rounds)
-    picture = picture_seconds(cost, card, given)
-    bandwidth = card.bandwidth * given.bandwidth_efficiency
-    optimizer = 7 * weights / (gpus if sharded else 1)  # AdamW reads four and writes three values a parameter
-    compute = a_gpu * picture + (rounds * cost.fixed_moved + optimizer) / bandwidth
+    rounds = math.ceil(images_per_gpu / fits)
+    micro = math.ceil(images_per_gpu / rounds)
+    # AdamW reads four values per parameter and writes three.
+    optimizer = 7 * weights / (gpus if sharded else 1)
+    fixed = (rounds * cost.fixed_moved + optimizer) / (card.bandwidth * given.bandwidth_efficiency)
+    compute = images_per_gpu * seconds_per_image(cost, card, given) + fixed
     sent, messages = _messages(weights, depth, gpus, given, rounds, sharded)
     link = card.link if gpus <= given.gpus_per_node else card.network
     communication = sent / link + messages * 2 * (gpus - 1) * given.hop_seconds
+    # Backward is two thirds of a step.
     exposed = max(0.0, communication - given.hidden_share * compute * 2 / 3)
-    hours = math.ceil(given.images / given.global_batch) * (compute + exposed) / 3600
-    activations = micro * cost.held
     return Estimate(
-        "",
-        micro,
-        states + workspace + activations + micro * one_block,
-        activations,
-        compute,
-        sent,
-        messages,
-        exposed,
-        hours,
+        plan="",
+        micro=micro,
+        memory=states + workspace + micro * (cost.held + one_block),
+        activations=micro * cost.held,
+        compute=compute,
+        sent=sent,
+        messages=messages,
+        exposed=exposed,
+        epoch_hours=math.ceil(given.images / given.global_batch) * (compute + exposed) / 3600,
     )
 
 
-def picture_seconds(cost: Costs, card: Card, given: Assumptions) -> float:
-    """Forward and backward of one picture of many."""
+def seconds_per_image(cost: Costs, card: Card, given: Assumptions) -> float:
+    """Return the seconds of forward and backward per image of a large batch."""
     return (
         cost.product_flops / (card.peak * given.matmul_efficiency)
         + cost.attention_flops * cost.overwork / (card.peak * given.attention_efficiency)
@@ -152,7 +193,7 @@ def picture_seconds(cost: Costs, card: Card, given: Assumptions) -> float:
 def _messages(
     weights: float, depth: int, gpus: int, given: Assumptions, rounds: int, sharded: bool
 ) -> tuple[float, float]:
-    """Bytes that a GPU sends a step, and messages."""
+    """Return the bytes that a GPU sends per step, and the number of messages."""
     share = (gpus - 1) / gpus
     if sharded:
         return 3 * share * weights * rounds, 3.0 * (depth + 1) * rounds
@@ -162,68 +203,68 @@ def _messages(
 def lines(
     card: str, counts: tuple[int, ...], depths: tuple[int, ...], pixels: tuple[str, ...], given: Assumptions
 ) -> Iterator[str]:
+    """Yield the assumptions, then a table of estimates."""
     sheet = CARDS[card]
-    yield f"ON PAPER, not measured: {card}, an epoch of {given.images:,} images, global batch {given.global_batch}, bfloat16 autocast, float32 states"
-    yield f"data sheet: {', '.join(f'{f.name} {getattr(sheet, f.name):.4g}' for f in dataclasses.fields(sheet))}"
-    yield f"assumptions: {', '.join(f'{f.name} {getattr(given, f.name):g}' for f in dataclasses.fields(given))}"
+    yield (
+        f"COMPUTED, not measured: {card}, an epoch of {given.images:,} images, "
+        f"global batch {given.global_batch}, bfloat16 autocast, float32 states"
+    )
+    yield f"data sheet: {_values(sheet, '.4g')}"
+    yield f"assumptions: {_values(given, 'g')}"
     yield ""
-    titles = "model pixels GPUs plan micro-batch GB activations-GB sent-GB/step s/step waiting-s/step h/epoch GPU-h/epoch VAR/MVAR"
-    yield f"| {' | '.join(titles.split())} |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-    for depth in depths:
-        for size in pixels:
-            for gpus in counts:
-                pair = {arch: estimate(depth, size, arch, sheet, gpus, given) for arch in ("var", "mvar")}
-                for arch, e in pair.items():
-                    title = f"| {arch.upper()}-d{depth} | {size} | {gpus} |"
-                    if e is None:
-                        yield f"{title} does not fit | | | | | | | | | |"
-                        continue
-                    ratio = (
-                        f"{pair['var'].epoch_hours / e.epoch_hours:.2f}"
-                        if arch == "mvar" and pair["var"]
-                        else ""
-                    )
-                    yield (
-                        f"{title} {e.plan} | {e.micro} | {e.memory / 1e9:.1f} | {e.activations / 1e9:.1f} | {e.sent / 1e9:.1f} "
-                        f"| {e.compute + e.exposed:.2f} | {e.exposed:.2f} | {e.epoch_hours:.2f} | {e.epoch_hours * gpus:.1f} | {ratio} |"
-                    )
+    titles = ["model", "pixels", "GPUs", "plan", "micro-batch", "GB", "activations-GB", "sent-GB/step"]
+    titles += ["s/step", "waiting-s/step", "h/epoch", "GPU-h/epoch", "VAR/MVAR"]
+    yield from header(titles)
+    for depth, size, gpus in itertools.product(depths, pixels, counts):
+        pair = {arch: estimate(depth, size, arch, sheet, gpus, given) for arch in ARCHITECTURES}
+        for arch, e in pair.items():
+            title = [f"{arch.upper()}-d{depth}", size, str(gpus)]
+            if e is None:
+                yield row([*title, "does not fit", *[""] * (len(titles) - 4)])
+                continue
+            var = pair["var"]
+            ratio = f"{var.epoch_hours / e.epoch_hours:.2f}" if arch == "mvar" and var else ""
+            gigabytes = [f"{value / 1e9:.1f}" for value in (e.memory, e.activations, e.sent)]
+            seconds = [f"{e.compute + e.exposed:.2f}", f"{e.exposed:.2f}"]
+            hours = [f"{e.epoch_hours:.2f}", f"{e.epoch_hours * gpus:.1f}"]
+            yield row([*title, e.plan, str(e.micro), *gigabytes, *seconds, *hours, ratio])
+
+
+def _values(record: Card | Assumptions, form: str) -> str:
+    names = [field.name for field in dataclasses.fields(record)]
+    return ", ".join(f"{name} {getattr(record, name):{form}}" for name in names)
 
 
 def check() -> Iterator[str]:
-    """Counts against real runs, and the model of time against a step timed on this machine's ceilings."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from benchmarks.core import machine
-    from benchmarks.estimates.activations import a_picture, example
-    from benchmarks.suites import model as model_suite
-
+    """Compare counts with real runs, and the model of time with a step timed on this machine."""
     device = torch.device("cpu")
     shape = Shape(2, width=512)
     given = Assumptions(matmul_efficiency=1.0, attention_efficiency=1.0, bandwidth_efficiency=1.0)
-    ceilings = machine.ceilings(device, {torch.float32})
-    here = Card(math.inf, ceilings.matmul[torch.float32], ceilings.copy, 1.0, 1.0)
-    for arch in ("var", "mvar"):
+    peak_rates = ceilings(device, {torch.float32})
+    here = Card(math.inf, peak_rates.matmul[torch.float32], peak_rates.copy, 1.0, 1.0)
+    for arch in ARCHITECTURES:
         model, cost = shape.build(arch, device), costs(shape, arch)
-        real = a_picture(model, model.loss, shape.dtype).bytes
-        yield f"{arch}: {cost.held:,} bytes a picture counted on fake tensors, {real:,} on real ones"
+        real = held_per_image(model, model.loss, shape.dtype).bytes
+        yield f"{arch}: {cost.held:,} bytes per image counted on fake tensors, {real:,} on real ones"
         with FlopCounterMode(display=False) as counter:
             model.loss(*example(model, 1, device)).backward()
         counted = cost.product_flops + cost.attention_flops
         yield f"{arch}: {counted:,.0f} FLOPs by formula, {counter.get_total_flops():,} by FlopCounterMode"
-        results = model_suite.run_shape(shape, arch, "training step", device, 2.0)
+        results = run_shape(shape, arch, "training step", device, 2.0)
         measured = next(r.timing.median for r in results if r.name == "ours" and r.timing)
-        cost = dataclasses.replace(cost, overwork=1.0)  # the CPU's tiles are not the kernels'
+        cost = dataclasses.replace(cost, overwork=1.0)  # the CPU path has no such tiles
         fixed = (cost.fixed_moved + 28.0 * cost.parameters) / here.bandwidth
-        predicted = picture_seconds(cost, here, given) + fixed
-        yield f"{arch}: {predicted:.3f} s a step at this machine's measured ceilings, {measured:.3f} s measured: {predicted / measured:.2f} of it"
-
-
-def _assumption_flags(command: Any) -> Any:
-    for f in reversed(dataclasses.fields(Assumptions)):
-        command = click.option(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)(
-            command
+        predicted = seconds_per_image(cost, here, given) + fixed
+        yield (
+            f"{arch}: {predicted:.3f} s per step at this machine's peak rates, {measured:.3f} s measured: "
+            f"{predicted / measured:.2f} of it"
         )
+
+
+def _assumption_options(command: Any) -> Any:
+    for field in reversed(dataclasses.fields(Assumptions)):
+        option = f"--{field.name.replace('_', '-')}"
+        command = click.option(option, type=type(field.default), default=field.default)(command)
     return command
 
 
@@ -236,10 +277,8 @@ def _assumption_flags(command: Any) -> Any:
 @click.option(
     "--pixels", type=click.Choice(PIXELS), multiple=True, default=PIXELS, help="May be given several times."
 )
-@click.option(
-    "--check", "checks", is_flag=True, help="Compare counts and the model of time with this machine instead."
-)
-@_assumption_flags
+@click.option("--check", "checks", is_flag=True, help="Compare with real runs on this machine instead.")
+@_assumption_options
 def main(
     gpu: str,
     gpus: tuple[int, ...],
@@ -249,8 +288,7 @@ def main(
     **assumptions: Any,
 ) -> None:
     """Print what an ImageNet epoch would cost."""
-    found = check() if checks else lines(gpu, gpus, depth, pixels, Assumptions(**assumptions))
-    for line in found:
+    for line in check() if checks else lines(gpu, gpus, depth, pixels, Assumptions(**assumptions)):
         click.echo(line)
 
 

@@ -1,6 +1,7 @@
-"""The sampling suite: the last step (the largest scale) and a whole run, VAR with its cache beside MVAR on every backend.
+"""The sampling suite: the last scale's step and a whole run, VAR with its cache and MVAR on every backend.
 
-The gate compares the last scale's logits with those of plain PyTorch under teacher forcing. Peak memory is the memory suite's.
+A model is timed only after its last scale's logits agree with plain PyTorch under teacher forcing. The
+memory suite measures peak memory.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
+from benchmarks.core.activations import example
 from benchmarks.core.measure import Timing, measure
-from benchmarks.core.report import timed
+from benchmarks.core.report import Record, timing_columns
 from benchmarks.core.shapes import Shape, tokenizer
-from benchmarks.estimates.activations import example
-from benchmarks.suites.baselines import Ours
-from benchmarks.suites.plain_pytorch import PlainModel, case_of
+from benchmarks.peers.baselines import Ours
+from benchmarks.peers.plain_pytorch import PlainModel, case_of
+from benchmarks.suites.settings import Settings, report_times
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.sampling.filters import draw, filter_logits
 from mvar_models.sampling.sampler import sample
 
-# Of the last scale's logits, relative to the largest.
+# Largest difference of the last scale's logits that rounding explains, relative to the largest logit.
 _GATE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
-_FILTERS = {"top_k": 900, "top_p": 0.96}
+_FILTERS: dict[str, Any] = {"top_k": 900, "top_p": 0.96}
 _GUIDANCE = 1.5
 BACKENDS = ("auto", "triton", "tiled", "sdpa")
 VAR_NAME = "VAR, KV cache"
@@ -33,6 +36,8 @@ VAR_NAME = "VAR, KV cache"
 
 @dataclass(frozen=True)
 class SamplingResult:
+    """One model on one backend; `work` is "last step" or "whole run", `reason` why there is no timing."""
+
     shape: Shape
     work: str
     name: str
@@ -40,42 +45,47 @@ class SamplingResult:
     reason: str = ""
 
 
+def run(settings: Settings) -> list[str]:
+    """Time all shapes; write the results after each, so that a stopped run leaves what it measured."""
+    results: list[SamplingResult] = []
+    for shape in shapes(settings.device, settings.quick):
+        click.echo(f"{shape.name}, sampling ...", err=True)
+        results += run_shape(shape, settings.device, settings.seconds)
+        lines = report_times(settings, "sampling", records(results), VAR_NAME)
+    return lines
+
+
 def shapes(device: torch.device, quick: bool) -> list[Shape]:
-    """Weights are of the shape's type."""
+    """List the shapes to measure; weights have the shape's type."""
     if device.type == "cuda":
         more = [Shape(16, "512px", 16, torch.bfloat16), Shape(30, batch=16, dtype=torch.bfloat16)]
         return [Shape(16, batch=32, dtype=torch.bfloat16), *([] if quick else more)]
-    return (
-        [Shape(4, width=1024, dtype=torch.bfloat16)]
-        if quick
-        else [Shape(16, dtype=torch.bfloat16), Shape(2, "512px", width=1024)]
-    )
+    if quick:
+        return [Shape(4, width=1024, dtype=torch.bfloat16)]
+    return [Shape(16, dtype=torch.bfloat16), Shape(2, "512px", width=1024)]
 
 
 @torch.no_grad()
 def run_shape(
     shape: Shape, device: torch.device, seconds: float, backends: tuple[str, ...] = BACKENDS
 ) -> Iterator[SamplingResult]:
+    """Gate VAR, and MVAR on each backend; then time the last step and whole runs in turns."""
     quantizer = tokenizer(shape, channels=32).quantizer.to(device, shape.dtype)
     steps: dict[str, Callable[[], object]] = {}
     runs: dict[str, Callable[[], object]] = {}
     for arch, backend in (("var", "auto"), *(("mvar", backend) for backend in backends)):
         name = VAR_NAME if arch == "var" else f"MVAR {backend}"
         model = shape.build(arch, device).to(shape.dtype).eval()
-        reason = (
-            None
-            if arch == "var"
-            else Ours(backend).can_run(case_of(model, shape.batch, shape.dtype, "forward"), device)
-        )
         model.attention_backend = backend
+        # "auto" runs everything.
+        reason = Ours(backend).can_run(case_of(model, shape.batch, shape.dtype, "forward"), device)
         if reason is None:
             step, reason = _gated_step(model, shape, device)
-        if reason is not None:
-            yield from (
-                SamplingResult(shape, work, name, None, reason) for work in ("last step", "whole run")
-            )
-            continue
-        steps[name], runs[name] = step, _whole_run(model, quantizer, shape, device)
+        if reason is None:
+            steps[name], runs[name] = step, _whole_run(model, quantizer, shape, device)
+        else:
+            for work in ("last step", "whole run"):
+                yield SamplingResult(shape, work, name, None, reason)
     for work, ready in (("last step", steps), ("whole run", runs)):
         for name, timing in measure(ready, device, seconds, least_calls=3).items():
             yield SamplingResult(shape, work, name, timing)
@@ -84,39 +94,48 @@ def run_shape(
 def _gated_step(
     model: ScaleTransformer, shape: Shape, device: torch.device
 ) -> tuple[Callable[[], Tensor], str | None]:
-    """The step, and None or why it is refused."""
+    """Return the last step, and None or why it must not be timed."""
     labels, inputs, _ = example(model, shape.batch, device)
     inputs = inputs.to(shape.dtype)
-    step, logits = last_step(model, labels, inputs)
-    right = PlainModel(model, shape.dtype).logits(labels, inputs)[:, -logits().shape[1] :]
-    error = ((logits() - right).abs().max() / right.abs().max()).item()
-    return step, None if error <= _GATE[
-        shape.dtype
-    ] else f"refused: logits differ from plain PyTorch by {error:.1e}"
+    step, last_logits = last_step(model, labels, inputs)
+    actual = last_logits()
+    expected = PlainModel(model, shape.dtype).logits(labels, inputs)[:, -actual.shape[1] :]
+    error = ((actual - expected).abs().max() / expected.abs().max()).item()
+    # `not <=` rather than `>`: NaN must not pass.
+    refused = not error <= _GATE[shape.dtype]
+    return step, f"refused: logits differ from plain PyTorch by {error:.1e}" if refused else None
 
 
 def last_step(
     model: ScaleTransformer, labels: Tensor, inputs: Tensor
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Drawing the largest scale with the earlier ones in the cache, if there is one; and its logits alone."""
+    """Return two functions: draw the codes of the largest scale, and compute its logits alone.
+
+    The earlier scales are in the cache, if the model has one.
+    """
     last = len(model.config.sides) - 1
     state = model.new_state(labels)
-    # Only a cache makes the last scale depend on the states of the others.
+    # Without a cache the last scale does not depend on the states of the others.
     for scale in range(last) if state.cache is not None else ():
-        model.step(state, _scale_input(model, inputs, scale), scale)
+        model.step(state, scale_input(model, inputs, scale), scale)
     uniform = torch.rand((len(labels), model.config.sides[-1] ** 2), device=inputs.device)
 
+    @torch.no_grad()
     def logits() -> Tensor:
-        hidden = model.step(state.fork(), _scale_input(model, inputs, last), last)
+        hidden = model.step(state.fork(), scale_input(model, inputs, last), last)
         return model.logits(hidden, state.class_embedding)
 
-    return torch.no_grad()(lambda: draw(filter_logits(logits(), **_FILTERS), uniform)), torch.no_grad()(
-        logits
-    )
+    @torch.no_grad()
+    def step() -> Tensor:
+        return draw(filter_logits(logits(), **_FILTERS), uniform)
+
+    return step, logits
 
 
-def _scale_input(model: ScaleTransformer, inputs: Tensor, scale: int) -> Tensor:
+def scale_input(model: ScaleTransformer, inputs: Tensor, scale: int) -> Tensor:
+    """Return the part of the teacher-forcing inputs (B, L - 1, z) that one scale's step reads."""
     tokens = model.pyramid.scale_slice(scale)
+    # The first token comes from the class embedding, so inputs are shifted by one.
     return inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1]
 
 
@@ -134,16 +153,17 @@ def _whole_run(
     return run
 
 
-def rows(results: list[SamplingResult]) -> list[dict[str, Any]]:
+def records(results: list[SamplingResult]) -> list[Record]:
+    """Return one flat record per result; speed-ups are over VAR with its cache."""
     var = {(r.shape, r.work): r.timing for r in results if r.name == VAR_NAME and r.timing}
-    records = []
+    rows = []
     for r in results:
-        record = {
+        record: Record = {
             "case": r.shape.name,
             "direction": r.work,
             "competitor": r.name,
             "reason": r.reason,
             "batch": r.shape.batch,
         }
-        records.append(record | timed(r.timing, var.get((r.shape, r.work))))
-    return records
+        rows.append({**record, **timing_columns(r.timing, var.get((r.shape, r.work)))})
+    return rows

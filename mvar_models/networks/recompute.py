@@ -1,21 +1,12 @@
-"""The halves of a transformer block before and after attention, which keep little and recompute the rest.
+"""The two halves of a transformer block around attention, which keep little for backward and make the rest again there.
 
-    step                       kept for backward        recomputed in backward
-    norm, qkv                  its input (2 n C)        the norm
-    attention                  q, k, v, output (4 n C)  -
-    proj, gate, residual       -                        all, one product of n C^2
-    norm, fc1                  output of fc1 (4 n C)    the norm
-    GELU, fc2                  output of fc2 (n C)      GELU
-    in all                     11 n C, autograd: 24     3 % of a step's products
+Autograd alone keeps every operand: of a block with n tokens of width C under bfloat16 autocast that is 24 n C values of two bytes (539 MB a
+picture for all of d16 at 256 px). Here the first half keeps its input; the second keeps the block's input and the output of attention, which are
+held anyway, the input of GELU and the output of the feed-forward network: with q, k and v 11 n C (249 MB). Made again in backward: both norms,
+GELU and one product of n C^2 (the projection), 3 % of a step's products. The values are the same bits: backward repeats what forward did.
 
-Counts are values of two bytes per image of n tokens and width C, with bfloat16 autocast; the input of a block
-is float32. Backward repeats what forward did, so the values are the same bits.
-
-Selective checkpointing of torch.utils.checkpoint is as fast and keeps as little (docs/measurements.md), but
-saved_tensors_hooks, by which benchmarks count what training holds, do not see its cache.
-
-Shapes: B images, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: that of
-autocast if it is on, else the weights'. Weights are cast for the call, so no copies of them are kept either.
+Shapes: B pictures, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: autocast's where it is on, else the
+weights'. Weights are cast for the call, so no copies of them are kept either.
 """
 
 from __future__ import annotations
@@ -31,12 +22,12 @@ NORM_EPS = 1e-6
 
 
 def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Apply AdaLN: LayerNorm without weights, times 1 + scale, plus shift."""
+    """AdaLN: LayerNorm without weights, times 1 + scale, plus shift."""
     return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 def modulated_linear(hidden: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a linear layer to modulated_norm(hidden): (B, n, C) -> (B, n, F), keeping `hidden` alone."""
+    """linear(modulated_norm(hidden)): (B, n, C) -> (B, n, F); backward keeps `hidden` alone."""
     if not torch.is_grad_enabled():
         return F.linear(modulated_norm(hidden, scale, shift).to(_linear_dtype(weight)), weight, bias)
     return _ModulatedLinear.apply(hidden, scale, shift, weight, bias)
@@ -53,20 +44,9 @@ def after_attention(
     fc2: nn.Linear,
     gate2: Tensor,
 ) -> Tensor:
-    """Compute the rest of a block.
+    """The rest of a block: h = hidden + gate1 proj(attended), then h + gate2 fc2(gelu(fc1(modulated_norm(h, scale, shift)))).
 
-    It is h = hidden + gate1 proj(attended), then h + gate2 fc2(gelu(fc1(modulated_norm(h, scale, shift)))).
-
-    Args:
-        hidden: (B, n, C), the block's input.
-        attended: (B, n, C), heads concatenated.
-        gate1: Factor of the attention branch.
-        proj: Projection after attention.
-        scale: Of the second norm.
-        shift: Of the second norm.
-        fc1: First layer of the feed-forward network.
-        fc2: Second layer.
-        gate2: Factor of the feed-forward branch.
+    hidden: (B, n, C), the block's input. attended: (B, n, C), heads side by side.
     """
     if not torch.is_grad_enabled():
         hidden = hidden + proj(attended) * gate1
@@ -77,7 +57,7 @@ def after_attention(
 
 
 def is_plain(*linears: nn.Module) -> bool:
-    """Return whether these are linear layers that no adapter or offloading replaced, wrapped or hooked."""
+    """Whether reading weight and bias is all there is to these modules: nobody replaced, wrapped or hooked them (adapters, offloading)."""
     return all(
         type(each) is nn.Linear
         and "forward" not in each.__dict__
@@ -88,7 +68,7 @@ def is_plain(*linears: nn.Module) -> bool:
 
 
 def _linear_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
+    """The type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type
     if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -96,17 +76,14 @@ def _linear_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    # Casts are explicit: autocast would cache its own without a gradient, as they happen inside a Function.
+    """Explicit casts: autocast's own would be cached without a gradient when made inside a Function."""
     return F.linear(inputs.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def _linear_backward(
     grad: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of the inputs and, if needed, of weight and bias.
-
-    `grad` and `inputs` have the type that the product ran in.
-    """
+    """Gradients of the inputs, and as far as needed of weight and bias; `grad` and `inputs` are of the type the product ran in."""
     flat = grad.flatten(0, 1)
     return (
         grad @ weight.to(grad.dtype),
@@ -125,7 +102,7 @@ def _over_tokens(product: Tensor, like: Tensor) -> Tensor:
 
 
 class _Norm:
-    """Computes `modulated_norm` and keeps what its gradient needs."""
+    """`modulated_norm` with what its gradient needs."""
 
     def __init__(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> None:
         self.hidden, self.scale, self.shift = hidden, scale, shift
@@ -135,7 +112,7 @@ class _Norm:
         self.out = self.normed * (1 + scale) + shift
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of hidden, scale and shift, given that of `out`."""
+        """Gradients of hidden, scale and shift from that of `out`."""
         grad_normed = (grad * (1 + self.scale)).to(self.normed.dtype)
         grad_hidden, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad_normed,
@@ -173,8 +150,7 @@ class _ModulatedLinear(torch.autograd.Function):
 class _AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, attended: Tensor,
-        gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
+        ctx: Any, hidden: Tensor, attended: Tensor, gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
         proj: Tensor, proj_bias: Tensor, fc1: Tensor, fc1_bias: Tensor, fc2: Tensor, fc2_bias: Tensor,
     ) -> Tensor:  # fmt: skip
         dtype = _linear_dtype(fc1)
@@ -191,9 +167,22 @@ class _AfterAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, attended, inner, branch, *modulation_and_parameters = ctx.saved_tensors
-        gate1, scale, shift, gate2, *parameters = modulation_and_parameters
-        proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
+        (
+            hidden,
+            attended,
+            inner,
+            branch,
+            gate1,
+            scale,
+            shift,
+            gate2,
+            proj,
+            proj_bias,
+            fc1,
+            fc1_bias,
+            fc2,
+            fc2_bias,
+        ) = ctx.saved_tensors
         dtype, needed = ctx.dtype, ctx.needs_input_grad
         grad_gate2 = _over_tokens(grad * branch, gate2)
         grad_branch = (grad * gate2).to(dtype)
@@ -218,7 +207,6 @@ class _AfterAttention(torch.autograd.Function):
             grad_projected, attended.to(dtype), proj, proj_bias, needed[6:8]
         )
         return (
-            grad_middle.to(hidden.dtype), grad_attended.to(attended.dtype),
-            grad_gate1, grad_scale, grad_shift, grad_gate2,
+            grad_middle.to(hidden.dtype), grad_attended.to(attended.dtype), grad_gate1, grad_scale, grad_shift, grad_gate2,
             grad_proj, grad_proj_bias, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias,
         )  # fmt: skip

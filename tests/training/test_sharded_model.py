@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
-from benchmarks.estimates.activations import example
+from benchmarks.core.activations import example
 from mvar_models.training.parallel import cannot_shard
 
 from tiny_models import tiny_mvar

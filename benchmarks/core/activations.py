@@ -1,8 +1,8 @@
-"""What autograd holds for backward, counted: the bytes of the distinct storages that are saved during a forward pass.
+"""Count the bytes that autograd holds for backward: the distinct storages saved during a forward pass.
 
-Storages of parameters and buffers are left out, and what one picture adds is the difference between two batches, so casts of parameters and
-masks, which do not grow with the batch, cancel. The count is the same on fake tensors, which have shapes and no memory: a model of any size is
-counted in seconds (`fake`), and the same function counts a real run.
+Storages of parameters and buffers are left out. What one image adds is the difference between two batch
+sizes, so casts of parameters and masks, which do not grow with the batch, cancel. Fake tensors have shapes
+but no memory and give the same counts: inside `fake()` a model of any size is counted in seconds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from mvar_models.config import TransformerConfig
 from mvar_models.networks.transformer import ScaleTransformer
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The two batch sizes whose difference is taken.
 SMALL, LARGE = 1, 3
 _PACKAGES = ("mvar_models", "mvar_kernels", "benchmarks")
-_HERE = __name__
 
 
 @dataclass
 class Held:
-    """bytes: of all storages. parts: bytes by the function that saved them and the type and shape of what it saved."""
+    """Bytes held for backward.
+
+    Attributes:
+        bytes: Of all storages.
+        parts: By the function that saved them, with type and width of what it saved.
+    """
 
     bytes: int = 0
     parts: Counter[str] = field(default_factory=Counter)
@@ -37,9 +42,9 @@ class Held:
 
 @contextmanager
 def counting(excluded: set[int]) -> Iterator[Held]:
-    """Counts what is saved inside; `excluded` are `storage_key`s."""
+    """Count what autograd saves inside the block, except storages whose `storage_key` is excluded."""
     held = Held()
-    storages = {}  # keeps them, so that no key is given twice
+    storages = {}  # kept alive, because a freed storage's key could be given to a new one
 
     def pack(tensor: Tensor) -> Tensor:
         key = storage_key(tensor)
@@ -48,7 +53,7 @@ def counting(excluded: set[int]) -> Iterator[Held]:
             size = tensor.untyped_storage().nbytes()
             held.bytes += size
             width = f" x {tensor.shape[-1]}" if tensor.dim() > 1 else ""
-            held.parts[f"{_who_saves()}, {str(tensor.dtype).removeprefix('torch.')}{width}"] += size
+            held.parts[f"{_saving_function()}, {str(tensor.dtype).removeprefix('torch.')}{width}"] += size
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -56,22 +61,23 @@ def counting(excluded: set[int]) -> Iterator[Held]:
 
 
 def storage_key(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage, on fake tensors too."""
     return tensor.untyped_storage()._cdata
 
 
-def _who_saves() -> str:
-    """module.function of the innermost frame of ours."""
+def _saving_function() -> str:
+    """Return "module.function" of the innermost frame that belongs to this project."""
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.split(".")[0] in _PACKAGES and module != _HERE:
+        if module.split(".")[0] in _PACKAGES and module != __name__:
             return f"{module.rsplit('.', 1)[-1]}.{frame.f_code.co_name}"
-        frame = frame.f_back
+        frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"
 
 
 def example(model: ScaleTransformer, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """labels, scale_inputs and indices of random pictures."""
+    """Draw labels (B,), scale inputs (B, L - 1, z) and indices (B, L) of random images."""
     config = model.config
     labels = torch.randint(config.num_classes, (batch,), device=device)
     inputs = torch.randn((batch, config.length - 1, config.z_channels), device=device)
@@ -79,7 +85,7 @@ def example(model: ScaleTransformer, batch: int, device: torch.device) -> tuple[
 
 
 def held_by(model: ScaleTransformer, loss: Loss, batch: int, dtype: torch.dtype) -> Held:
-    """Of one forward pass with loss; autocast to `dtype`, float32 is without."""
+    """Count one forward pass with loss under autocast to `dtype`; float32 is without autocast."""
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device
     inputs = example(model, batch, device)
@@ -92,23 +98,25 @@ def held_by(model: ScaleTransformer, loss: Loss, batch: int, dtype: torch.dtype)
     return held
 
 
-def a_picture(model: ScaleTransformer, loss: Loss, dtype: torch.dtype = torch.bfloat16) -> Held:
-    """What one more picture adds: batch 3 minus batch 1, halved."""
+def held_per_image(model: ScaleTransformer, loss: Loss, dtype: torch.dtype = torch.bfloat16) -> Held:
+    """Return what one more image adds: batch 3 minus batch 1, halved."""
     small, large = (held_by(model, loss, batch, dtype) for batch in (SMALL, LARGE))
-    steps = LARGE - SMALL
-    parts = {name: (large.parts[name] - small.parts[name]) // steps for name in large.parts}
+    images = LARGE - SMALL
+    parts = {name: (large.parts[name] - small.parts[name]) // images for name in large.parts}
     return Held(
-        (large.bytes - small.bytes) // steps, Counter({name: size for name, size in parts.items() if size})
+        (large.bytes - small.bytes) // images, Counter({name: size for name, size in parts.items() if size})
     )
 
 
 @contextmanager
 def fake() -> Iterator[None]:
-    """Inside, tensors are made with shapes and types and no memory."""
+    """Create fake tensors inside the block: shapes and types without memory."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
-def blank(kind: type[ScaleTransformer], config: TransformerConfig) -> ScaleTransformer:
-    """A model whose values were not drawn; drawing looks at values, which fake tensors lack."""
-    return type(kind.__name__, (kind,), {"init_weights": lambda self: None})(config)
+def blank(network: type[ScaleTransformer], config: TransformerConfig) -> ScaleTransformer:
+    """Build a model without initializing its weights: that reads values, which fake tensors lack."""
+    uninitialized = type(network.__name__, (network,), {"init_weights": lambda self: None})
+    model: ScaleTransformer = uninitialized(config)
+    return model

@@ -1,7 +1,7 @@
-"""VAR and MVAR in plain PyTorch, as one writes them from the papers: the model that ours is compared with, on ours' parameters.
+"""VAR and MVAR in plain PyTorch, written as in the papers, on the parameters of our models.
 
-Attention is a baseline's, first of all `scaled_dot_product_attention` with an additive (L, L) mask, the released programs' way; AdaLN, GELU and
-cross-entropy are as written down, nothing is made again, and float32 logits of the whole batch exist.
+Nothing is fused or recomputed, and float32 logits of the whole batch exist. Attention is any competitor of
+the attention suite; the released programs use `scaled_dot_product_attention` with an additive (L, L) mask.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.core.activations import Loss
 from benchmarks.core.cases import Case
-from benchmarks.suites.baselines import Baseline, DenseMask
+from benchmarks.peers.baselines import Baseline, DenseMask, Eager
 from mvar_kernels.module import MAX_LOG_SCALE
-from mvar_models.config import MVARConfig
 from mvar_models.networks.block import SelfAttention, TransformerBlock
 from mvar_models.networks.transformer import ScaleTransformer
+
+# Ways to compute a training step's loss, as the memory suite compares them.
+WAYS = ("plain, scores kept", "plain", "ours", "ours, checkpointed")
 
 
 class PlainModel:
     """Teacher-forcing logits and loss of `model`, from its parameters; no stochastic depth.
 
-    attention: any competitor of the attention suite; the released programs' way is the first. dtype: of q, k and v.
+    Args:
+        model: Whose parameters are used.
+        dtype: Type of query, key and value.
+        attention: A competitor of the attention suite; default dense SDPA with the mask.
     """
 
     def __init__(
@@ -33,15 +39,12 @@ class PlainModel:
         self.attend = (attention or DenseMask()).prepare(case_of(model, 1, dtype), device)
 
     def loss(self, labels: Tensor, scale_inputs: Tensor, indices: Tensor) -> Tensor:
+        """Return the mean cross-entropy; arguments as `ScaleTransformer.loss`."""
         logits = self.logits(labels, scale_inputs)
-        return (
-            F.cross_entropy(logits.flatten(0, 1), indices.flatten(), reduction="none")
-            .view(indices.shape)
-            .mean()
-        )
+        return F.cross_entropy(logits.flatten(0, 1), indices.flatten())
 
     def logits(self, labels: Tensor, scale_inputs: Tensor) -> Tensor:
-        """(B, L, V) float32."""
+        """Return (B, L, V) float32."""
         model = self.model
         class_embedding = model.class_embedding(labels)
         hidden = _embed(model, class_embedding, scale_inputs)
@@ -64,23 +67,44 @@ class PlainModel:
     def _attention(self, attention: SelfAttention, normed: Tensor) -> Tensor:
         query, key, value = _qkv(attention, normed).to(self.dtype).unbind(2)
         factor = None if attention.log_scale is None else attention.log_scale.clamp_max(MAX_LOG_SCALE).exp()
-        if factor is None:  # baselines know head_dim^-0.5 alone
+        if factor is None:
+            # Baselines scale scores by head_dim^-0.5; the model has a scale of its own.
             query = query * (attention.scale * query.shape[-1] ** 0.5)
         return attention.proj(self.attend(query, key, value, factor).flatten(2))
 
 
+def loss_of(model: ScaleTransformer, way: str, dtype: torch.dtype) -> Loss:
+    """Return the loss of `model` computed in one of `WAYS`; `dtype` is that of query, key and value."""
+    if way not in WAYS:
+        raise ValueError(f"way must be one of {WAYS}, got {way!r}")
+    model.gradient_checkpointing = way == "ours, checkpointed"
+    if way == "plain":
+        return PlainModel(model, dtype).loss
+    if way == "plain, scores kept":
+        return PlainModel(model, dtype, Eager()).loss
+    return model.loss
+
+
 def case_of(model: ScaleTransformer, batch: int, dtype: torch.dtype, direction: str = "both") -> Case:
-    """The attention of a model's block as a case."""
+    """Return the attention inside a model's blocks as a case."""
     config = model.config
-    windows = (
-        {"kernel_size": config.kernel_size, "dense_scales": config.dense_scales}
-        if isinstance(config, MVARConfig)
-        else {"causal": True}
-    )
+    windows = {
+        name: getattr(config, name)
+        for name in ("kernel_size", "dense_scales")
+        if name in config.field_names()
+    }
     return Case(
-        config.model_type, tuple(config.sides), batch=batch, heads=config.num_heads, head_dim=config.head_dim, dtype=dtype,
-        cosine=config.cosine_attention, direction=direction, **windows,
-    )  # fmt: skip
+        config.model_type,
+        tuple(config.sides),
+        batch=batch,
+        heads=config.num_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        cosine=config.cosine_attention,
+        direction=direction,
+        causal=not config.scales_alone,
+        **windows,
+    )
 
 
 def _embed(model: ScaleTransformer, class_embedding: Tensor, scale_inputs: Tensor) -> Tensor:
