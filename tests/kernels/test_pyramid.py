@@ -83,11 +83,27 @@ def test_kernel_size_per_scale():
     assert pyramid.windows == ((3, 4), (3, 3), (2, 6))
     assert Pyramid([4, 4], kernel_size=(2, 3)).windows == ((2, 3), (2, 3))
     assert Pyramid([4, 4], kernel_size=3, dense_scales=1).windows == ((4, 4), (3, 3))
+    assert Pyramid([4, 4], kernel_size=3, dense_scales=2).windows == ((4, 4), (4, 4))
+    assert Pyramid([6, 9]).windows == ((6, 6), (7, 7)), "the default is 7 x 7"
+
+
+def test_select_keeps_the_windows():
+    selected = Pyramid([2, (3, 5), 9, 9], kernel_size=3, dense_scales=2).select(range(1, 3))
+    assert selected.sides == ((3, 5), (9, 9))
+    assert selected.windows == ((3, 5), (3, 3))
+    assert selected.offsets == (0, 15)
+
+
+def test_dense_blocks_are_those_whose_window_is_the_grid():
+    dense, windowed = Pyramid([3, (4, 5)], kernel_size=[None, (4, 3)]).neighborhood().blocks
+    assert dense.is_dense is True
+    assert windowed.is_dense is False
 
 
 def test_value_semantics():
     first, second = Pyramid([1, 2, 8], 3, 1), Pyramid(((1, 1), (2, 2), (8, 8)), [None, 3, 3])
     assert first == second and hash(first) == hash(second) and first != Pyramid([1, 2, 8], 5)
+    assert first != "a pyramid"
     assert pickle.loads(pickle.dumps(first)) == first
     assert pickle.loads(pickle.dumps(first)).offsets == (0, 1, 5)
     assert "length=69" in repr(first)
@@ -123,6 +139,8 @@ def test_neighborhoods_survive_the_operators_schema(seed):
     [
         (([],), ValueError, "at least one scale"),
         (([0],), ValueError, "sides must be at least 1, got 0"),
+        (([(0, 3)],), ValueError, r"^sides .*\(0, 3\)"),
+        (([(3, 0)],), ValueError, r"^sides .*\(3, 0\)"),
         (([1.5],), TypeError, "sides must be an int or a pair"),
         ((5,), TypeError, "sides must be a sequence"),
         (([2, (1, 2, 3)],), ValueError, "sides must be an int or a .* pair"),
@@ -130,7 +148,8 @@ def test_neighborhoods_survive_the_operators_schema(seed):
         (([2, 3], [3]), ValueError, r"one entry per scale \(2\), got 1"),
         (([2, 3], 3, 3), ValueError, r"dense_scales must be between 0 and the number of scales \(2\), got 3"),
         (([2, 3], 3, -1), ValueError, "dense_scales"),
-        (([2, 3], True), TypeError, "kernel_size must be an int"),
+        (([2, 3], True), TypeError, "^kernel_size must be an int"),
+        (([2, 3], 3, 1.5), TypeError, "^dense_scales must be an int"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):
