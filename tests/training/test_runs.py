@@ -111,9 +111,7 @@ def test_a_nan_loss_stops_with_the_checkpoint_intact(pretrained, monkeypatch):
         return (loss * float("nan") if step == 4 else loss), figures
 
     monkeypatch.setattr(TransformerTask, "loss", poisoned)
-    with pytest.raises(
-        FloatingPointError, match="the loss of step 5 is nan; the checkpoint of step 4 is intact"
-    ):
+    with pytest.raises(FloatingPointError, match=r"loss of step 5 is nan; .*step 4 is intact"):
         runs.train_transformer(run)
     assert run.folder.last_step() == 4
     assert run.folder.metrics()[-1]["step"] == 4
@@ -129,5 +127,5 @@ def test_wrong_runs(tmp_path, pretrained):
         new_run(pretrained, "run")
     with pytest.raises(FileNotFoundError, match=r"holds no run: .*config.yaml"):
         runs.start_transformer_run(resume=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="is a transformer run, this command trains a vqvae"):
+    with pytest.raises(ValueError, match=r"transformer run.*vqvae"):
         runs.start_vqvae_run(resume=str(pretrained / "run"))
