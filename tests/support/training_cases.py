@@ -1,5 +1,4 @@
-"""Training of tiny models on made-up codes, in this process or as one of several; run as a program it is one
-of torchrun's processes.
+"""Training of tiny models on synthetic codes, in this process or as one of torchrun's.
 
 torchrun --nproc-per-node 2 tests/support/training_cases.py OUT
 """
@@ -22,7 +21,7 @@ from mvar_models.training.vqvae_task import VQVAETask
 
 from tiny_models import tiny_mvar, tiny_vqvae
 
-# Name -> settings: what several processes must do just as one. Batch 7 is not divisible by anything.
+# Name -> settings of runs that several processes must do as one does. A batch of 7 has no equal parts.
 CASES = {
     "ddp": dict(ema=0.9),
     "uneven": dict(batch_size=7, accumulate=2),
@@ -32,7 +31,7 @@ CASES = {
     "fsdp_uneven": dict(fsdp=True, batch_size=7, accumulate=3),
 }
 FP16 = dict(fsdp=True, precision="fp16", steps=16)
-# A checkpoint of step 2 that the other number of processes goes on with.
+# A run whose checkpoint of step 2 is continued by another number of processes.
 SHARED = dict(fsdp=True, ema=0.9, steps=5)
 
 
@@ -45,9 +44,8 @@ def new_loop(folder, processes=None, report=None, **settings):
     given = dict(data="tiny", steps=4, batch_size=6, lr=1e-2, drop_path=0.3, label_drop=0.3)
     config = TransformerSettings(**{**given, **settings, "out": str(folder)})
     processes = processes or Processes.from_environment("cpu").connect(always=config.fsdp)
-    run = processes.on_first(
-        lambda: RunFolder.create(config) if not (Path(folder) / "config.yaml").exists() else RunFolder(folder)
-    )
+    begun = (Path(folder) / "config.yaml").exists()
+    run = processes.on_first(lambda: RunFolder(folder) if begun else RunFolder.create(config))
     task = TransformerTask(tiny_mvar(), tiny_vqvae(), tiny_tokens(), tiny_tokens(1, 17), config)
     loop = Loop(task, config, run, report, processes)
     loop.resume()
@@ -55,7 +53,7 @@ def new_loop(folder, processes=None, report=None, **settings):
 
 
 def new_vqvae_loop(folder, processes=None):
-    """A small VQVAE of the digits, long enough for dead codes to be put to work once (step 21)."""
+    """A small VQVAE of the digits, long enough for dead codes to be restarted once, in step 21."""
     processes = processes or Processes.from_environment("cpu").connect()
     config = VQVAESettings(
         data="digits",

@@ -1,6 +1,4 @@
-"""Several processes train as one does, whole (DDP) or in shards (FSDP); one that dies ends the run with a
-clear message.
-"""
+"""Several processes train as one does, with DDP or FSDP, and the loss of one ends the run with a message."""
 
 import os
 import re

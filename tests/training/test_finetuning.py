@@ -1,6 +1,4 @@
-"""From a checkpoint to a trained model: VAR's weights in MVAR, the released figures through the trainer,
-classes, averages, precisions.
-"""
+"""The golden VAR becomes the golden MVAR in the trainer, with its loss and gradients."""
 
 import logging
 

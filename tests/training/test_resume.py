@@ -1,6 +1,4 @@
-"""Whatever ends a run - kill -9, signals, a full disk, NaN, other data - nothing is lost, the message says
-so, and it goes on to the bit.
-"""
+"""Whatever ends a run (kill -9, signals, a full disk, NaN, other data), it can be resumed to the same bits."""
 
 import json
 import random

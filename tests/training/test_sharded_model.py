@@ -1,6 +1,4 @@
-"""Two processes, each with half a batch, give one process's loss and gradients: DDP, and parameters sharded
-block by block.
-"""
+"""Two processes with half a batch each give one process's loss and gradients, with DDP and sharded blocks."""
 
 import socket
 import sys

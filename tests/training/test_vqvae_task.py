@@ -1,6 +1,4 @@
-"""Training the VQVAE: it learns, resumes to the bit with its discriminator, keeps codes alive, and takes
-folders as they come.
-"""
+"""A VQVAE learns, resumes to the same bits with its discriminator, and takes folders as they come."""
 
 import logging
 
