@@ -1,4 +1,4 @@
-"""Whatever ends a run (kill -9, signals, a full disk, NaN, other data), it can be resumed to the same bits."""
+"""Whatever ends a run (kill -9, signals, a full disk, NaN, other data), it resumes to the same bits."""
 
 import json
 import random
