@@ -37,7 +37,7 @@ _SLOW = (
     "training/test_loop.py::test_compiled_blocks_train_alike",
     "training/test_resume.py",
     "training/test_sharded_model.py",
-    "training/test_vqvae_training.py",
+    "training/test_vqvae_task.py",
     "triton",
 )
 
