@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from mvar_models import MVARPipeline
-from mvar_models.cli.main import main
+from mvar_models.training.runs import start_transformer_run, train_transformer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", nargs="?", type=Path)
 parser.add_argument("--out", type=Path, default=Path("runs/example"))
-parser.add_argument("--steps", default="8")
+parser.add_argument("--steps", type=int, default=8)
 arguments = parser.parse_args()
 
 folder = arguments.folder or arguments.out.with_name("stripes")
@@ -28,9 +28,9 @@ if arguments.folder is None:
             Image.fromarray(stripes.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 # The same as `mvar finetune --model var-digits --data FOLDER ...` in a shell.
-options = ["--kernel-size", "3", "--dense-scales", "3", "--steps", arguments.steps, "--batch-size", "8"]
-command = ["finetune", "--model", "var-digits", "--data", str(folder), "--out", str(arguments.out)]
-main([*command, *options, "--lr", "1e-3", "--device", "cpu"], standalone_mode=False)
+shape = {"kernel_size": 3, "dense_scales": 3, "batch_size": 8, "lr": 1e-3, "steps": arguments.steps}
+run = start_transformer_run(data=str(folder), out=str(arguments.out), init="var-digits", **shape)
+print(f"held-out cross-entropy {train_transformer(run)['val_loss']:.3f} nats per code")
 
 pipeline = MVARPipeline.from_pretrained(arguments.out / "model")
 pipeline(pipeline.model.config.class_names[:1], seed=0)[0].save(arguments.out / "sample.png")

@@ -35,7 +35,7 @@ Images = list[Image.Image] | np.ndarray | Tensor
 Decoded = np.ndarray | Tensor
 
 _RELEASED_VQVAE = "vae-ch160v4096z32"
-# Pixels decoded at a time: four images of 256 px. The released decoder holds about 0.3 GB for each in float32.
+# Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
 _OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -56,7 +56,7 @@ class DrawOptions(TypedDict, total=False):
 
 
 class Pipeline:
-    """A transformer, the VQVAE whose codes it predicts, and the checkpoint's sampling preset."""
+    """A transformer, the VQVAE whose codes it predicts, and the preset that the checkpoint samples with."""
 
     model_class: ClassVar[type[ScaleTransformer]]
 
@@ -200,28 +200,29 @@ class Pipeline:
 
         Args:
             labels: Class numbers or names.
-            seed: An int, and image i takes seed + i; or one int per image. The random numbers of an image depend on
-                its seed alone.
-            guidance_scale: Weight of classifier-free guidance at the finest scale. Default: the checkpoint's preset.
-            top_k: Codes to draw from, at most; 0 is off. Default: the checkpoint's preset.
-            top_p: Probability of the codes to draw from, at least; 0 is off. Default: the checkpoint's preset.
+            seed: An int, and image i takes seed + i; or one int per image. The random numbers of an image
+                depend on its seed alone.
+            guidance_scale: Weight of classifier-free guidance at the finest scale. Default: the preset.
+            top_k: Codes to draw from, at most; 0 is off. Default: the preset.
+            top_p: Probability of the codes to draw from, at least; 0 is off. Default: the preset.
             sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.
             more_smooth: Same as sampler="smooth": mix codes, which looks nicer and is not for metrics.
-            output_type: "pil"; "np", (B, R, R, 3) uint8; "pt", (B, 3, R, R) float32 in [0, 1] on the model's device.
+            output_type: "pil"; "np" for (B, R, R, 3) uint8; "pt" for (B, 3, R, R) float32 in [0, 1] on the
+                model's device.
             batch_size: Images drawn at a time, which bounds memory.
-            batch_invariant: Compute every image by itself, so that its bits do not depend on the others. Products of
-                another batch size round differently, which changes a pixel or a code now and then. Default: on a
-                CPU, where it costs little unless the model is tiny.
+            batch_invariant: Compute every image by itself, so that its bits do not depend on the others.
+                Products of other batch sizes round differently, which now and then changes a pixel or a code.
+                Default: on a CPU, where it costs little unless the model is tiny.
             on_scale: Called with the index of the scale and f_hat after each scale of each batch.
-            return_scales: Also return the images after each scale. Every scale of every image is then decoded.
+            return_scales: Also return the images after each scale; each of them is decoded.
             progress: Show a bar.
 
         Returns:
-            A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of that and
-            a list of the same with one entry per scale.
+            A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of
+            that and a list of the same with one entry per scale.
 
         Raises:
-            ValueError: an unknown label, sampler or output type, a wrong number of seeds, filters out of range.
+            ValueError: unknown label, sampler or output type, wrong number of seeds, filters out of range.
         """
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}")
@@ -270,7 +271,7 @@ class Pipeline:
         return (joined[-1], joined) if return_scales else joined[-1]
 
     def _decode(self, f_hat: Tensor, output_type: str) -> Decoded:
-        """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8 arrays."""
+        """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8."""
         step = fit_batch(_PIXELS_AT_A_TIME, self.vqvae.config.resolution**2)
         decoded = (self.vqvae.decode_latents(part.to(self.vqvae.dtype)) for part in f_hat.split(step))
         if output_type == "pt":

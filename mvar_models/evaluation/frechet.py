@@ -6,7 +6,9 @@ import numpy as np
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Squared Frechet distance between Gaussians fitted to both sets: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2).
+    """Compute the squared Frechet distance between Gaussians that are fitted to both sets.
+
+    It is |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) for means m and covariances S.
 
     Args:
         first: (n, d) features, at least two rows.
@@ -16,6 +18,6 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     cov1, cov2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # S1 S2 has the eigenvalues of the symmetric S1^1/2 S2 S1^1/2, which eigvalsh finds without complex roundoff.
+    # S1 S2 and the symmetric S1^1/2 S2 S1^1/2 have the same eigenvalues; those of the latter stay real.
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0)).sum()
     return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)

@@ -37,8 +37,8 @@ def held_out_losses(
     """Average the cross-entropy of each token over examples.
 
     Args:
-        losses: Takes labels (n,), scale inputs (n, L - 1, z) and indices (n, L), and returns cross-entropies (n, L)
-            in nats; `model.token_losses` does.
+        losses: Takes labels (n,), scale inputs (n, L - 1, z) and indices (n, L), and returns cross-entropies
+            (n, L) in nats, as `model.token_losses` does.
         quantizer: The quantizer of the VQVAE that made the codes; the batches go to its device.
         examples: The held-out examples.
         batch_size: Examples per forward pass and process.

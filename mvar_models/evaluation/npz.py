@@ -1,8 +1,9 @@
-"""The file that the field's FID programs read: every class equally often, uint8, (N, R, R, 3) under `arr_0` of one .npz.
+"""The file that FID programs read: every class equally often, (N, R, R, 3) uint8 as `arr_0` of one .npz.
 
-Picture i has label i // per_class and seed `seed` + i, and pictures are drawn in batches that depend on i alone. So any number of processes
-gives the same file: process r of n draws every n-th part, parts appear complete or not at all, and whoever finds all of them joins them. A
-stopped run goes on where it was, and a finished one has nothing to do.
+Image i has label i // per_class and seed `seed` + i, and the batch it is drawn in depends on i alone. So
+any number of processes gives the same file: process r of n draws every n-th part, parts appear complete or
+not at all, and the process that finds all of them joins them. A stopped run continues where it was; a
+finished one does nothing.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def write_npz(
     """Draw this process's parts of the file, and join them when all are there.
 
     Args:
-        per_class: pictures of each class, in the order of the labels.
-        batch_size: pictures drawn at a time, which is also a part; another value is another run.
+        pipeline: Draws the images.
+        file: The .npz to write; the parts lie in a folder next to it.
+        per_class: Images of each class, in the order of the labels.
+        seed: Seed of the first image.
+        batch_size: Images drawn at a time, which is also the size of a part; another value is another run.
         rank, world_size: which process of how many this is.
         checkpoint: what the pipeline was loaded from; a folder of parts made with another one is refused.
-        report: called with pictures done by this process and its share.
+        report: Called with the number of parts this process has done and of those it has to do.
         options: as for the pipeline's call.
 
     Returns:
@@ -62,7 +66,7 @@ def write_npz(
         "per_class": per_class,
         "seed": seed,
         "batch_size": batch_size,
-        "pictures": total,
+        "pictures": total,  # the name that files of version 0.1.0 have
         **options,
     }
     if file.exists():
@@ -72,17 +76,17 @@ def write_npz(
             f"{file} exists already and was made with other settings; remove it or choose another name"
         )
     parts = file.with_name(file.name + ".parts")
-    claim(parts / _SETTINGS, settings, "pictures")
+    claim(parts / _SETTINGS, settings, "images")
     starts = range(0, total, batch_size)
     mine = starts[rank::world_size]
     for done, start in enumerate(mine):
         target = _part(parts, start)
         if not target.exists():
-            which = range(start, min(start + batch_size, total))
-            labels, seeds = [i // per_class for i in which], [seed + i for i in which]
-            pictures = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options)
+            members = range(start, min(start + batch_size, total))
+            labels, seeds = [i // per_class for i in members], [seed + i for i in members]
+            images = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options)
             with replacing(target) as temporary:
-                np.save(temporary, pictures)
+                np.save(temporary, images)
         if report is not None:
             report(done + 1, len(mine))
     if not all(_part(parts, start).exists() for start in starts):
@@ -97,7 +101,7 @@ def _part(parts: Path, start: int) -> Path:
 
 
 def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any], side: int) -> bool:
-    """Two processes that both find all parts write the same file; the one that is late finds the parts removed."""
+    """Join the parts; two processes may do it at once, and the later one may find them removed."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (settings["pictures"], side, side, 3)}
     try:
         with replacing(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:

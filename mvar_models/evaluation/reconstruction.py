@@ -1,4 +1,4 @@
-"""How well a VQVAE gives pictures back, in numbers and side by side."""
+"""How well a VQVAE reconstructs images, in numbers and side by side."""
 
 from __future__ import annotations
 
@@ -18,29 +18,35 @@ from mvar_models.networks.vqvae import VQVAE
 
 _SHOWN = 8
 _CHECKED = 16
-# Decoded at a time: the released decoder holds about 0.3 GB for a picture of 256 px.
+# Images and pixels decoded at a time: the released decoder holds about 0.3 GB per image of 256 px.
 _BATCH, _PIXELS = 8, 8 * 256 * 256
-# A VQVAE that has seen such pictures is far above both: released ones reach 20 dB and more on photographs.
+# A VQVAE that was trained on similar images is far above both: released ones exceed 20 dB on photographs.
 _POOR = 18.0
 _OVER_FLAT = 3.0
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """psnr: mean over pictures, in dB; flat: the same of pictures replaced by their mean colour, what a VQVAE must beat by far."""
+    """How a VQVAE did on some images.
+
+    Attributes:
+        psnr: Peak signal-to-noise ratio in dB, averaged over images.
+        flat: The same for images replaced by their mean colour, which a VQVAE must beat by far.
+        image: Up to eight originals above their reconstructions.
+    """
 
     psnr: float
     flat: float
-    picture: Image.Image
+    image: Image.Image
 
     @property
     def fits(self) -> bool:
-        """Whether the VQVAE gives such pictures back: by 18 dB, or 3 dB better than their mean colours would."""
+        """Whether the VQVAE suits such images: 18 dB, or 3 dB more than their mean colours would give."""
         return self.psnr >= _POOR or self.psnr >= self.flat + _OVER_FLAT
 
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
-    """Of pictures (n, 3, R, R) in [-1, 1]: encoded, decoded, compared; the first eight are drawn."""
+    """Encode and decode images (n, 3, R, R) in [-1, 1], and compare."""
     parts = images.split(fit_batch(_PIXELS, vqvae.config.resolution**2, most=_BATCH))
     back = torch.cat(
         [vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in parts]
@@ -68,12 +74,12 @@ def check_reconstruction(vqvae: VQVAE, source: ImageSource, file: Path) -> Recon
         raise ValueError(f"none of {min(_CHECKED, len(source))} images can be read; {name} {reason}")
     found = reconstruct(vqvae, images)
     with replacing(file) as temporary:
-        found.picture.save(temporary)
+        found.image.save(temporary)
     return found
 
 
 def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:
-    """Up to eight originals above their reconstructions; both (n, 3, R, R)."""
+    """Draw up to eight originals above their reconstructions; both are (n, 3, R, R) in [-1, 1]."""
     shown = min(_SHOWN, len(originals))
     return grid(
         to_pil(torch.cat([originals[:shown].cpu().float(), reconstructions[:shown].cpu().float()])),
@@ -82,6 +88,6 @@ def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture of (n, 3, R, R) in [-1, 1], in dB: (n,)."""
+    """Compute the peak signal-to-noise ratio of each of (n, 3, R, R) images in [-1, 1], in dB: (n,)."""
     error = (images - originals).square().mean(dim=(1, 2, 3)).clamp_min(1e-12)
     return 10 * torch.log10(4 / error)

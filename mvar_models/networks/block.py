@@ -20,7 +20,10 @@ from mvar_models.networks.state import KVCache
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with packed qkv; with cosine attention each head learns a factor exp(min(log_scale, log 100))."""
+    """Multi-head attention with packed qkv.
+
+    With cosine attention each head learns the factor exp(min(log_scale, log 100)) of its logits.
+    """
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
@@ -69,8 +72,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and feed-forward as residual branches, modulated by six vectors of width C per image.
 
-    With shared AdaLN the vectors are computed once for all blocks and each block learns an offset; otherwise each
-    block has a linear layer of its own.
+    With shared AdaLN the vectors are computed once for all blocks and each block learns an offset; otherwise
+    each block has a linear layer of its own.
     """
 
     def __init__(self, config: TransformerConfig, index: int) -> None:

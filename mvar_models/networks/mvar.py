@@ -12,7 +12,10 @@ from mvar_models.networks.var import VAR
 
 
 class MVAR(ScaleTransformer):
-    """Attends within scales, so it is Markov over scales and space; any consecutive scales can be computed alone."""
+    """Attends within scales, so it is Markov over scales and space.
+
+    Any consecutive scales can be computed by themselves.
+    """
 
     config: MVARConfig
     config_class = MVARConfig

@@ -1,7 +1,8 @@
 """Multi-scale residual quantization (VAR, arXiv 2404.02905, algorithms 1 and 2).
 
-A latent is coded coarse to fine: each scale codes what the coarser ones left over. f_hat is the running sum; the input that a transformer
-sees at scale s + 1 is f_hat of scales 1 .. s resized to that scale, which is what makes MVAR a Markov chain over scales.
+A latent is coded coarse to fine: each scale codes what the coarser ones left over. f_hat is the running
+sum. The input that a transformer sees at scale s + 1 is f_hat of scales 1 .. s, resized to that scale,
+which is what makes MVAR a Markov chain over scales.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mvar_models.config import VQVAEConfig
 
 
 class ResidualConvolution(nn.Conv2d):
-    """phi(x) = (1 - r) x + r conv3x3(x), applied to a scale's codes after they are resized."""
+    """Applies phi(x) = (1 - r) x + r conv3x3(x) to the code vectors of a scale after they are resized."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
@@ -27,7 +28,10 @@ class ResidualConvolution(nn.Conv2d):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Codes of all scales packed coarse to fine, row-major inside a scale; L tokens of z channels, latents (B, z, h, h)."""
+    """Converts latents (B, z, h, h) to codes (B, L) and back.
+
+    Tokens are packed coarse to fine, row by row inside a scale.
+    """
 
     code_usage: Tensor
 
@@ -40,11 +44,12 @@ class MultiScaleQuantizer(nn.Module):
             for _ in range(config.num_residual_convolutions)
         )
         self.convolution_of_scale = config.residual_convolution_of_scale
-        # Moving average of how often each code is drawn at each scale; part of the released files, unused by inference.
+        # Moving average of how often each code occurs at each scale. Released files have it; inference
+        # ignores it.
         self.register_buffer("code_usage", torch.zeros(len(config.sides), config.vocab_size))
 
     def quantize(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent (B, z, h, h) -> indices (B, L) int64 and f_hat (B, z, h, h)."""
+        """Quantize a latent (B, z, h, h); returns the indices (B, L) int64 and f_hat (B, z, h, h)."""
         rest = features.float()
         f_hat = torch.zeros_like(rest)
         indices = []
@@ -57,10 +62,13 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(indices, dim=1), f_hat
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantization with gradients, for training.
+        """Quantize a latent (B, z, h, h) with gradients, for training.
 
-        Returns f_hat (B, z, h, h) with the straight-through gradient to `features`; the codebook's loss (codes move to the latent); the
-        commitment loss (the latent moves to its codes), both averaged over scales; and the indices (B, L).
+        Returns:
+            f_hat (B, z, h, h), with the straight-through gradient to `features`.
+            The codebook loss, which moves codes to the latent, averaged over scales.
+            The commitment loss, which moves the latent to its codes, averaged over scales.
+            The indices (B, L) int64.
         """
         features = features.float()
         rest, f_hat = features.detach(), torch.zeros_like(features)
@@ -82,7 +90,7 @@ class MultiScaleQuantizer(nn.Module):
         )
 
     def pool(self, features: Tensor, scale: int) -> Tensor:
-        """Resize (B, z, h, h) to the scale's side; the last scale is taken as it is."""
+        """Resize (B, z, h, h) to the side of a scale; the finest scale needs no resizing."""
         side = self.sides[scale]
         return (
             features
@@ -91,20 +99,20 @@ class MultiScaleQuantizer(nn.Module):
         )
 
     def nearest_codes(self, features: Tensor) -> Tensor:
-        """Nearest code by squared distance for every place: (B, z, n, n) -> (B, n * n)."""
+        """Return the nearest code of every position by squared distance: (B, z, n, n) -> (B, n * n)."""
         batch, channels = features.shape[:2]
         vectors = features.permute(0, 2, 3, 1).reshape(-1, channels)
         codebook = self.codebook.weight.float()
-        # |v|^2 is the same for every code, so it is left out of |v - e|^2.
+        # |v|^2 is the same for every code, so |v - e|^2 is compared without it.
         distance = torch.addmm(codebook.square().sum(dim=1), vectors, codebook.T, alpha=-2)
         return distance.argmin(dim=1).view(batch, -1)
 
     def contribution(self, indices: Tensor, scale: int) -> Tensor:
-        """What one scale's codes (B, n * n) add to f_hat: (B, z, h, h)."""
+        """Return what the codes (B, n * n) of one scale add to f_hat: (B, z, h, h)."""
         return self.contribution_of_vectors(self.codebook(indices), scale)
 
     def contribution_of_vectors(self, vectors: Tensor, scale: int) -> Tensor:
-        """The same for code vectors (B, n * n, z), for instance mixtures of codes."""
+        """Return what vectors (B, n * n, z) of one scale add to f_hat: codes' vectors or mixtures of them."""
         side, final_side = self.sides[scale], self.sides[-1]
         features = vectors.transpose(1, 2).reshape(vectors.shape[0], -1, side, side)
         if side != final_side:
@@ -112,12 +120,12 @@ class MultiScaleQuantizer(nn.Module):
         return self.residual_convolutions[self.convolution_of_scale[scale]](features)
 
     def embed(self, indices: Tensor) -> Tensor:
-        """Indices (B, L) -> f_hat (B, z, h, h), the latent that the decoder takes."""
+        """Convert indices (B, L) to f_hat (B, z, h, h), the latent that the decoder takes."""
         *_, f_hat = self.accumulate(indices)
         return f_hat
 
     def accumulate(self, indices: Tensor) -> Iterator[Tensor]:
-        """f_hat after each scale; earlier values stay valid."""
+        """Yield f_hat (B, z, h, h) after each scale of indices (B, L); tensors yielded stay valid."""
         f_hat: Tensor | None = None
         offset = 0
         for scale, side in enumerate(self.sides):
@@ -127,11 +135,11 @@ class MultiScaleQuantizer(nn.Module):
             yield f_hat
 
     def next_input(self, f_hat: Tensor, scale: int) -> Tensor:
-        """Transformer input of `scale`: f_hat of the scales before it, resized: (B, n * n, z)."""
+        """Return the transformer input of `scale`, (B, n * n, z): f_hat of the scales before it, resized."""
         return self.pool(f_hat, scale).flatten(2).transpose(1, 2)
 
     def scale_inputs(self, indices: Tensor) -> Tensor:
-        """Teacher-forcing inputs of scales 2 .. S for indices (B, L): (B, L - 1, z)."""
+        """Return the inputs of all scales but the coarsest under teacher forcing: (B, L) -> (B, L - 1, z)."""
         last = len(self.sides) - 1
         inputs = [
             self.next_input(f_hat, s + 1) for s, f_hat in enumerate(self.accumulate(indices)) if s < last

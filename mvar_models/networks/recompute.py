@@ -1,12 +1,21 @@
-"""The two halves of a transformer block around attention, which keep little for backward and make the rest again there.
+"""The halves of a transformer block before and after attention, which keep little and recompute the rest.
 
-Autograd alone keeps every operand: of a block with n tokens of width C under bfloat16 autocast that is 24 n C values of two bytes (539 MB a
-picture for all of d16 at 256 px). Here the first half keeps its input; the second keeps the block's input and the output of attention, which are
-held anyway, the input of GELU and the output of the feed-forward network: with q, k and v 11 n C (249 MB). Made again in backward: both norms,
-GELU and one product of n C^2 (the projection), 3 % of a step's products. The values are the same bits: backward repeats what forward did.
+    step                       kept for backward        recomputed in backward
+    norm, qkv                  its input (2 n C)        the norm
+    attention                  q, k, v, output (4 n C)  -
+    proj, gate, residual       -                        all, one product of n C^2
+    norm, fc1                  output of fc1 (4 n C)    the norm
+    GELU, fc2                  output of fc2 (n C)      GELU
+    in all                     11 n C, autograd: 24     3 % of a step's products
 
-Shapes: B pictures, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: autocast's where it is on, else the
-weights'. Weights are cast for the call, so no copies of them are kept either.
+Counts are values of two bytes per image of n tokens and width C, with bfloat16 autocast; the input of a block
+is float32. Backward repeats what forward did, so the values are the same bits.
+
+Selective checkpointing of torch.utils.checkpoint is as fast and keeps as little (docs/measurements.md), but
+saved_tensors_hooks, by which benchmarks count what training holds, do not see its cache.
+
+Shapes: B images, n tokens, C width; gates, scales and shifts are (B, 1, C). Types follow `F.linear`: that of
+autocast if it is on, else the weights'. Weights are cast for the call, so no copies of them are kept either.
 """
 
 from __future__ import annotations
@@ -22,12 +31,12 @@ NORM_EPS = 1e-6
 
 
 def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """AdaLN: LayerNorm without weights, times 1 + scale, plus shift."""
+    """Apply AdaLN: LayerNorm without weights, times 1 + scale, plus shift."""
     return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 def modulated_linear(hidden: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """linear(modulated_norm(hidden)): (B, n, C) -> (B, n, F); backward keeps `hidden` alone."""
+    """Apply a linear layer to modulated_norm(hidden): (B, n, C) -> (B, n, F), keeping `hidden` alone."""
     if not torch.is_grad_enabled():
         return F.linear(modulated_norm(hidden, scale, shift).to(_linear_dtype(weight)), weight, bias)
     return _ModulatedLinear.apply(hidden, scale, shift, weight, bias)
@@ -44,9 +53,20 @@ def after_attention(
     fc2: nn.Linear,
     gate2: Tensor,
 ) -> Tensor:
-    """The rest of a block: h = hidden + gate1 proj(attended), then h + gate2 fc2(gelu(fc1(modulated_norm(h, scale, shift)))).
+    """Compute the rest of a block.
 
-    hidden: (B, n, C), the block's input. attended: (B, n, C), heads side by side.
+    It is h = hidden + gate1 proj(attended), then h + gate2 fc2(gelu(fc1(modulated_norm(h, scale, shift)))).
+
+    Args:
+        hidden: (B, n, C), the block's input.
+        attended: (B, n, C), heads concatenated.
+        gate1: Factor of the attention branch.
+        proj: Projection after attention.
+        scale: Of the second norm.
+        shift: Of the second norm.
+        fc1: First layer of the feed-forward network.
+        fc2: Second layer.
+        gate2: Factor of the feed-forward branch.
     """
     if not torch.is_grad_enabled():
         hidden = hidden + proj(attended) * gate1
@@ -57,7 +77,7 @@ def after_attention(
 
 
 def is_plain(*linears: nn.Module) -> bool:
-    """Whether reading weight and bias is all there is to these modules: nobody replaced, wrapped or hooked them (adapters, offloading)."""
+    """Return whether these are linear layers that no adapter or offloading replaced, wrapped or hooked."""
     return all(
         type(each) is nn.Linear
         and "forward" not in each.__dict__
@@ -68,7 +88,7 @@ def is_plain(*linears: nn.Module) -> bool:
 
 
 def _linear_dtype(weight: Tensor) -> torch.dtype:
-    """The type that a product with `weight` runs in; autocast leaves float64 alone."""
+    """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type
     if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -76,14 +96,17 @@ def _linear_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Explicit casts: autocast's own would be cached without a gradient when made inside a Function."""
+    # Casts are explicit: autocast would cache its own without a gradient, as they happen inside a Function.
     return F.linear(inputs.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def _linear_backward(
     grad: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the inputs, and as far as needed of weight and bias; `grad` and `inputs` are of the type the product ran in."""
+    """Return the gradients of the inputs and, if needed, of weight and bias.
+
+    `grad` and `inputs` have the type that the product ran in.
+    """
     flat = grad.flatten(0, 1)
     return (
         grad @ weight.to(grad.dtype),
@@ -102,7 +125,7 @@ def _over_tokens(product: Tensor, like: Tensor) -> Tensor:
 
 
 class _Norm:
-    """`modulated_norm` with what its gradient needs."""
+    """Computes `modulated_norm` and keeps what its gradient needs."""
 
     def __init__(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> None:
         self.hidden, self.scale, self.shift = hidden, scale, shift
@@ -112,7 +135,7 @@ class _Norm:
         self.out = self.normed * (1 + scale) + shift
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of hidden, scale and shift from that of `out`."""
+        """Return the gradients of hidden, scale and shift, given that of `out`."""
         grad_normed = (grad * (1 + self.scale)).to(self.normed.dtype)
         grad_hidden, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad_normed,
@@ -150,7 +173,8 @@ class _ModulatedLinear(torch.autograd.Function):
 class _AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, attended: Tensor, gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
+        ctx: Any, hidden: Tensor, attended: Tensor,
+        gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
         proj: Tensor, proj_bias: Tensor, fc1: Tensor, fc1_bias: Tensor, fc2: Tensor, fc2_bias: Tensor,
     ) -> Tensor:  # fmt: skip
         dtype = _linear_dtype(fc1)
@@ -167,22 +191,9 @@ class _AfterAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            hidden,
-            attended,
-            inner,
-            branch,
-            gate1,
-            scale,
-            shift,
-            gate2,
-            proj,
-            proj_bias,
-            fc1,
-            fc1_bias,
-            fc2,
-            fc2_bias,
-        ) = ctx.saved_tensors
+        hidden, attended, inner, branch, *modulation_and_parameters = ctx.saved_tensors
+        gate1, scale, shift, gate2, *parameters = modulation_and_parameters
+        proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias = parameters
         dtype, needed = ctx.dtype, ctx.needs_input_grad
         grad_gate2 = _over_tokens(grad * branch, gate2)
         grad_branch = (grad * gate2).to(dtype)
@@ -207,6 +218,7 @@ class _AfterAttention(torch.autograd.Function):
             grad_projected, attended.to(dtype), proj, proj_bias, needed[6:8]
         )
         return (
-            grad_middle.to(hidden.dtype), grad_attended.to(attended.dtype), grad_gate1, grad_scale, grad_shift, grad_gate2,
+            grad_middle.to(hidden.dtype), grad_attended.to(attended.dtype),
+            grad_gate1, grad_scale, grad_shift, grad_gate2,
             grad_proj, grad_proj_bias, grad_fc1, grad_fc1_bias, grad_fc2, grad_fc2_bias,
         )  # fmt: skip

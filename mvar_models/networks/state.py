@@ -43,7 +43,7 @@ class ScaleState:
     cache: KVCache | None = None
 
     def fork(self: S) -> S:
-        """Return a state that goes on from here and leaves this one as it is."""
+        """Return a copy that can take further steps without changing this state."""
         # `extend` replaces entries and never writes into their tensors, so both caches can share them.
         cache = None if self.cache is None else KVCache(dict(self.cache.entries))
         return replace(self, cache=cache)

@@ -1,6 +1,6 @@
-"""The transformer that VAR and MVAR share; they differ in who attends to whom and in what sampling carries along.
+"""The transformer that VAR and MVAR share; they differ in who attends to whom and what sampling carries.
 
-Shapes: B images, L tokens of all scales packed coarse to fine, C width, H heads, V codes, z channels of a code.
+Shapes: B images, L tokens of all scales packed coarse to fine, C width, V codes, z channels of a code.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _LOSS_CHUNK_TOKENS = 4096
 
 
 class ScaleTransformer(PretrainedModel, abc.ABC):
-    """Predicts the codes of every scale from the class and the inputs of the scales (`MultiScaleQuantizer.scale_inputs`).
+    """Predicts the codes of every scale from the class and `MultiScaleQuantizer.scale_inputs`.
 
-    A subclass says who attends to whom: `neighborhood` for training, `step_neighborhood` for one scale at a time. If
-    sampling carries more than the class embedding from scale to scale, it overrides `new_state` too, and `step` if
-    the state is not a KV cache.
+    A subclass says who attends to whom: `neighborhood` for training, `step_neighborhood` for one scale at a
+    time. If sampling carries more than the class embedding from scale to scale, it overrides `new_state`
+    too, and `step` if the state is not a KV cache.
 
     Attributes:
         attention_backend: Backend of the attention, see `mvar_kernels`.
         gradient_checkpointing: Whether backward recomputes whole blocks.
-        skips_guidance_at: Guidance scale at which sampling needs no unconditional pass, besides 0; the released
-            programs of VAR and MVAR differ here.
+        skips_guidance_at: Guidance scale at which sampling needs no unconditional pass, in addition to 0; the
+            released programs of VAR and MVAR differ here.
     """
 
     config: TransformerConfig
@@ -105,7 +105,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
         Args:
             name: As for `PretrainedModel.from_pretrained`.
-            num_classes: If it differs from the checkpoint's, the class embeddings are drawn again (`replace_classes`).
+            num_classes: If it differs from the checkpoint's, class embeddings are drawn again
+                (`replace_classes`).
             options: As for `PretrainedModel.from_pretrained`.
         """
         model = super().from_pretrained(name, **options)
@@ -115,7 +116,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @torch.no_grad()
     def replace_classes(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
-        """Draw new class embeddings from torch's generator, as at the start of training; keep the unconditional one.
+        """Draw new class embeddings from torch's generator, and keep the unconditional one.
 
         Args:
             num_classes: Number of classes.
@@ -140,10 +141,10 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @abc.abstractmethod
     def step_neighborhood(self, scale: int) -> Neighborhood:
-        """Who attends to whom while sampling computes `scale`: its tokens over the cache, or over themselves."""
+        """Who attends to whom while sampling computes `scale`: its tokens to the cache, or to themselves."""
 
     def new_state(self, labels: Tensor) -> ScaleState:
-        """Return what sampling carries from scale to scale, before the coarsest scale; labels are (B,) int64."""
+        """Return what sampling carries from scale to scale, as it is before the coarsest; labels are (B,)."""
         return ScaleState(self.class_embedding(labels))
 
     def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
@@ -151,8 +152,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
         Args:
             state: From `new_state`; changed in place.
-            inputs: (B, n, z) for the n tokens of the scale (`MultiScaleQuantizer.next_input`); (B, 0, z) for the
-                coarsest scale, whose input is the class.
+            inputs: (B, n, z) for the n tokens of the scale (`MultiScaleQuantizer.next_input`); (B, 0, z) for
+                the coarsest scale, whose input is the class.
             scale: Index of the scale.
 
         Returns:
@@ -186,11 +187,12 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         """Compute logits under teacher forcing.
 
         Args:
-            labels: (B,) int64, 0 .. num_classes - 1, or num_classes for the unconditional class. The caller drops
-                labels, this method does not.
+            labels: (B,) int64, 0 .. num_classes - 1, or num_classes for the unconditional class. Labels are
+                dropped by the caller, not here.
             scale_inputs: (B, L - 1, z), of all scales even if only some are computed.
             scales: Scales to compute; default: all. VAR's must start at 0.
-            path_keep: (depth, 2, B) factors of the residual branches, for stochastic depth; drawn by the caller.
+            path_keep: (depth, 2, B) factors of the residual branches for stochastic depth, drawn by the
+                caller.
 
         Returns:
             (B, n, V) float32 for the n tokens of `scales`.
@@ -202,7 +204,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def hidden_states(
         self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the states before the head (B, n, C) and the class embedding (B, C); arguments as for `forward`."""
+        """Return the states before the head (B, n, C) and the class embeddings (B, C); see `forward`."""
         self._check_inputs(labels, scale_inputs)
         class_embedding = self.class_embedding(labels)
         offsets = (*self.pyramid.offsets, self.pyramid.length)
@@ -238,7 +240,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         path_keep: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Run all blocks on (B, n, C); the other arguments are as for `TransformerBlock.forward`, `path_keep` for all."""
+        """Run all blocks on (B, n, C); see `forward` for `path_keep`, `TransformerBlock` for the others."""
         condition = F.silu(class_embedding)
         if self.shared_modulation is not None:
             condition = self.shared_modulation(condition)
@@ -252,7 +254,10 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         return hidden
 
     def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
-        """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32. The norm runs in float32, the product follows autocast."""
+        """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32.
+
+        The norm runs in float32, the product in autocast's type.
+        """
         scale, shift = (
             self.head_modulation(F.silu(class_embedding)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
         )
@@ -268,7 +273,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         label_smoothing: float = 0.0,
         path_keep: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy summed over the tokens of `scales`, divided by L (all tokens), averaged over the batch.
+        """Sum the cross-entropy over tokens of `scales`, divide by L (all tokens), average over the batch.
 
         Float32 logits exist for a few thousand tokens at a time; backward recomputes them.
 
@@ -294,7 +299,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         label_smoothing: float = 0.0,
         path_keep: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy of each token of `scales` in nats, (B, n) float32; arguments as for `loss`."""
+        """Return the cross-entropy of each token of `scales` in nats, (B, n) float32; see `loss`."""
         scales = self.check_scales(scales)
         if tuple(indices.shape) != (labels.shape[0], self.config.length):
             raise ValueError(
@@ -333,7 +338,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             raise ValueError(
                 f"scale_inputs must be (B, L - 1, z) = {expected}, got {tuple(scale_inputs.shape)}"
             )
-        # Values are checked only on the CPU: a GPU would have to be waited for, traced and fake labels have none.
+        # Values are checked only on the CPU: a GPU would have to be waited for, traced and fake labels have
+        # none.
         visible = labels.device.type == "cpu" and type(labels) is Tensor and not torch.compiler.is_compiling()
         if (
             visible
@@ -341,5 +347,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             and not 0 <= int(labels.min()) <= int(labels.max()) <= self.config.num_classes
         ):
             raise ValueError(
-                f"labels must be between 0 and {self.config.num_classes} (unconditional), got {labels.tolist()}"
+                f"labels must be between 0 and {self.config.num_classes} (unconditional), "
+                f"got {labels.tolist()}"
             )

@@ -1,4 +1,4 @@
-"""The picture tokenizer: convolutional encoder and decoder around the multi-scale quantizer (VAR, arXiv 2404.02905)."""
+"""The image tokenizer of VAR (arXiv 2404.02905): convolutional encoder, multi-scale quantizer, decoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """One head over all places of the grid."""
+    """One head of attention over all positions of the grid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class GlobalAttention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Stride 2 without padding of its own; one zero row below and one zero column right take its place."""
+    """Halves the grid with stride 2; zeros pad one row below and one column on the right, as released."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, stride=2)
@@ -70,7 +70,7 @@ class Upsample(nn.Conv2d):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention at the deepest level, then a change of resolution."""
+    """Residual blocks at one resolution, each followed by attention if asked for, then a resizing layer."""
 
     def __init__(
         self, in_channels: int, out_channels: int, blocks: int, attention: bool, resize: nn.Module
@@ -158,9 +158,10 @@ class Decoder(nn.Module):
 
 
 class VQVAE(PretrainedModel):
-    """Pictures in [-1, 1] <-> code indices of a scale pyramid.
+    """Converts images in [-1, 1] to code indices of a scale pyramid and back.
 
-    Shapes: images (B, 3, R, R) with R = config.resolution, indices (B, L) int64, latents (B, z, h, h) with h = config.sides[-1].
+    Shapes: images (B, 3, R, R) with R = config.resolution, indices (B, L) int64, latents (B, z, h, h) with
+    h = config.sides[-1].
     """
 
     config: VQVAEConfig
@@ -177,8 +178,10 @@ class VQVAE(PretrainedModel):
         self.decoder = Decoder(self.config)
 
     def set_sides(self, sides: Sequence[int]) -> None:
-        """Take another pyramid with the same weights: the released VQVAE serves 256, 512 and 1024 px. Usage counts of codes start anew where
-        the number of scales changes."""
+        """Switch to another pyramid with the same weights: the released VQVAE serves 256, 512 and 1024 px.
+
+        Usage counts of codes are reset if the number of scales changes.
+        """
         self.config = self.config.replace(sides=tuple(sides), residual_convolution_of_scale=None)
         old = self.quantizer.code_usage
         self.quantizer.sides = self.config.sides
@@ -187,14 +190,14 @@ class VQVAE(PretrainedModel):
             self.quantizer.code_usage = old.new_zeros(len(self.config.sides), old.shape[1])
 
     def with_sides(self, sides: Sequence[int]) -> VQVAE:
-        """A VQVAE for another pyramid that shares these weights (`set_sides` changes this one)."""
+        """Return a VQVAE for another pyramid that shares these weights; `set_sides` changes this one."""
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         other = copy.deepcopy(self, shared)  # type: ignore[arg-type]
         other.set_sides(sides)
         return other
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images -> continuous latents, before quantization."""
+        """Encode images to continuous latents, before quantization."""
         side = self.config.resolution
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, side, side):
             raise ValueError(f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}")
@@ -202,17 +205,17 @@ class VQVAE(PretrainedModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> indices of every scale."""
+        """Encode images to the indices of every scale."""
         indices, _ = self.quantizer.quantize(self.latents(images))
         return indices
 
     def decode_latents(self, f_hat: Tensor) -> Tensor:
-        """Latents -> images, clamped to [-1, 1]."""
+        """Decode latents to images, clamped to [-1, 1]."""
         return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices of every scale -> images."""
+        """Decode the indices of every scale to images."""
         if indices.dim() != 2 or indices.shape[1] != self.config.length:
             raise ValueError(f"indices must be (B, {self.config.length}), got {tuple(indices.shape)}")
         return self.decode_latents(self.quantizer.embed(indices))

@@ -9,7 +9,7 @@ from mvar_models.networks.transformer import ScaleTransformer
 
 
 def is_guided(model: ScaleTransformer, guidance_scale: float) -> bool:
-    """Return whether sampling needs an unconditional pass; the released programs differ in when they skip it."""
+    """Return whether sampling needs an unconditional pass; released programs differ in when they skip it."""
     return guidance_scale not in (0.0, model.skips_guidance_at)
 
 

@@ -39,7 +39,7 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
 
 
 def _matches(label: str, names: Sequence[str]) -> list[int]:
-    """Return the classes of that name; whole names come before synonyms, and exact spelling before any case."""
+    """Return the classes of that name; whole names precede synonyms, and exact spelling precedes any case."""
     folded = label.casefold()
     for matching in (
         lambda name: label == name,

@@ -1,7 +1,7 @@
-"""The loop over scales, as released with VAR (arXiv 2404.02905) and MVAR (arXiv 2505.12742), and the table of samplers.
+"""The loop over scales, as VAR (arXiv 2404.02905) and MVAR (arXiv 2505.12742) released it, and SAMPLERS.
 
-Randomness: one uniform number per token, drawn on the CPU from the image's own generator. So the image of a seed
-does not depend on batch size, order or device.
+Randomness: one uniform number per token, drawn on the CPU from the image's own generator. So the image of a
+seed does not depend on batch size, order or device.
 
 A new sampler is a subclass of `Sampler` in a file of this folder, and one row of `SAMPLERS`.
 """
@@ -31,7 +31,7 @@ SAMPLERS: dict[str, str] = {
     "smooth": "mvar_models.sampling.smooth:SmoothSampler",
 }
 
-# Logits that exist at a time. 256 tokens of 4,096 codes are 4 MiB per image, and the filters hold about six copies.
+# Logits that exist at a time: 256 tokens of 4,096 codes are 4 MiB per image, and the filters hold six copies.
 _LOGITS_AT_A_TIME = 1 << 22
 
 
@@ -76,7 +76,7 @@ class Choice:
 
 
 class Sampler:
-    """Ancestral sampling: each token's code is drawn from its filtered distribution. Subclasses override the hooks."""
+    """Ancestral sampling: draws each token's code from its filtered distribution. Hooks may be overridden."""
 
     def choose(self, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Choose codes for guided logits (b, n, V).

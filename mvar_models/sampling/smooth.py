@@ -1,4 +1,4 @@
-"""Mixing codes by a Gumbel softmax: nicer single images, but not a sample of the model, so not for metrics."""
+"""Mixing codes by a Gumbel softmax: nicer images, but not samples of the model, so not for metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _TINY = 1e-20
 
 
 class SmoothSampler(Sampler):
-    """Adds a mixture of code vectors to f_hat in place of the drawn code's vector; the mixture hardens from coarse to fine."""
+    """Adds mixtures of code vectors to f_hat in place of the drawn codes' vectors.
+
+    The mixtures harden from coarse to fine, as the temperature falls.
+    """
 
     def choose(self, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         filtered = filter_logits(logits, choice.top_k, choice.top_p)

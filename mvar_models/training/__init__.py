@@ -7,6 +7,6 @@ From Python, as the command line does it::
     run = start_transformer_run(data="photos", out="runs/a", init="var-d16", epochs=80)
     figures = train_transformer(run)
 
-`runs` turns settings into a finished run, `settings` has the settings, `build` the networks, `loop` the steps,
-and `task` what another kind of training must provide.
+`runs` turns settings into a finished run; `settings` has the settings, `build` the networks, `loop` the
+steps. `task` says what another kind of training must provide.
 """

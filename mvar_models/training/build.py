@@ -51,7 +51,7 @@ def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
     if kind in row.starts_from:
         parent = architecture(kind).network_class().from_pretrained(settings.init)
         converted: ScaleTransformer = getattr(network, f"from_{kind}")(
-            parent, **_windows(row, settings, parent.config.sides)
+            parent, **windows_for(row, settings, parent.config.sides)
         )
         return converted
     model: ScaleTransformer = network.from_pretrained(settings.init)
@@ -156,7 +156,7 @@ def _new_transformer(
         z_channels=vqvae.config.z_channels,
         sides=vqvae.config.sides,
         top_k=0,
-        **_windows(row, settings, vqvae.config.sides),
+        **windows_for(row, settings, vqvae.config.sides),
     )
     model: ScaleTransformer = row.network_class()(config)
     return model
@@ -166,7 +166,7 @@ def _has_windows(row: Architecture) -> bool:
     return set(_WINDOWS) <= set(row.config_class().field_names())
 
 
-def _windows(row: Architecture, settings: TransformerSettings, sides: Sequence[int]) -> dict[str, int]:
+def windows_for(row: Architecture, settings: TransformerSettings, sides: Sequence[int]) -> dict[str, int]:
     """Return the windows asked for, by default the released ones.
 
     Empty for an architecture without windows.

@@ -1,4 +1,4 @@
-"""The file for FID programs: every class equally often, the same bytes for any number of processes, going on where a stop was."""
+"""The file for FID programs: every class equally often, the same bytes for any number of processes."""
 
 import numpy as np
 import pytest
@@ -20,10 +20,11 @@ def read(path):
         return values["arr_0"]
 
 
-def test_every_class_equally_often_and_a_seed_per_picture(pipeline, tmp_path):
+def test_every_class_equally_often_and_a_seed_per_image(pipeline, tmp_path):
     assert write_npz(pipeline, tmp_path / "a.npz", per_class=3, seed=7, batch_size=4)
     expected = pipeline([0, 0, 0, 1, 1, 1, 2, 2, 2], seed=7, output_type="np", batch_size=4)
-    assert np.array_equal(read(tmp_path / "a.npz"), expected) and expected.dtype == np.uint8
+    assert expected.dtype == np.uint8
+    assert np.array_equal(read(tmp_path / "a.npz"), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"], "the parts are gone"
 
 
@@ -60,11 +61,11 @@ def test_a_stopped_run_goes_on_and_a_finished_one_has_nothing_to_do(pipeline, tm
         write_npz(pipeline, tmp_path / "a.npz", per_class=4, batch_size=3, report=stopping)
     assert not (tmp_path / "a.npz").exists() and len(list((tmp_path / "a.npz.parts").glob("*.npy"))) == 2
     calls = []
-    pictures_of = pipeline.__class__.__call__
+    draw = pipeline.__class__.__call__
     pipeline_that_counts = type(
         "Counting",
         (MVARPipeline,),
-        {"__call__": lambda self, *a, **k: calls.append(a) or pictures_of(self, *a, **k)},
+        {"__call__": lambda self, *a, **k: calls.append(a) or draw(self, *a, **k)},
     )
     again = pipeline_that_counts(pipeline.model, pipeline.vqvae)
     assert write_npz(again, tmp_path / "a.npz", per_class=4, batch_size=3)
@@ -76,7 +77,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_has_nothing_to_do(pipeline, tm
 
 def test_other_settings_are_refused(pipeline, tmp_path):
     write_npz(pipeline, tmp_path / "a.npz", per_class=1)
-    with pytest.raises(FileExistsError, match="exists already and was made with other settings"):
+    with pytest.raises(FileExistsError, match=r"a\.npz.*other settings"):
         write_npz(pipeline, tmp_path / "a.npz", per_class=2)
     assert not write_npz(
         pipeline,
@@ -86,9 +87,7 @@ def test_other_settings_are_refused(pipeline, tmp_path):
         world_size=2,
         checkpoint={"model": "mvar-d16"},
     )
-    with pytest.raises(
-        ValueError, match=r"b.npz.parts holds pictures made with other settings \(model, seed differ\)"
-    ):
+    with pytest.raises(ValueError, match=r"b\.npz\.parts.*\(model, seed differ\)"):
         write_npz(
             pipeline,
             tmp_path / "b.npz",
@@ -99,7 +98,7 @@ def test_other_settings_are_refused(pipeline, tmp_path):
             checkpoint={"model": "mvar-d20"},
         )
     (tmp_path / "c.npz").write_bytes(b"not an archive")
-    with pytest.raises(FileExistsError, match="remove it or choose another name"):
+    with pytest.raises(FileExistsError, match=r"c\.npz"):
         write_npz(pipeline, tmp_path / "c.npz", per_class=1)
-    with pytest.raises(ValueError, match="per_class must be at least 1"):
+    with pytest.raises(ValueError, match=r"per_class.*0"):
         write_npz(pipeline, tmp_path / "d.npz", per_class=0)

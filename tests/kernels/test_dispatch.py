@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import pkgutil
 
 import pytest
 import torch
@@ -18,6 +19,13 @@ def test_every_backend_follows_the_protocol(name, function):
     """Type checkers cannot see this, as modules are imported by name."""
     expected = list(inspect.signature(getattr(Backend, function)).parameters)[1:]
     assert list(inspect.signature(getattr(load(name), function)).parameters) == expected
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_no_submodule_hides_a_function_of_the_protocol(name):
+    """Importing `backend.forward` would replace the function forward of the package, after the first call."""
+    paths = getattr(load(name), "__path__", [])
+    assert not {module.name for module in pkgutil.iter_modules(paths)} & {"can_run", "forward", "backward"}
 
 
 def test_the_old_place_of_load():

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mvar_kernels import SpatialMarkovAttention, selfcheck, spatial_markov_attn
-from mvar_kernels.backends import tiled
+from mvar_kernels import SpatialMarkovAttention, spatial_markov_attn
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -35,16 +34,3 @@ def test_wrong_arguments():
         SpatialMarkovAttention(10, 3)
     with pytest.raises(ValueError, match=r"features must be \(B, H, W, dim\)"):
         SpatialMarkovAttention(8, 2)(torch.zeros(2, 8))
-
-
-def test_selfcheck_passes(capsys):
-    assert selfcheck.main() == 0
-    printed = capsys.readouterr().out
-    assert "auto takes" in printed and "triton     not here: CPU tensors need TRITON_INTERPRET=1" in printed
-
-
-def test_selfcheck_notices_a_wrong_backend(monkeypatch, capsys):
-    right = tiled.forward
-    monkeypatch.setattr(tiled, "forward", lambda *args: (right(*args)[0] * 1.01, right(*args)[1]))
-    assert selfcheck.main() == 1
-    assert "WRONG" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Our models give the released implementations' figures, on every case in MVAR_GOLDEN_DIR (default: tests/golden)."""
+"""Our models give the released implementations' figures on every case in MVAR_GOLDEN_DIR (tests/golden)."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def assert_indices_equal(actual, expected, what):
     )
 
 
-def pictures(vqvae, f_hat):
+def images_of(vqvae, f_hat):
     return (vqvae.decode_latents(f_hat)[:, :, ::8, ::8] + 1) / 2
 
 
@@ -87,7 +87,7 @@ def test_greedy_sampling(case, vqvae, run):
     if f"{run}.f_hat" in golden:
         assert_close_to_largest(result.f_hat, golden[f"{run}.f_hat"], LOGITS, f"{run}.f_hat")
     with torch.no_grad():
-        assert_close_to_largest(pictures(vqvae, result.f_hat), golden[f"{run}.image"], IMAGE, f"{run}.image")
+        assert_close_to_largest(images_of(vqvae, result.f_hat), golden[f"{run}.image"], IMAGE, f"{run}.image")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

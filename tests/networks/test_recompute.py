@@ -1,4 +1,4 @@
-"""The recomputing halves of a block give the values and gradients of the plain ones, and keep no more than they say."""
+"""The recomputing halves of a block give the values and gradients of the plain ones, and keep little."""
 
 import contextlib
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from tiny_models import tiny_mvar, tiny_var
 
 
 def halves(dtype=torch.float64, width=6, tokens=5, batch=2):
-    """Operands of both halves; gates and shifts of every picture differ."""
+    """Operands of both halves; gates and shifts of every image differ."""
 
     def leaf(*shape):
         return torch.randn(shape, dtype=dtype).requires_grad_()
@@ -75,13 +75,14 @@ def test_values_are_the_same_bits_and_gradients_agree(seed, dtype):
     operands = halves(dtype, width=32, tokens=20, batch=3)
     (first, second), found = gradients(ours, operands)
     (first_plain, second_plain), right = gradients(plain, operands)
-    assert torch.equal(first, first_plain) and torch.equal(second, second_plain)
+    assert torch.equal(first, first_plain)
+    assert torch.equal(second, second_plain)
     _assert_near(found, right, 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(seed, dtype):
-    """Same bits as autocast's own casts; gradients come in the parameters' type and agree with float32's as well as autocast's do."""
+    """The bits are those of autocast's own casts; gradients are as near to float32's as autocast's are."""
     operands = halves(torch.float32, width=32, tokens=20, batch=3)
     _, exact = gradients(plain, operands)
     with torch.autocast("cpu", dtype):
@@ -92,7 +93,7 @@ def test_autocast(seed, dtype):
     )
     for gradient, autocast, true in zip(found, right, exact):
         error, allowed = ((g - true).abs().max() for g in (gradient, autocast))
-        # The plain bias gradient is rounded once more, by luck to the right value: one rounding is always allowed.
+        # The plain bias gradient is rounded once more, by luck correctly, so one rounding is always allowed.
         assert error <= 2 * allowed + torch.finfo(dtype).eps * true.abs().max()
 
 
@@ -112,11 +113,9 @@ def test_frozen_parameters_get_no_gradient(seed):
         linear.requires_grad_(False)
     linears[2].weight.requires_grad_(True)
     sum(out.sum() for out in ours(hidden, attended, modulation, linears)).backward()
-    assert (
-        linears[2].weight.grad is not None
-        and all(linear.bias.grad is None for linear in linears)
-        and linears[3].weight.grad is None
-    )
+    assert linears[2].weight.grad is not None
+    assert linears[3].weight.grad is None
+    assert all(linear.bias.grad is None for linear in linears)
 
 
 @pytest.mark.parametrize("tiny", [tiny_var, tiny_mvar])
@@ -159,7 +158,7 @@ def test_compiles_whole(seed):
 
 
 def test_a_replaced_or_hooked_linear_is_called(seed):
-    """Adapters put a module in the linear's place or hook it; reading its weight alone would pass them by in silence."""
+    """Adapters replace or hook a linear layer; reading its weight alone would ignore them silently."""
 
     class Doubled(nn.Linear):
         def forward(self, inputs):
@@ -181,7 +180,7 @@ def test_a_replaced_or_hooked_linear_is_called(seed):
 
 @pytest.mark.parametrize("kind, config", [(VAR, VARConfig), (MVAR, MVARConfig)])
 def test_the_released_shape_keeps_little(kind, config):
-    """d16 at 256 px under bfloat16 autocast, one picture more: 11 n C values a block and little else; one n C in float32 with checkpointing."""
+    """d16 at 256 px with bfloat16 autocast keeps 11 n C values per block and image, 2 checkpointed."""
     unit = 680 * 1024 * 2
     with fake():
         model = blank(kind, config(depth=16))
@@ -191,7 +190,8 @@ def test_the_released_shape_keeps_little(kind, config):
         checkpointed = held_per_image(model, model.loss)
     assert 16 * 11 * unit <= held.bytes <= 16 * 11 * unit + 3 * unit <= 250e6
     assert 16 * 2 * unit <= checkpointed.bytes <= 16 * 2 * unit + 3 * unit <= 60e6
-    assert plain.bytes > 2 * held.bytes and sum(held.parts.values()) == held.bytes
+    assert plain.bytes > 2 * held.bytes
+    assert sum(held.parts.values()) == held.bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

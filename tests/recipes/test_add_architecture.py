@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe: an architecture with a state of its own is one file and one row of ARCHITECTURES."""
+"""CONTRIBUTING's recipe: an architecture with its own state is one file and one row of ARCHITECTURES."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from mvar_models.registry import ARCHITECTURES, Architecture, architecture
 from tiny_models import NAMES, SIDES, tiny_sample, tiny_vqvae
 
 TOY = '''
-"""An MVAR that also sees the mean input of all coarser scales, which it carries along as a vector per image."""
+"""An MVAR that also sees the mean input of all coarser scales, carried along as a vector per image."""
 
 from dataclasses import dataclass
 from typing import ClassVar

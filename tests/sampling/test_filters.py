@@ -1,4 +1,4 @@
-"""The filters keep what a plain loop over their definition keeps, and draws follow the distribution exactly."""
+"""Filters keep what a plain loop over their definition keeps; draws follow the distribution exactly."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_values_out_of_range_are_refused(top_k, top_p, match):
 
 
 def test_draw_inverts_the_distribution():
-    """A uniform number picks the code whose interval of the cumulative distribution holds it, never an impossible one."""
+    """A uniform number picks the code whose interval of the cumulative distribution holds it."""
     logits = torch.tensor([0.1, 0.0, 0.4, 0.5]).log().expand(1, 1001, 4)
     uniform = torch.linspace(0, 1 - 2**-24, 1001)[None]
     counts = torch.bincount(draw(logits, uniform).flatten(), minlength=4)

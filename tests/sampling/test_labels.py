@@ -34,7 +34,7 @@ def test_unknown_and_ambiguous_labels_are_refused(label, match):
 
 def test_models_without_names_take_numbers_alone():
     assert label_number("1", 3) == 1
-    with pytest.raises(ValueError, match="'tench'.*no class names"):
+    with pytest.raises(ValueError, match=r"'tench'.*no class names"):
         label_number("tench", 3)
 
 

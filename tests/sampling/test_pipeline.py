@@ -103,7 +103,7 @@ def test_half_precision(dtype, largest):
 
 @pytest.mark.parametrize("batch_invariant", [True, False])
 def test_scales_on_request(pipeline, batch_invariant):
-    """One result per scale; the last is the image itself, and each is what the codes of its scales decode to."""
+    """One result per scale; the last is the image itself, each is what the codes so far decode to."""
     seen = []
     images, scales = pipeline(
         [0, 1, 2],
@@ -213,7 +213,7 @@ def test_list_models():
 
 @pytest.mark.parametrize("name", ["var-digits", "mvar-digits"])
 def test_embedded_models_draw_their_classes(name):
-    """Not a quality test (that is the demo's), but broken weights would not pass: drawn ones are thin, drawn zeros are round."""
+    """Drawn ones are thin and drawn zeros are round, which broken weights would not give."""
     pipeline = pipeline_for(name)
     assert pipeline.model.config.class_names[3] == "three"
     images = pipeline(["zero"] * 8 + ["one"] * 8, seed=0, output_type="np").astype(float).mean(-1) / 255

@@ -1,8 +1,9 @@
 """The embedded models draw the same digits as when this file was written, code for code.
 
-Codes are compared by their SHA-256, images with `same_digits.png` within one step of 255: the last bits of a float depend on the CPU
-and the batch size, codes hardly ever do. Where a code lies on such an edge, both digests are listed. Run this file as a program to write
-the two files again, which is right only if the digits are meant to change.
+Codes are compared by their SHA-256, images with `same_digits.png` within one step of 255: the last bits of
+a float depend on the CPU and the batch size, codes hardly ever do. Where a code lies on such an edge, both
+digests are listed. Run this file as a program to write the two files again, which is right only if the
+digits are meant to change.
 """
 
 import hashlib

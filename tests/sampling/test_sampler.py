@@ -28,7 +28,8 @@ def test_codes_of_a_seed_do_not_depend_on_the_batch(make, sampler):
 def test_few_logits_at_a_time_change_nothing(sampler, tolerance, monkeypatch):
     """Logits exist for some images at a time; which ones is a matter of memory alone.
 
-    The smooth sampler divides by a temperature of about 0.01, so it amplifies what products of another size round.
+    The smooth sampler divides by a temperature near 0.01, which amplifies the rounding of products of
+    another size.
     """
     model = tiny_mvar()
     expected = tiny_sample(model, LABELS, SEEDS, sampler=sampler)

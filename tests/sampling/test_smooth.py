@@ -1,4 +1,4 @@
-"""The smooth sampler adds mixtures of codes to f_hat, repeatably, and converges to drawing where it hardens."""
+"""The smooth sampler adds mixtures of codes to f_hat, repeatably; they harden from coarse to fine."""
 
 import torch
 

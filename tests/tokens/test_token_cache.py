@@ -272,7 +272,7 @@ def test_a_class_without_a_readable_picture_is_named(tmp_path):
 def test_a_vqvae_that_does_not_fit_is_noticed(seed):
     vqvae, digits = VQVAE.from_pretrained("vae-digits"), Digits(32)
     good = reconstruct(vqvae, digits.images(np.arange(32)))
-    assert good.fits and good.psnr > 30 and good.flat < 12 and good.picture.size == (8 * 34 - 2, 66)
+    assert good.fits and good.psnr > 30 and good.flat < 12 and good.image.size == (8 * 34 - 2, 66)
     bad = reconstruct(vqvae, torch.rand(32, 3, 32, 32) * 2 - 1)
     assert not bad.fits and bad.psnr < 10
 

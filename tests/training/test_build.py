@@ -9,7 +9,7 @@ from mvar_models import VAR, VQVAEConfig
 from mvar_models.config import SIDES_512
 from mvar_models.registry import architecture
 from mvar_models.training import runs
-from mvar_models.training.build import _windows, build_transformer, new_vqvae_config
+from mvar_models.training.build import build_transformer, new_vqvae_config, windows_for
 from mvar_models.training.settings import TransformerSettings
 
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
@@ -68,8 +68,8 @@ def test_windows(saved):
     from mvar_models.config import SIDES_256, SIDES_512
 
     row = architecture("mvar")
-    assert _windows(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
-    assert _windows(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
+    assert windows_for(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
+    assert windows_for(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
     model = build_transformer(
         settings(init=str(saved / "var"), kernel_size=3, dense_scales=1), tiny_vqvae(), NAMES
     )

@@ -1,0 +1,36 @@
+"""`mvar tokenize`: what it refuses; tests/tokens has what it writes."""
+
+from safetensors import SafetensorError
+
+from mvar_models.tokens import writer
+
+from command_cases import mvar
+from run_cases import make_data
+
+
+def test_another_resolution_is_for_the_released_vqvae(tmp_path):
+    data, out = make_data(tmp_path), tmp_path / "tokens"
+    options = ["--data", data / "data", "--vqvae", data / "vae", "--out", out]
+    result = mvar("tokenize --resolution 512", *options)
+    assert result.exit_code == 1
+    assert "16 px" in result.output
+    assert "--resolution" in result.output
+    assert not out.exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writer, "write_shard", full)
+    result = mvar("tokenize --data digits --out", tmp_path / "tokens")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_codes_are_not_encoded_again(tmp_path):
+    assert mvar("tokenize --data digits --out", tmp_path / "a").exit_code == 0
+    result = mvar("tokenize --vqvae vae-digits --data", tmp_path / "a", "--out", tmp_path / "b")
+    assert result.exit_code == 1
+    assert not (tmp_path / "b").exists()

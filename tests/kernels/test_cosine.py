@@ -1,0 +1,34 @@
+"""Cosine attention as a change of q and k, and the gradient of that change."""
+
+import pytest
+import torch
+
+from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+
+
+def test_unit_vectors_times_the_factor_and_their_gradient():
+    query, key = (torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    factor = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    q, k = normalized(query, key, factor)
+    assert torch.allclose(q.norm(dim=-1), factor.abs().expand(2, 5, 3), atol=1e-12)
+    assert torch.allclose(k.norm(dim=-1), torch.ones(2, 5, 3, dtype=torch.float64))
+    grad_q, grad_k = torch.randn_like(q), torch.randn_like(k)
+    expected = torch.autograd.grad([q, k], [query, key, factor], [grad_q, grad_k])
+    actual = normalized_backward(grad_q, grad_k, query.detach(), key.detach(), factor.detach())
+    for name, ours, theirs in zip(("dq", "dk", "dfactor"), actual, expected):
+        assert torch.allclose(ours, theirs, atol=1e-12), name
+
+
+def test_without_a_factor_nothing_changes():
+    query, key = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    assert normalized(query, key, None) == (query, key)
+    assert normalized_backward(query, key, query, key, None) == (query, key, None)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-14])
+def test_vectors_below_the_clamp_have_finite_gradients(size):
+    """x / eps is linear in x, so nothing is projected out."""
+    tensor = torch.full((1, 1, 1, 4), size, dtype=torch.float64)
+    grad = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).view(1, 1, 1, 4)
+    dq, _, _ = normalized_backward(grad, grad, tensor, tensor, torch.ones(1, dtype=torch.float64))
+    assert torch.allclose(dq, grad * 1e12)
