@@ -111,7 +111,7 @@ format: $(DEV_STAMP)
 
 # The pages of docs/ as a site in site/; a broken link is an error.
 docs: $(DOCS_STAMP)
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build dist *.egg-info demo_out bench_out runs site

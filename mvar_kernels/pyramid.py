@@ -169,9 +169,8 @@ class Pyramid:
 
     Raises:
         TypeError: an entry is not an int or a pair of ints.
-        ValueError: an empty pyramid, a side or window below 1, a list of the wrong length, or `dense_scales`
-        outside
-            0 .. num_scales.
+        ValueError: an empty pyramid, a side or window below 1, a list of the wrong length, or
+            `dense_scales` outside 0 .. num_scales.
     """
 
     sides: tuple[Grid, ...]

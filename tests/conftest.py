@@ -27,6 +27,7 @@ _SLOW = (
     "docs/test_code_blocks.py",
     "docs/test_commands.py",
     "docs/test_examples.py",
+    "docs/test_site.py",
     "emulator",
     "kernels/test_aot.py",
     "kernels/test_natten.py",
