@@ -17,7 +17,8 @@ TRITON = version("triton") if importlib.util.find_spec("triton") else None
 pytestmark = pytest.mark.skipif(TRITON is None, reason="triton is not installed (it exists for Linux only)")
 
 
-# Instructions of the main loops on sm_90 with head dimension 64, bfloat16, 64 x 64 scores; cosine attention may take 20 % more.
+# Instructions of the main loops on sm_90 with head dimension 64, bfloat16, 64 x 64 scores; cosine attention
+# may take 20 % more.
 _LOOPS = {"forward": 330, "dq": 300, "dkdv": 380}
 _COSINE = 1.2
 _GATED_WITH = "3.7.1"
@@ -57,13 +58,13 @@ _LOOPS_CODE = """
 import json
 from mvar_kernels import aot
 from mvar_kernels.backends.triton.tile_config import Config
-found = []
+results = []
 for name in ("forward", "dq", "dkdv"):
     for cosine in (False, True):
         function, constants = aot.variant(name, cosine)
         kernel = aot.compile_kernel(function, "cuda:90", "bf16", Config(8, 8, 64, 4, 2), constants, 64)
-        found.append([name, cosine, aot.report(kernel, "cuda:90")["loops"]])
-print(json.dumps(found))
+        results.append([name, cosine, aot.report(kernel, "cuda:90")["loops"]])
+print(json.dumps(results))
 """
 
 
@@ -78,9 +79,9 @@ def test_main_loops_stay_short():
         [sys.executable, "-c", _LOOPS_CODE], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert len(found) == 6
-    for kernel, cosine, loops in found:
+    results = json.loads(done.stdout)
+    assert len(results) == 6
+    for kernel, cosine, loops in results:
         limit = _LOOPS[kernel] * (_COSINE if cosine else 1)
         assert len(loops) == 1 and loops[0] <= limit, (kernel, cosine, loops, limit)
 
@@ -89,7 +90,7 @@ def test_main_loops_stay_short():
     TRITON is None or tuple(map(int, TRITON.split(".")[:2])) >= (3, 3),
     reason="triton 3.3 and newer compile ahead of time",
 )
-def test_an_old_triton_is_told_in_one_line():
+def test_an_old_triton_is_refused_in_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "mvar_kernels.aot", "--target", "cuda:90"], capture_output=True, text=True
     )

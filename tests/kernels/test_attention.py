@@ -1,4 +1,4 @@
-"""The public attention functions: exact windows, views, isolation of scales, and one clear message for wrong input."""
+"""The public attention functions: exact windows, views, isolation of scales, refusal of wrong input."""
 
 import random
 
@@ -24,7 +24,7 @@ from kernel_cases import (
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_windows_exactly(backend, seed):
-    """With q = 0 and one-hot values the output *is* the window; one wrong key for one query shows. One-hot dO gives dv, likewise."""
+    """With q = 0 and one-hot values the output *is* the window, so one wrong key shows; likewise in dv."""
     rng = random.Random(seed)
     for index in range(200):
         neighborhood = random_grid_neighborhood(rng, largest=11)
@@ -111,14 +111,14 @@ def test_random_neighborhoods_against_float64(backend, seed):
             0.4,
         )
         expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.4, use_lse)
-        for name, actual, right in (
+        for name, actual, truth in (
             ("out", out, expected_out),
             ("lse", lse, expected_lse),
             *zip(("dq", "dk", "dv", "df"), grads, expected),
         ):
-            if right is not None:
+            if truth is not None:
                 assert_close(
-                    actual, right, 3e-5 * max(1.0, right.abs().max().item()), f"{name} {index} {neighborhood}"
+                    actual, truth, 3e-5 * max(1.0, truth.abs().max().item()), f"{name} {index} {neighborhood}"
                 )
 
 
@@ -244,12 +244,12 @@ def test_nan_around_the_inputs_and_in_fresh_memory_never_leaks(backend, monkeypa
             patch.setattr(torch, "empty", poisoned)
             out, lse = module.forward(*islands[:3], None, neighborhood, 0.3)
             grads = module.backward(islands[3], inputs[5], *islands[:3], out, lse, None, neighborhood, 0.3)
-        for name, actual, right in (
+        for name, actual, truth in (
             ("out", out, expected_out),
             ("lse", lse, expected_lse),
             *zip(("dq", "dk", "dv"), grads, expected),
         ):
-            assert_close(actual, right, 2e-5 * max(1.0, right.abs().max().item()), f"{name} {neighborhood}")
+            assert_close(actual, truth, 2e-5 * max(1.0, truth.abs().max().item()), f"{name} {neighborhood}")
 
 
 def test_empty_batches():

@@ -14,19 +14,19 @@ def attention_and_gradients(inputs, backend):
 
 
 def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
-    """Views, graphs, NumPy arrays and other threads hold a result; what is freed is reused, up to a limit, and whatever it was is no matter."""
+    """Views, graphs, NumPy arrays and other threads hold a result; freed memory is reused, up to a limit."""
     monkeypatch.setattr(buffers, "_LEAST_BYTES", 1)
     monkeypatch.setattr(buffers, "_unused", buffers._Unused())
     inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
-    right = attention_and_gradients(inputs, "reference")
+    expected = attention_and_gradients(inputs, "reference")
     first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
     place, seen = first.data_ptr(), first.detach().numpy()[:, 3:]
     before = seen.copy()
     del first
-    found = attention_and_gradients(inputs, "tiled")
-    assert place not in {tensor.data_ptr() for tensor in found} and (seen == before).all()
-    places = {tensor.data_ptr() for tensor in found}
-    del seen, found
+    actual = attention_and_gradients(inputs, "tiled")
+    assert place not in {tensor.data_ptr() for tensor in actual} and (seen == before).all()
+    places = {tensor.data_ptr() for tensor in actual}
+    del seen, actual
     assert {piece.data_ptr() for piece in buffers._unused.pieces.values()} == places | {place}
 
     for piece in buffers._unused.pieces.values():
@@ -34,12 +34,12 @@ def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
     with torch.inference_mode():
         again = spatial_markov_attn(*inputs, 5, backend="tiled")
     assert again.data_ptr() in places | {place}
-    torch.testing.assert_close(again, right[0])
+    torch.testing.assert_close(again, expected[0])
     del again
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(lambda _: attention_and_gradients(inputs, "tiled"), range(40)):
-            torch.testing.assert_close(found, right)
-    del found
+        for actual in pool.map(lambda _: attention_and_gradients(inputs, "tiled"), range(40)):
+            torch.testing.assert_close(actual, expected)
+    del actual
     size = inputs[0].nbytes
     assert buffers._unused.pieces and {len(piece) for piece in buffers._unused.pieces.values()} == {size}
     monkeypatch.setattr(buffers, "_KEPT_BYTES", 2 * size)

@@ -1,4 +1,4 @@
-"""Attention over a dense rectangle of scores: the fused CPU kernels and the plain products agree with autograd."""
+"""Attention over a dense rectangle of scores: fused CPU kernels and plain products agree with autograd."""
 
 import pytest
 import torch

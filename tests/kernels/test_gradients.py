@@ -1,4 +1,4 @@
-"""Gradients: the oracle against finite differences and a plain loop; every CPU backend against plain PyTorch's own error."""
+"""Gradients: the oracle against finite differences and a loop, backends against plain PyTorch's error."""
 
 import random
 
@@ -77,7 +77,7 @@ def test_error_is_within_twice_that_of_plain_pytorch(backend, dtype, factor):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_keys_that_many_tiles_see_are_summed_in_float32(backend, dtype):
-    """A window of 31 is seen by 25 tiles; of VAR's mask every scale sees the first key. Plain PyTorch adds in one go."""
+    """25 tiles see a key with windows of 31, and all scales in VAR's mask; plain PyTorch adds in one go."""
     for neighborhood in (
         Neighborhood.of_grids((34, 34), (34, 34), (31, 31)),
         Pyramid(range(1, 11)).causal_neighborhood(),

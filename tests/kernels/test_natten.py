@@ -1,4 +1,4 @@
-"""NATTEN, installed from PyPI, as a peer: the same windows on every shape that it accepts. Its CPU path has no backward, so forward it is."""
+"""NATTEN, as installed from PyPI: the same output on every shape that it accepts."""
 
 import random
 import warnings
@@ -12,7 +12,7 @@ from kernel_cases import CPU_BACKENDS, assert_close
 
 pytest.importorskip(
     "natten",
-    reason="NATTEN is not installed here: `make test` tries `pip install natten`, which needs a build of torch",
+    reason="NATTEN is not installed: `make test` tries `pip install natten`, which builds against torch",
 )
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),

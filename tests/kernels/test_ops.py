@@ -23,7 +23,7 @@ def test_opcheck(cosine, backend):
 
 
 def counted_graphs():
-    """A list of the graphs that torch.compile makes from now on, and the backend that fills it and runs them as they are."""
+    """Return a list, and a backend for torch.compile that adds each graph to it and runs it as it is."""
     torch._dynamo.reset()
     graphs = []
 
@@ -35,7 +35,7 @@ def counted_graphs():
 
 
 def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
-    """fullgraph, with the module someone would use; a changed batch size costs at most the one recompile of dynamic shapes."""
+    """A changed batch size costs at most the one recompile of dynamic shapes."""
     graphs, counting = counted_graphs()
 
     from torch._dynamo.backends.common import aot_autograd
@@ -54,7 +54,7 @@ def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
 
 @pytest.mark.parametrize("grid", [(6, 6), (20, 20)], ids=["sdpa", "tiled"])
 def test_other_batches_cost_at_most_one_recompile(grid):
-    """A Python float such as `scale` is a constant of the graph to torch.compile (specialize_float), so that one stays."""
+    """`scale` stays the same, as torch.compile takes Python floats for constants of the graph."""
     graphs, counting = counted_graphs()
 
     @torch.compile(backend=counting, fullgraph=True)
@@ -70,7 +70,7 @@ def test_other_batches_cost_at_most_one_recompile(grid):
 
 
 def test_a_factor_that_changes_costs_one_recompile_as_an_operand():
-    """A float `scale` is a constant of the graph, for torch's own SDPA too; on the query or in `logit_scale` it is a value like any other."""
+    """A float `scale` is a constant of the graph; as part of the query or `logit_scale` it is a value."""
     graphs, counting = counted_graphs()
 
     @torch.compile(backend=counting, fullgraph=True)
@@ -173,6 +173,7 @@ def test_everything_but_triton_works_without_triton():
 
 def test_networks_import_without_hub_cli_or_plots():
     unwanted = "{'huggingface_hub', 'matplotlib', 'click', 'sklearn'}"
-    code = f"import sys, mvar_models\nbad = {unwanted} & {{n.split('.')[0] for n in sys.modules}}\nassert not bad, bad"
+    loaded = "{name.split('.')[0] for name in sys.modules}"
+    code = f"import sys, mvar_models\nbad = {unwanted} & {loaded}\nassert not bad, bad"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from kernel_cases import random_neighborhood
 
 
 def hull(seen):
-    """From the first to the last; windows of neighbouring queries may leave keys between them that neither sees."""
+    """Return the range from first to last; neighbouring windows may leave keys between them unseen."""
     places = seen.nonzero().flatten().tolist()
     return range(places[0], places[-1] + 1)
 

@@ -109,7 +109,7 @@ def test_equal_masks_are_stored_once():
 
 
 def test_padding_repeats_a_token_of_the_tile():
-    """Loads of padded slots must stay inside the tile's own tokens: nothing foreign is read, not even to be masked."""
+    """Padded slots load only tokens of their own tile: nothing foreign is read, not even to be masked."""
     neighborhood = PYRAMID_256.neighborhood()
     for by in ("query", "key"):
         _, t = expanded(neighborhood, by)

@@ -11,7 +11,7 @@ def test_selfcheck_passes(capsys):
 
 
 def test_selfcheck_notices_a_wrong_backend(monkeypatch, capsys):
-    right = tiled.forward
-    monkeypatch.setattr(tiled, "forward", lambda *args: (right(*args)[0] * 1.01, right(*args)[1]))
+    original = tiled.forward
+    monkeypatch.setattr(tiled, "forward", lambda *args: (original(*args)[0] * 1.01, original(*args)[1]))
     assert selfcheck.main() == 1
     assert "WRONG" in capsys.readouterr().out

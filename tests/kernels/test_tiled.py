@@ -13,7 +13,7 @@ from mvar_kernels.backends.tiled.layout import computed_scores, layout_of
 
 @pytest.mark.parametrize("grid, window", [((8, 8), (3, 3)), ((13, 21), (5, 2)), ((3, 30), (7, 7))])
 def test_every_query_lies_in_one_tile_and_sees_its_window(grid, window):
-    """Slots that repeat a query are marked, and each strip's mask shows exactly the keys of its queries' windows."""
+    """Slots that repeat a query are marked, and masks of strips show exactly the keys of the windows."""
     block = Neighborhood.of_grids(grid, grid, window).blocks[0]
     layout, expected = layout_of(block, torch.float32, torch.device("cpu")), block.mask()
     real = torch.ones_like(layout.queries, dtype=torch.bool) if layout.real is None else layout.real
@@ -34,27 +34,27 @@ def test_computed_scores_count_whole_tiles():
 
 
 def test_memory_kept_between_calls_does_no_harm(monkeypatch):
-    """Inference mode first, then gradients, other types and sizes, two threads at once: all as the reference, and what is large is let go."""
+    """Inference mode first, then gradients, other types and sizes, two threads at once."""
 
     def error(side, dtype):
         query, key, value = (
             torch.randn(2, side, side, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)
         )
         grad = torch.randn(2, side, side, 2, 8, dtype=dtype)
-        found, right = (
+        actual, expected = (
             [out, *torch.autograd.grad(out, (query, key, value), grad)]
             for out in (
                 spatial_markov_attn(query, key, value, 5, backend=backend)
                 for backend in ("tiled", "reference")
             )
         )
-        return max((a - b).abs().max().item() for a, b in zip(found, right))
+        return max((a - b).abs().max().item() for a, b in zip(actual, expected))
 
     with torch.inference_mode():
         spatial_markov_attn(*(torch.randn(2, 12, 12, 2, 8) for _ in range(3)), 5, backend="tiled")
     with ThreadPoolExecutor(2) as pool:
         asked = [(side, dtype) for side in (9, 20, 13) for dtype in (torch.float32, torch.float64)] * 4
-        assert all(found < 1e-5 for found in pool.map(lambda each: error(*each), asked))
+        assert all(actual < 1e-5 for actual in pool.map(lambda each: error(*each), asked))
     assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
     monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
     assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers

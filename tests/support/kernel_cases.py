@@ -1,4 +1,4 @@
-"""Shared by the kernel tests: random neighborhoods, float64 truth, and comparisons that print where and what."""
+"""Shared by the kernel tests: random neighborhoods, truth in float64, and comparisons that say where."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PYRAMID_DIGITS = Pyramid((1, 2, 3, 4, 6, 8), 3, 3)
 
 
 def random_grid_neighborhood(rng: random.Random, largest: int = 20) -> Neighborhood:
-    """One grid over another (equal half of the time), any window from 1 x 1 to larger than the grid."""
+    """Draw one grid over another (equal half of the time), and a window that may exceed the grid."""
     query_grid = rng.randint(1, largest), rng.randint(1, largest)
     key_grid = query_grid if rng.random() < 0.5 else (rng.randint(1, largest), rng.randint(1, largest))
     return Neighborhood.of_grids(
@@ -37,7 +37,7 @@ def random_pyramid(rng: random.Random, largest: int = 14) -> Pyramid:
 
 
 def random_neighborhood(rng: random.Random) -> Neighborhood:
-    """A grid, a pyramid, or VAR's mask over a pyramid."""
+    """Draw a grid, a pyramid, or VAR's mask over a pyramid."""
     kind = rng.random()
     if kind < 0.5:
         return random_grid_neighborhood(rng)
@@ -46,8 +46,9 @@ def random_neighborhood(rng: random.Random) -> Neighborhood:
 
 
 def random_head(rng: random.Random) -> dict[str, object]:
-    """Head dimension, and cosine attention or not. A cosine of very short vectors is ill-conditioned (of 1-d ones it is a sign, whose
-    gradient is all cancellation divided by |q|), so those go without."""
+    """Draw a head dimension, and cosine attention or not."""
+    # A cosine in few dimensions is ill-conditioned: in one it is a sign, whose gradient is cancellation over
+    # |q|.
     cosine = rng.random() < 0.5
     return {"dim": rng.randint(6, 20) if cosine else rng.randint(1, 20), "cosine": cosine}
 
@@ -63,7 +64,10 @@ def draw_inputs(
     packed=False,
     device="cpu",
 ):
-    """query, key, value, logit_scale (or None), grad_out, grad_lse; with `packed` q, k, v are views into one tensor."""
+    """Return query, key, value, logit_scale (or None), grad_out, grad_lse.
+
+    With `packed`, query, key and value are views into one tensor.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -85,13 +89,13 @@ def draw_inputs(
 
 
 def in_float64(inputs, neighborhood, scale, use_lse=True):
-    """Output, lse and gradients (dq, dk, dv, dlogit_scale): plain autograd of the dense oracle, in float64 on the CPU."""
+    """Return out, lse and gradients (dq, dk, dv, dlogit_scale) of the oracle, by autograd in float64."""
     *operands, grad_out, grad_lse = (None if t is None else t.detach().cpu().double() for t in inputs)
     leaves = [None if t is None else t.requires_grad_() for t in operands]
     out, lse = reference.attend(*leaves, neighborhood, scale)
     outputs, gradients = ([out, lse], [grad_out, grad_lse]) if use_lse else ([out], [grad_out])
-    found = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], gradients))
-    return out.detach(), lse.detach(), tuple(None if leaf is None else next(found) for leaf in leaves)
+    given = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], gradients))
+    return out.detach(), lse.detach(), tuple(None if leaf is None else next(given) for leaf in leaves)
 
 
 def largest_error(actual, expected):
@@ -103,7 +107,7 @@ def largest_error(actual, expected):
 
 
 def _plain_pytorch(inputs, neighborhood, scale):
-    """What somebody would write with SDPA in the given type: output and gradients."""
+    """Return output and gradients of what one would write with SDPA, in the type of the inputs."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in inputs[:4]]
     query, key, value, factor = leaves
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -122,9 +126,17 @@ def _plain_pytorch(inputs, neighborhood, scale):
 def errors_beside_plain_pytorch(
     backend, neighborhood, dtype, factor=None, batch=2, heads=2, device="cpu", positive=False
 ):
-    """(name, error, plain PyTorch's error, largest value) of output and gradients, against float64 on the same rounded inputs.
+    """Return (name, error, plain PyTorch's error, largest value) of output and gradients, against float64.
 
-    factor: cosine attention's, or None. positive: the gradient of the output is, so that what keys get from many queries adds up.
+    Args:
+        backend: the backend by name.
+        neighborhood: who attends to whom.
+        dtype: type of the inputs; the truth starts from the same rounded ones.
+        factor: of cosine attention, or None.
+        batch: batch size.
+        heads: number of heads.
+        device: where the backend runs.
+        positive: make the gradient of the output positive, so that what keys get from many queries adds up.
     """
     inputs = list(
         draw_inputs(
@@ -148,31 +160,32 @@ def errors_beside_plain_pytorch(
     module = load(backend)
     out, lse = module.forward(query, key, value, logit_scale, neighborhood, scale)
     grads = module.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, scale)
-    found = [("out", out, plain_out, true_out)]
-    found += [
+    results = [("out", out, plain_out, true_out)]
+    results += [
         (name, *three)
         for name, *three in zip(("dq", "dk", "dv", "dlogit_scale"), grads, plain_grads, true_grads)
     ]
     return [
         (name, largest_error(ours, true), largest_error(plain, true), true.abs().max().item())
-        for name, ours, plain, true in found
+        for name, ours, plain, true in results
     ]
 
 
 def assert_within_twice_plain_pytorch(backend, neighborhood, dtype, factor, device="cpu", rounding=0.0):
-    """`rounding` of the largest value is allowed beside."""
+    """Allow twice plain PyTorch's error, and `rounding` of the largest value on top."""
     for name, error, plain, largest in errors_beside_plain_pytorch(
         backend, neighborhood, dtype, factor, device=device
     ):
-        # A few units in the last place of the largest value, for results that plain PyTorch happens to hit exactly. The gradient of
-        # logit_scale is one sum of random signs over all queries, whose rounding is a matter of luck: there, of the sum's typical size.
+        # A few units in the last place of the largest value, for results that plain PyTorch happens to hit
+        # exactly. The gradient of logit_scale is one sum of random signs over all queries, whose rounding is
+        # a matter of luck: there, of the sum's typical size.
         size = largest if name != "dlogit_scale" else 2 * (2 * neighborhood.num_queries) ** 0.5
         allowed = 2 * plain + (2 * torch.finfo(dtype).eps + rounding) * size
         assert error <= allowed, f"{name} of {neighborhood}: error {error:.2e} > {allowed:.2e}"
 
 
 def assert_right_with_one_operand_alone(backend, which, device="cpu"):
-    """Only operand number `which` requires a gradient, and gets the right one."""
+    """Let only operand number `which` require a gradient, and compare that with float64."""
     neighborhood = PYRAMID_DIGITS.neighborhood()
     inputs = draw_inputs(neighborhood, cosine=True, device=device)
     operands = [tensor.detach().requires_grad_(index == which) for index, tensor in enumerate(inputs[:4])]
@@ -186,7 +199,11 @@ def assert_right_with_one_operand_alone(backend, which, device="cpu"):
 
 
 def assert_windows_in_slices(neighborhood, backend, device, what, dim=64):
-    """q = 0 and one-hot values, `dim` columns of them a batch element: the output is the windows; one-hot dO gives dv."""
+    """Check all windows: with q = 0 and one-hot values the output shows them, and one-hot dO shows them in
+    dv.
+
+    Each batch element holds `dim` columns of the one-hot values.
+    """
     n_q, n_k = neighborhood.num_queries, neighborhood.num_keys
     batch = -(-n_k // dim)
 
@@ -215,11 +232,17 @@ def assert_windows_in_slices(neighborhood, backend, device, what, dim=64):
 
 
 def assert_windows(out, dv, mask, grad_out, what):
-    """What q = 0 with one-hot values must give: out (Lq, Lk) is the windows as weights, dv (Lk, Lk) their sums; what no query sees is exactly 0.
+    """Check what q = 0 with one-hot values must give.
 
-    float32 may err, relative to each entry: a weight goes through exp2(-lse), a few roundings of about log2(keys) <= 8; dv adds as many positive
-    terms as `grad_out` has ones in a column, in whatever order a backend or a machine likes.
+    Args:
+        out: (Lq, Lk), the windows as weights; exactly 0 outside.
+        dv: (Lk, Lk), sums of weights; exactly 0 for keys that no query sees.
+        mask: (Lq, Lk), the windows.
+        grad_out: one-hot gradient of out.
+        what: begins the message of a failure.
     """
+    # Relative to each entry: a weight goes through exp2(-lse), a few roundings of about log2(keys) <= 8, and
+    # dv adds as many positive terms as `grad_out` has ones in a column, in an order that backends choose.
     eps, terms = torch.finfo(torch.float32).eps, int(grad_out.sum(0).max())
     weights = mask.double() / mask.double().sum(1, keepdim=True)
     for name, actual, expected, tolerance in (
@@ -237,7 +260,7 @@ def assert_windows(out, dv, mask, grad_out, what):
 
 
 def assert_close(actual, expected, tolerance, what):
-    """Largest error at most `tolerance`; a failure names the place and both values."""
+    """Check that the largest error is at most `tolerance`; a failure names the place and both values."""
     assert tuple(actual.shape) == tuple(expected.shape), (
         f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     )
@@ -247,7 +270,8 @@ def assert_close(actual, expected, tolerance, what):
     error = torch.where(error.isnan(), torch.inf, error)
     worst = error.argmax()
     index = tuple(int(i) for i in torch.unravel_index(worst, error.shape))
-    assert error.max() <= tolerance, (
-        f"{what}{list(index)}: {actual.flatten()[worst].item():.6g}, expected {expected.flatten()[worst].item():.6g}, "
-        f"error {error.max().item():.3e} > {tolerance:.3e}"
+    got, wanted = actual.flatten()[worst].item(), expected.flatten()[worst].item()
+    largest = error.max().item()
+    assert largest <= tolerance, (
+        f"{what}{list(index)}: {got:.6g}, expected {wanted:.6g}, error {largest:.3e} > {tolerance:.3e}"
     )

@@ -1,8 +1,10 @@
-"""Where there is no GPU the kernels run in Triton's interpreter, which these tests switch on for their whole process.
+"""Where there is no GPU the kernels run in Triton's interpreter, which these tests switch on for their whole
+process.
 
-Triton decides when kernels are defined whether it interprets them, so the switch must be set before the first import, and
-no other test may share the process: `pytest tests/triton` alone, and `pytest tests --ignore=tests/triton` for the rest.
-With a GPU, or on the emulated one (EMULATED names its capability, and a plugin installs it), nothing is switched.
+Triton decides when kernels are defined whether it interprets them, so the switch must be set before the first
+import, and no other test may share the process: `pytest tests/triton` alone, and `pytest tests
+--ignore=tests/triton` for the rest. With a GPU, or on the emulated one (EMULATED names its capability, and a
+plugin installs it), nothing is switched.
 """
 
 import importlib.util

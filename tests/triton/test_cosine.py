@@ -25,7 +25,7 @@ def test_zero_vectors_have_finite_gradients():
 
 @pytest.mark.parametrize("short", [0.0, 1e-13, 1e-9, 1e-6])
 def test_short_vectors_leave_cosine_attention_finite_and_right(short):
-    """What hides a score is divided by the norms too and overflows; rows whose first chunk of keys is all hidden must stand that."""
+    """Mask penalties are divided by the norms too and overflow, also where a first chunk is all hidden."""
     neighborhood = Neighborhood.of_grids((24, 24), (24, 24), (7, 7))
     inputs = list(draw_inputs(neighborhood, batch=1, heads=1, dim=16, cosine=True, device=DEVICE))
     inputs[0][:, 15 * 24 + 8] *= short
@@ -38,9 +38,10 @@ def test_short_vectors_leave_cosine_attention_finite_and_right(short):
     expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 1.0, use_lse=False)
     assert_close(out, expected_out, 1e-5, "out")
     assert_close(lse, expected_lse, 1e-5, "lse")
-    for name, actual, right in zip(NAMES, grads, expected):
-        # Gradients of short vectors are as large as their inverse norms: each row relative to its largest value.
+    for name, actual, truth in zip(NAMES, grads, expected):
+        # Gradients of short vectors are as large as their inverse norms: each row relative to its largest
+        # value.
         size = (
-            right.abs().amax(-1, keepdim=True).clamp_min(1) if right.dim() > 1 else right.abs().clamp_min(1)
+            truth.abs().amax(-1, keepdim=True).clamp_min(1) if truth.dim() > 1 else truth.abs().clamp_min(1)
         )
-        assert_close(actual.cpu().double() / size, right / size, 1e-4, name)
+        assert_close(actual.cpu().double() / size, truth / size, 1e-4, name)

@@ -11,7 +11,7 @@ from triton_support import DEVICE
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_cuda_graphs_replay_what_was_called_before():
-    """Tables are made by the first call, which says so inside a capture; afterwards a graph gives the same bits, forward and backward."""
+    """A first call builds tables and is refused in a capture, later ones give the same bits."""
     pyramid = Pyramid((2, 3, 9), 3)  # of no other test
     inputs = draw_inputs(pyramid.neighborhood(), dim=64, dtype=torch.float16, device=DEVICE)
     leaves = [tensor.requires_grad_() for tensor in inputs[:3]]
@@ -45,6 +45,6 @@ def test_compiled_with_cuda_graphs():
         torch.compiler.cudagraph_mark_step_begin()
         out = compiled(x)
         (dx,) = torch.autograd.grad(out.sum(), x)
-        right = module(x)
-        assert_close(out, right, 1e-3, "out")
-        assert_close(dx, torch.autograd.grad(right.sum(), x)[0], 1e-3, "dx")
+        expected = module(x)
+        assert_close(out, expected, 1e-3, "out")
+        assert_close(dx, torch.autograd.grad(expected.sum(), x)[0], 1e-3, "dx")

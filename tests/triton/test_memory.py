@@ -1,4 +1,4 @@
-"""What is read and written: strides, offsets past 32 bits, nothing outside the inputs, every element of the outputs."""
+"""What is read and written: any strides, offsets past 32 bits, only the inputs, all of the outputs."""
 
 import pytest
 import torch

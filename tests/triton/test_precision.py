@@ -21,8 +21,9 @@ def test_half_precision(dtype, cosine):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("factor", [None, 10.0, 100.0])
 def test_error_is_within_twice_that_of_plain_pytorch(dtype, factor):
-    # NumPy, which multiplies in the interpreter, rounds a product by the shape of its operands, and so differently in forward and backward:
-    # logits of 100 differ by a few 1e-5, and every weight with them. float16 and a GPU hide or do not have this.
+    # NumPy, which multiplies in the interpreter, rounds a product by the shape of its operands, and so
+    # differently in forward and backward: logits of 100 differ by a few 1e-5, and every weight with them.
+    # float16 and a GPU hide or do not have this.
     rounding = 3e-5 if INTERPRETED and factor == 100.0 and dtype == torch.float32 else 0.0
     neighborhood = Pyramid((2, 5, 12), 5, 1).neighborhood()
     assert_within_twice_plain_pytorch("triton", neighborhood, dtype, factor, device=DEVICE, rounding=rounding)

@@ -1,4 +1,4 @@
-"""Exactly the keys of the window are attended to, whatever the shape and whatever the factor of the logits."""
+"""Exactly the keys of the window are attended to, whatever the shape and the factor of the logits."""
 
 import random
 
@@ -21,7 +21,7 @@ from triton_support import DEVICE, NAMES, compare
 
 @pytest.mark.parametrize("part", range(4))
 def test_windows_exactly(part, seed):
-    """With q = 0 and one-hot values the output is the window itself; one-hot dO gives dv. 200 shapes in four parts, to several chunks of keys."""
+    """With q = 0 and one-hot values the output is the window; one-hot dO shows it in dv."""
     rng = random.Random(seed + part)
     for index in range(50):
         assert_windows_in_slices(random_grid_neighborhood(rng, largest=12), "triton", DEVICE, f"{index}")
@@ -56,5 +56,5 @@ def test_no_factor_weakens_the_mask(factor, scale):
     grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, scale)
     expected_out, _, expected = in_float64(inputs, neighborhood, scale, use_lse=False)
     assert_close(out, expected_out, 1e-4, "out")
-    for name, actual, right in zip(NAMES, grads, expected):
-        assert_close(actual, right, 1e-4 * max(1.0, right.abs().max().item()), name)
+    for name, actual, truth in zip(NAMES, grads, expected):
+        assert_close(actual, truth, 1e-4 * max(1.0, truth.abs().max().item()), name)
