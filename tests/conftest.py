@@ -2,10 +2,11 @@
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 import torch
+
+from slow_tests import is_slow
 
 
 def pytest_configure(config):
@@ -17,43 +18,10 @@ def pytest_configure(config):
 _FIRST = "test_distributed.py"
 
 
-# What `make test-fast` leaves out: folders, files, or single tests as "file::test", relative to this folder.
-# They compile for GPUs, start torchrun, kill processes, train for long or run whole programs.
-_SLOW = (
-    "benchmarks/test_benchmarks.py",
-    "benchmarks/test_benchmarks_models.py",
-    "checkpoints/test_hub.py",
-    "demo/test_demo.py",
-    "docs/test_code_blocks.py",
-    "docs/test_commands.py",
-    "docs/test_examples.py",
-    "docs/test_site.py",
-    "emulator",
-    "kernels/test_aot.py",
-    "kernels/test_natten.py",
-    "sampling/test_same_digits.py::test_codes_drawn_one_by_one_are_the_same",
-    "tokens/test_token_cache.py::test_a_killed_run_goes_on_with_the_missing_shards",
-    "training/test_dead_codes.py",
-    "training/test_distributed.py",
-    "training/test_finetuning.py",
-    "training/test_loop.py::test_compiled_blocks_train_alike",
-    "training/test_resume.py",
-    "training/test_sharded_model.py",
-    "training/test_vqvae_task.py",
-    "triton",
-)
-
-
-def is_slow(item):
-    """Whether a collected test, or the file or folder that it lies in, is listed in _SLOW."""
-    name = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.originalname}"
-    return any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in _SLOW)
-
-
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != _FIRST)
     for item in items:
-        if is_slow(item):
+        if is_slow(item.path, item.originalname):
             item.add_marker(pytest.mark.slow)
 
 

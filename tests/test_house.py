@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from house import Module, arrows_up, circles, layer_of, read_modules
+from slow_tests import SLOW, TESTS, is_slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,6 +124,20 @@ def test_kernels_know_no_models(modules):
 
 def test_the_root_is_small():
     assert len(list((ROOT / "mvar_models").glob("*.py"))) <= MOST_AT_THE_ROOT
+
+
+def test_every_slow_test_exists():
+    for entry in SLOW:
+        file, _, test = entry.partition("::")
+        assert (TESTS / file).exists(), f"{entry} is listed in slow_tests.py and does not exist"
+        assert not test or f"def {test}(" in (TESTS / file).read_text(), entry
+
+
+def test_slow_tests_are_told_by_folder_file_and_name():
+    assert is_slow(TESTS / "triton" / "test_windows.py", "test_any")
+    assert is_slow(TESTS / "kernels" / "test_aot.py", "test_any")
+    assert not is_slow(TESTS / "kernels" / "test_pyramid.py", "test_any")
+    assert not is_slow(TESTS / "triton_test.py", "test_any")
 
 
 def test_packages_import_what_they_may(modules):

@@ -1,0 +1,38 @@
+"""What `make test-fast` leaves out, which tests/conftest.py marks as slow.
+
+These tests compile for GPUs, start torchrun, kill processes, train for long or run whole programs.
+"""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+
+# Folders, files, or single tests as "file::test", relative to tests/.
+SLOW = (
+    "benchmarks",
+    "checkpoints/test_hub.py",
+    "demo/test_demo.py",
+    "docs/test_code_blocks.py",
+    "docs/test_commands.py",
+    "docs/test_examples.py",
+    "docs/test_site.py",
+    "emulator",
+    "kernels/test_aot.py",
+    "kernels/test_natten.py",
+    "sampling/test_same_digits.py::test_codes_drawn_one_by_one_are_the_same",
+    "tokens/test_token_cache.py::test_a_killed_run_goes_on_with_the_missing_shards",
+    "training/test_dead_codes.py",
+    "training/test_distributed.py",
+    "training/test_finetuning.py",
+    "training/test_loop.py::test_compiled_blocks_train_alike",
+    "training/test_resume.py",
+    "training/test_sharded_model.py",
+    "training/test_vqvae_task.py",
+    "triton",
+)
+
+
+def is_slow(path: Path, test: str) -> bool:
+    """Whether a test, or the file or folder that it lies in, is listed in SLOW."""
+    name = f"{path.relative_to(TESTS).as_posix()}::{test}"
+    return any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW)
