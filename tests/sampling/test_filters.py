@@ -25,7 +25,7 @@ def plain_filter(row, top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    "top_k, top_p", [(0, 0.0), (5, 0.0), (0, 0.7), (9, 0.5), (1, 0.9), (100, 1.0), (3, 1e-6)]
+    "top_k, top_p", [(0, 0.0), (5, 0.0), (12, 0.0), (0, 0.7), (9, 0.5), (1, 0.9), (100, 1.0), (3, 1e-6)]
 )
 def test_filters_keep_what_their_definition_keeps(seed, top_k, top_p):
     logits = torch.randn(2, 7, 20) * 3
@@ -34,6 +34,14 @@ def test_filters_keep_what_their_definition_keeps(seed, top_k, top_p):
         for token in range(7):
             expected = plain_filter(logits[batch, token], top_k, top_p)
             assert torch.equal(kept[batch, token], expected), (batch, token)
+
+
+def test_without_settings_nothing_is_filtered():
+    assert filter_logits(torch.tensor([[3.0, -50.0]])).isfinite().all()
+
+
+def test_codes_stop_where_top_p_is_reached_exactly():
+    assert filter_logits(torch.zeros(1, 2), top_p=0.5).isfinite().sum() == 1
 
 
 def test_ties_at_the_kth_are_kept():
@@ -58,3 +66,9 @@ def test_draw_inverts_the_distribution():
     assert torch.allclose(counts / 1001, torch.tensor([0.1, 0.0, 0.4, 0.5]), atol=2e-3)
     last_impossible = torch.tensor([[[0.0, -torch.inf]]])
     assert draw(last_impossible, torch.tensor([[1 - 2**-24]])).item() == 0
+
+
+def test_a_threshold_at_the_very_end_draws_the_last_possible_code():
+    """A uniform number picks the code whose interval of the cumulative distribution holds it."""
+    logits = torch.tensor([[[0.0, 1.0, -torch.inf, -torch.inf], [0.0, 1.0, -torch.inf, 2.0]]])
+    assert draw(logits, torch.ones(1, 2)).tolist() == [[1, 3]]
