@@ -66,9 +66,11 @@ def test_draw_inverts_the_distribution():
     assert torch.allclose(counts / 1001, torch.tensor([0.1, 0.0, 0.4, 0.5]), atol=2e-3)
     last_impossible = torch.tensor([[[0.0, -torch.inf]]])
     assert draw(last_impossible, torch.tensor([[1 - 2**-24]])).item() == 0
+    first_impossible = torch.tensor([[[-torch.inf, 0.0]]])
+    assert draw(first_impossible, torch.zeros(1, 1)).item() == 1
 
 
 def test_a_threshold_at_the_very_end_draws_the_last_possible_code():
-    """A uniform number picks the code whose interval of the cumulative distribution holds it."""
+    """Rounding can put the threshold where the sum ends; codes after the last possible one stay out."""
     logits = torch.tensor([[[0.0, 1.0, -torch.inf, -torch.inf], [0.0, 1.0, -torch.inf, 2.0]]])
     assert draw(logits, torch.ones(1, 2)).tolist() == [[1, 3]]
