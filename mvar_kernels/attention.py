@@ -62,9 +62,10 @@ def spatial_markov_attn(
         kernel_size: an int or (rows, columns), at least 1.
         scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
         logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), with
-            norms clamped at 1e-12. Autocast does not cast it, and nothing clamps it: any finite value is
-            safe, 0 and negative ones too. On `triton` |q| |k| must be below 2^52, or a logit_scale near 0 no
-            longer hides the keys outside the window; float16 cannot exceed that.
+            norms clamped at 1e-12. Autocast does not cast it and nothing clamps it; 0 and negative values are
+            fine. On `triton` keep |scale * logit_scale| below 1e8 (beyond it float32 rounds a logit by more than
+            8, and a weight may overflow to NaN) and |q| |k| below 2^52, which float16 cannot exceed (beyond it a
+            logit_scale near 0 no longer hides the keys outside the window).
         return_lse: also return the natural-log sum of exponentials of the logits.
         backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto"
             logs its choice once.
