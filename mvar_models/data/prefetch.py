@@ -21,7 +21,7 @@ class Prefetcher(Generic[Key, Value]):
     """
 
     def __init__(self, read: Callable[[Key], Value]) -> None:
-        self._read = read
+        self._read: Callable[[Key], Value] = read
         self._pending: dict[Key, Future[Value]] = {}
         self._thread = ThreadPoolExecutor(1)
 

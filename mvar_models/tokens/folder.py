@@ -1,9 +1,10 @@
-"""A folder of codes: what `mvar tokenize` writes and training reads by memory map.
+"""A folder of codes: what `mvar tokenize` writes, and training reads by memory map.
 
-index.json                what it is made of and holds; appears when all shards are there
-shard-00000.safetensors   codes of examples 0 .. shard_size - 1 (see `token_shards`)
-reconstruction.png        pictures above what the VQVAE gives back of them
-settings.json             only while shards are missing
+index.json           what the codes are made of and where they are; appears when all shards are complete
+examples.npy         number in the dataset, label and split of every image, in the order of the shards
+shard-00000.npy      codes of examples 0 .. shard_size - 1, and its record (see `shard`)
+reconstruction.png   some images above their reconstructions
+settings.json        exists only while shards are missing
 """
 
 from __future__ import annotations
@@ -21,55 +22,26 @@ from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.tokens.encode import token_fingerprint, vqvae_identity
-from mvar_models.tokens.shard import ShardedCodes, file_hash, map_tensor
+from mvar_models.tokens.format_1 import FORMAT_1, SafetensorsCodes, read_examples
+from mvar_models.tokens.shard import ShardedCodes, file_hash
 from mvar_models.tokens.token_set import TokenSet
 
-INDEX, SETTINGS = "index.json", "settings.json"
-FORMAT = "mvar-tokens-1"
+INDEX, SETTINGS, EXAMPLES = "index.json", "settings.json", "examples.npy"
+FORMAT = "mvar-tokens-2"
+_FORMATS = (FORMAT, FORMAT_1)
+# One row of examples.npy.
+EXAMPLE_TYPE = np.dtype([("example", "<i4"), ("label", "<i4"), ("held_out", "?")])
 
 
 def is_token_folder(path: Path) -> bool:
-    """Whether a `TokenWriter` made or began it."""
+    """Return whether a folder holds codes of any format, finished or not."""
     for name in (INDEX, SETTINGS):
         file = path / name
         if file.is_file():
             with file.open("rb") as opened:
+                # Every format's name begins alike, and its entry comes first in the file.
                 return f'"format": "{FORMAT[:-1]}'.encode() in opened.read(256)
     return False
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a finished folder; ValueError where it is not finished or not of this format."""
-    if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder} is not complete; run the `mvar tokenize` command that began it again, it goes on where it stopped"
-        )
-    index = read_config(folder / INDEX)
-    if index.get("format") != FORMAT:
-        raise ValueError(f"{folder / INDEX} is of format {index.get('format')}, this version reads {FORMAT}")
-    return index
-
-
-def vqvae_settings(vqvae: VQVAE) -> dict[str, Any]:
-    """What the index says of the VQVAE whose codes a folder holds."""
-    config = vqvae.config
-    return {
-        "sides": list(config.sides),
-        "vocab_size": config.vocab_size,
-        "vqvae_identity": vqvae_identity(vqvae),
-    }
-
-
-def verify_tokens(folder: Path) -> int:
-    """Compare every shard with its SHA-256 in the index; the number of shards, or ValueError naming those that differ."""
-    shards = TokenFolder(folder).index["shards"]
-    wrong = [shard["file"] for shard in shards if file_hash(folder / shard["file"]) != shard["sha256"]]
-    if wrong:
-        raise ValueError(
-            f"{folder}: {len(wrong)} of {len(shards)} shards are damaged ({', '.join(wrong[:5])}); "
-            f"remove them and {INDEX}, and run `mvar tokenize` again to make them anew"
-        )
-    return len(shards)
 
 
 def open_data(data: str | os.PathLike[str], resolution: int) -> ImageSource | TokenFolder:
@@ -82,38 +54,94 @@ def refuse_tokens(data: str | os.PathLike[str]) -> None:
     """Raise ValueError if `data` is a folder of codes where images are needed."""
     path = Path(data)
     if is_token_folder(path):
-        source = read_index(path)["data"] if (path / INDEX).is_file() else ""
+        source = read_config(path / INDEX).get("data") if (path / INDEX).is_file() else None
         hint = f"; give the images that they were made of ({source})" if source else ""
         raise ValueError(f"{data} holds codes, not images{hint}")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read the index of a finished folder.
+
+    Raises:
+        ValueError: the folder is not finished, or of a format that this version does not know.
+    """
+    if not (folder / INDEX).is_file():
+        raise ValueError(
+            f"{folder} is not complete; run the `mvar tokenize` command that began it again, it continues"
+        )
+    index = read_config(folder / INDEX)
+    if index.get("format") not in _FORMATS:
+        raise ValueError(
+            f"{folder / INDEX} is of format {index.get('format')}, this version reads {' and '.join(_FORMATS)}"
+        )
+    return index
+
+
+def vqvae_settings(vqvae: VQVAE) -> dict[str, Any]:
+    """Return the entries of the index that say which VQVAE the codes belong to."""
+    config = vqvae.config
+    return {
+        "sides": list(config.sides),
+        "vocab_size": config.vocab_size,
+        "vqvae_identity": vqvae_identity(vqvae),
+    }
+
+
+def verify_tokens(folder: Path) -> int:
+    """Compare every file of codes with its SHA-256 in the index, and return the number of shards.
+
+    Raises:
+        ValueError: some differ; the message names them.
+    """
+    index = TokenFolder(folder).index
+    files = _files_of(index)
+    wrong = [entry["file"] for entry in files if file_hash(folder / entry["file"]) != entry["sha256"]]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {len(wrong)} of {len(files)} files are damaged ({', '.join(wrong[:5])}); "
+            f"remove them and {INDEX}, and run `mvar tokenize` again to recompute them"
+        )
+    return len(index["shards"])
 
 
 class TokenFolder:
     """A finished folder of codes: labels, class names, the split, and `token_sets`.
 
     Attributes:
+        folder: where it is.
         index: contents of index.json.
         files: the shards.
+        examples: (N,) numbers of the images in the dataset.
         labels: (N,) int64.
         class_names: one name per label.
         mirror_safe: whether a mirrored image still belongs to its class.
         skipped: name -> reason of images that have no codes.
 
     Raises:
-        ValueError: the folder is not complete, or a shard is missing or of another size than the index says.
+        ValueError: the folder is not complete, or a file is missing or of another size than the index says.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = read_index(folder)
         self.files = [folder / shard["file"] for shard in self.index["shards"]]
-        for file, shard in zip(self.files, self.index["shards"]):
+        # Sizes only: reading every byte would delay each start by minutes; `verify_tokens` does.
+        for entry in _files_of(self.index):
+            file = folder / entry["file"]
             size = file.stat().st_size if file.is_file() else None
-            if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+            if size != entry["bytes"]:
+                state = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
                 raise ValueError(
-                    f"{file} {state}; remove {folder / INDEX} and run `mvar tokenize` again to make it anew"
+                    f"{file} {state}; remove {folder / INDEX} and run `mvar tokenize` again to recompute it"
                 )
-        self.labels = self._all("labels").astype(np.int64)
+        if self.index["format"] == FORMAT_1:
+            self.examples = read_examples(self.files, "examples")
+            labels = read_examples(self.files, "labels")
+            self._reserved = read_examples(self.files, "held_out").astype(bool)
+        else:
+            stored = np.load(folder / EXAMPLES, allow_pickle=False)
+            self.examples, labels, self._reserved = stored["example"], stored["label"], stored["held_out"]
+        self.labels = labels.astype(np.int64)
         self.class_names: tuple[str, ...] = tuple(self.index["class_names"])
         self.mirror_safe: bool = self.index["flips"]
         self.skipped: dict[str, str] = dict(self.index["left_out"])
@@ -123,7 +151,7 @@ class TokenFolder:
 
     @property
     def fingerprint(self) -> str:
-        """That of the images."""
+        """Fingerprint of the images."""
         return str(self.index["data_fingerprint"])
 
     @property
@@ -137,7 +165,7 @@ class TokenFolder:
     @cached_property
     def split(self) -> Split:
         """The split of the images that the codes were made of."""
-        return Split.of_flags(self._all("held_out").astype(bool))
+        return Split.of_flags(self._reserved)
 
     @property
     def train(self) -> np.ndarray:
@@ -154,7 +182,7 @@ class TokenFolder:
 
         Args:
             vqvae: the one whose codes they must be.
-            num_variants: how many variants are needed; all there are are used.
+            num_variants: how many variants are needed; all that exist are used.
 
         Raises:
             ValueError: the codes are another VQVAE's, or there are fewer variants.
@@ -167,7 +195,8 @@ class TokenFolder:
         for key, value in vqvae_settings(vqvae).items():
             if self.index[key] != value:
                 raise ValueError(
-                    f"{self.folder} was made with another VQVAE ({self.index['vqvae']}: its {key} is {self.index[key]}, this one's {value}); "
+                    f"{self.folder} was made with another VQVAE ({self.index['vqvae']}: "
+                    f"its {key} is {self.index[key]}, this one's {value}); "
                     "train with that one, or run `mvar tokenize` with this one into another folder"
                 )
         return self._token_set(self.train), self._token_set(self.held_out)
@@ -175,17 +204,18 @@ class TokenFolder:
     def _token_set(self, indices: np.ndarray) -> TokenSet:
         index = self.index
         counts = [shard["pictures"] for shard in index["shards"]]
-        codes = ShardedCodes(
-            self.files, counts, (index["copies"], sum(side * side for side in index["sides"])), indices
-        )
+        shape = self.num_variants, sum(side * side for side in index["sides"])
+        kind = SafetensorsCodes if index["format"] == FORMAT_1 else ShardedCodes
         fingerprint = token_fingerprint(
-            self.fingerprint, index["vqvae_identity"], index["copies"], index["seed"], self._examples[indices]
+            self.fingerprint,
+            index["vqvae_identity"],
+            self.num_variants,
+            index["seed"],
+            self.examples[indices],
         )
-        return TokenSet(codes, self.labels[indices], fingerprint)
+        return TokenSet(kind(self.files, counts, shape, indices), self.labels[indices], fingerprint)
 
-    @cached_property
-    def _examples(self) -> np.ndarray:
-        return self._all("examples")
 
-    def _all(self, name: str) -> np.ndarray:
-        return np.concatenate([map_tensor(file, name) for file in self.files])
+def _files_of(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return file, sha256 and bytes of every file that the index lists; format 1 has shards alone."""
+    return [*index["shards"], *([index["examples"]] if "examples" in index else [])]

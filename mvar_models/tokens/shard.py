@@ -1,76 +1,103 @@
-"""One file of the token cache: a safetensors file with the codes of a run of examples, written whole, checked, and read by memory map.
+"""Shards of a folder of codes: each an .npy file that is read by memory map, with a record that it was written whole.
 
-Tensors: codes (copies, n, L) uint16; examples (n,) int32, their numbers in the dataset; labels (n,) int32; held_out (n,) uint8. The header
-also carries a SHA-256 of the tensors, so that a shard left by a killed run can be trusted or made again without any other record.
+shard-00000.npy    codes (num_variants, n, L) uint16 of the readable ones among one range of examples
+shard-00000.json   its SHA-256, and the examples that could not be read
 
-Codes are read with numpy.memmap at the header's offset: a batch is one indexing operation per shard, where the safetensors library's slices
-cost a call and a copy per picture.
+The record is written last. A shard counts if its bytes have the recorded checksum, so shards left by a killed process need no other proof.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from mvar_models.files import replacing
+from mvar_models.files import replacing, write_text
+from mvar_models.tokens.token_set import Indices
 
-_TYPES = {
-    "codes": ("U16", "<u2"),
-    "examples": ("I32", "<i4"),
-    "labels": ("I32", "<i4"),
-    "held_out": ("U8", "u1"),
-}
-_NOTE = "mvar"  # one entry of metadata, as safetensors writes several in no fixed order
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An example without codes.
+
+    Attributes:
+        example: its number in the dataset.
+        name: what its source calls it.
+        reason: why it cannot be read.
+    """
+
+    example: int
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What the index says of a shard. sha256: of the file. pictures: examples in it. unreadable: name -> reason of those left out."""
+    """One shard, as its record describes it.
+
+    Attributes:
+        file: name of the .npy file.
+        sha256: of the file.
+        bytes: size of the file.
+        num_images: examples with codes.
+        unreadable: the other examples of its range.
+    """
 
     file: str
     sha256: str
     bytes: int
-    pictures: int
-    unreadable: Mapping[str, str]
+    num_images: int
+    unreadable: tuple[Unreadable, ...]
 
 
-def write_shard(path: Path, tensors: Mapping[str, np.ndarray], unreadable: Mapping[str, str]) -> None:
-    """Complete or not at all; the same bytes for the same contents."""
-    stored = {name: np.ascontiguousarray(tensors[name], dtype=kind) for name, (_, kind) in _TYPES.items()}
-    note = json.dumps({"sha256": _content_hash(stored), "unreadable": dict(unreadable)})
+def write_shard(path: Path, codes: np.ndarray, unreadable: Sequence[Unreadable]) -> None:
+    """Write a shard that counts completely or not at all; the same arguments give the same bytes."""
+    size, sha256 = write_array(path, np.ascontiguousarray(codes, dtype="<u2"))
+    shard = Shard(path.name, sha256, size, codes.shape[1], tuple(unreadable))
+    write_text(_record(path), json.dumps(asdict(shard), indent=2) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
+    """Write an .npy file that appears complete or not at all; return its size in bytes and its SHA-256."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    # Not np.save to the file itself: on a full disk it only says how many values it could not write.
+    content = buffer.getvalue()
     with replacing(path) as temporary:
-        save_file(stored, temporary, metadata={_NOTE: note})
+        temporary.write_bytes(content)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a shard has its record; whether it is intact takes `check_shard` to tell."""
+    return _record(path).is_file()
 
 
 def check_shard(path: Path) -> Shard:
-    """Read a shard through; ValueError if it is not what was written."""
-    data = path.read_bytes()
+    """Read a shard through and compare it with its record.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
     try:
-        header, start = _header(data[:8], data[8 : 8 + _header_length(data[:8])])
-        note = json.loads(header["__metadata__"][_NOTE])
-        stored = {name: _tensor(header, start, name, data) for name in _TYPES}
-        intact = _content_hash(stored) == note["sha256"]
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        values = json.loads(_record(path).read_text(encoding="utf-8"))
+        unreadable = tuple(Unreadable(**entry) for entry in values.pop("unreadable"))
+        shard = Shard(**values, unreadable=unreadable)
+        actual = file_hash(path)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a complete shard of codes ({error})") from None
-    if not intact:
-        raise ValueError(
-            f"{path} is damaged: its contents do not have the checksum that they were written with"
-        )
-    return Shard(
-        path.name, hashlib.sha256(data).hexdigest(), len(data), len(stored["labels"]), note["unreadable"]
-    )
+    if actual != shard.sha256:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one")
+    return shard
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
     total = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -78,83 +105,48 @@ def file_hash(path: Path) -> str:
     return total.hexdigest()
 
 
-def map_tensor(path: Path, name: str) -> np.ndarray:
-    """One of a shard's tensors, mapped into memory and not read."""
-    with path.open("rb") as file:
-        first = file.read(8)
-        header, start = _header(first, file.read(_header_length(first)))
-    kind, shape, begin = _entry(header, name)
-    if 0 in shape:
-        return np.empty(shape, dtype=kind)
-    return np.memmap(path, dtype=kind, mode="r", offset=start + begin, shape=shape)
-
-
 class ShardedCodes:
-    """Codes (copies, N, L) that lie in shards; a shard is opened when the first of its examples is asked for.
+    """Codes (num_variants, N, L) in shards, each mapped into memory when the first of its members is asked for.
 
     Args:
         files: the shards, in order.
-        counts: examples in each.
-        shape: copies and L.
-        which: rows of all shards together that count as 0 .. N - 1 here.
+        counts: images in each.
+        shape: num_variants and L.
+        indices: (N,) positions in the concatenation of all shards, which become members 0 .. N - 1.
     """
 
     def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int], which: np.ndarray
+        self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int], indices: np.ndarray
     ) -> None:
         self._files = tuple(files)
         self._ends = np.cumsum(counts)
         self._starts = self._ends - np.asarray(counts)
-        self._which = which
+        self._indices = indices
         self._maps: dict[int, np.ndarray] = {}
-        self.shape = (shape[0], len(which), shape[1])
+        self._shape = (shape[0], len(indices), shape[1])
 
-    def __getitem__(self, key: tuple[Any, Any]) -> np.ndarray:
-        copies, members = key
-        rows = self._which[members]
-        copies = np.broadcast_to(copies, rows.shape)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def __getitem__(self, key: tuple[Indices, np.ndarray]) -> np.ndarray:
+        variants, members = key
+        rows = self._indices[members]
+        variants = np.broadcast_to(variants, rows.shape)
         shards = np.searchsorted(self._ends, rows, side="right")
-        out = np.empty((len(rows), self.shape[2]), dtype=np.uint16)
+        out = np.empty((len(rows), self._shape[2]), dtype=np.uint16)
+        # One indexing operation per shard: a batch of 256 would otherwise take 256.
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            out[mine] = self._map(shard)[copies[mine], rows[mine] - self._starts[shard]]
+            out[mine] = self._read(shard, variants[mine], rows[mine] - self._starts[shard])
         return out
 
-    def _map(self, shard: int) -> np.ndarray:
+    def _read(self, shard: int, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Read (n, L) codes of one shard."""
         if shard not in self._maps:
-            self._maps[shard] = map_tensor(self._files[shard], "codes")
-        return self._maps[shard]
+            self._maps[shard] = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
+        return self._maps[shard][variants, rows]
 
 
-def _content_hash(stored: Mapping[str, np.ndarray]) -> str:
-    total = hashlib.sha256()
-    for name in _TYPES:
-        total.update(repr((name, stored[name].shape)).encode() + stored[name].tobytes())
-    return total.hexdigest()
-
-
-def _header_length(first: bytes) -> int:
-    (length,) = struct.unpack("<Q", first)
-    if length > 1 << 26:
-        raise ValueError(f"a header of {length} bytes")
-    return length
-
-
-def _header(first: bytes, text: bytes) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its tensors begin."""
-    if len(text) != _header_length(first):
-        raise ValueError("cut short in its header")
-    return json.loads(text), 8 + len(text)
-
-
-def _entry(header: dict[str, Any], name: str) -> tuple[str, tuple[int, ...], int]:
-    code, kind = _TYPES[name]
-    entry = header[name]
-    if entry["dtype"] != code:
-        raise ValueError(f"{name} is {entry['dtype']}, expected {code}")
-    return kind, tuple(entry["shape"]), entry["data_offsets"][0]
-
-
-def _tensor(header: dict[str, Any], start: int, name: str, data: bytes) -> np.ndarray:
-    kind, shape, begin = _entry(header, name)
-    return np.frombuffer(data, dtype=kind, count=int(np.prod(shape)), offset=start + begin).reshape(shape)
+def _record(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -1,7 +1,7 @@
-"""Making a folder of codes (`mvar tokenize`); what it holds is described in `token_cache`.
+"""Writing a folder of codes (`mvar tokenize`); `folder` describes its files.
 
-Shard i holds the same examples whoever makes it, so any number of processes writes the same bytes: process r of n makes every n-th shard, and
-whoever finds all of them writes the index. A run that was killed goes on with the shards that are missing; those that are there are checked.
+Shard i holds the same examples whoever writes it, so any number of processes produces the same bytes: process r of n writes every n-th shard,
+and whoever finds all of them complete writes the index. After a kill, shards that are intact are kept and the others computed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mvar_models.config import read_config
 from mvar_models.data.source import ImageSource
 from mvar_models.files import claim, compare, write_text
 from mvar_models.networks.vqvae import VQVAE
@@ -26,8 +26,17 @@ from mvar_models.tokens.encode import (
     encode_batches,
     images_per_batch,
 )
-from mvar_models.tokens.folder import FORMAT, INDEX, SETTINGS, read_index, vqvae_settings
-from mvar_models.tokens.shard import Shard, check_shard, map_tensor, write_shard
+from mvar_models.tokens.folder import (
+    EXAMPLE_TYPE,
+    EXAMPLES,
+    FORMAT,
+    INDEX,
+    SETTINGS,
+    read_index,
+    vqvae_settings,
+)
+from mvar_models.tokens.format_1 import FORMAT_1
+from mvar_models.tokens.shard import Shard, Unreadable, check_shard, is_written, write_array, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +46,28 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Written:
-    """complete: whether all shards are there now. made: pictures encoded by this call (others were there already)."""
+    """What one call of `TokenWriter.write` achieved.
+
+    Attributes:
+        complete: whether the whole folder is finished now.
+        made: images encoded by this call; others were there already.
+    """
 
     complete: bool
     made: int
 
 
 class TokenWriter:
-    """A folder of codes in the making.
+    """A folder of codes that is being written.
 
     Args:
+        vqvae: gives the codes.
+        source: gives the images.
+        folder: created if it does not exist.
         names: of the data and of the VQVAE, for people to read; they are not compared.
-        num_variants: per image; default: the picture and its mirror where classes allow one, else the picture.
+        num_variants: per image; default: as many as `default_num_variants` says.
         seed: of variants that are not mirrors.
-        shard_size: examples a shard.
+        shard_size: examples per shard.
 
     Raises:
         ValueError: the folder belongs to other data, another VQVAE or other settings.
@@ -78,8 +95,11 @@ class TokenWriter:
         self.finished = (folder / INDEX).exists()
         if self.finished:
             index = read_index(folder)
-            compare(folder, {key: index[key] for key in self.settings}, self.settings, "codes")
+            # The codes do not depend on the format, so a finished folder of an older one will do.
+            found = {**{key: index[key] for key in self.settings}, "format": FORMAT}
+            compare(folder, found, self.settings, "codes")
         else:
+            _refuse_unfinished_format_1(folder)
             claim(folder / SETTINGS, self.settings, "codes")
 
     def write(
@@ -90,68 +110,65 @@ class TokenWriter:
         world_size: int = 1,
         report: Report | None = None,
     ) -> Written:
-        """Make this process's shards, and the index when all are there.
+        """Write this process's shards, and the index if all shards are complete.
 
         Args:
-            batch_size: pictures encoded at a time; default: `images_per_batch`. Another one may change a code in very
-                many, where two are equally near.
-            rank, world_size: indices process of how many this is.
-            report: called with pictures done and pictures to do by this process.
+            batch_size: images encoded at a time; default: `images_per_batch`. Another batch size may change a rare
+                code whose two nearest vectors are equally far.
+            rank: which process this is.
+            world_size: how many processes there are.
+            report: called with the images done and the images to do by this process.
 
         Raises:
-            ValueError: no picture of a class can be read.
+            ValueError: no image of a class can be read.
         """
         batch_size = images_per_batch(self.vqvae) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if self.finished:
             return Written(complete=True, made=0)
-        starts = range(0, len(self.source), self.shard_size)
-        shards = [self.folder / f"shard-{number:05d}.safetensors" for number in range(len(starts))]
+        ranges = self._ranges()
+        shards = [self.folder / f"shard-{number:05d}.npy" for number in range(len(ranges))]
         missing = [number for number in range(rank, len(shards), world_size) if not _intact(shards[number])]
-        ranges = [
-            np.arange(starts[number], min(starts[number] + self.shard_size, len(self.source)))
-            for number in missing
-        ]
-        total, done = sum(map(len, ranges)), 0
-        for number, indices in zip(missing, ranges):
+        total, done = sum(len(ranges[number]) for number in missing), 0
+        for number in missing:
             step = None if report is None else lambda count, before=done: report(before + count, total)
-            self._write_shard(shards[number], indices, batch_size, step)
-            done += len(indices)
-        self.finished = all(shard.exists() for shard in shards)
+            self._write_shard(shards[number], ranges[number], batch_size, step)
+            done += len(ranges[number])
+        self.finished = all(is_written(shard) for shard in shards)
         if self.finished:
             self._write_index([check_shard(shard) for shard in shards])
         return Written(self.finished or (self.folder / INDEX).exists(), total)
+
+    def _ranges(self) -> list[np.ndarray]:
+        """Return the examples of each shard."""
+        examples = np.arange(len(self.source))
+        return [
+            examples[start : start + self.shard_size] for start in range(0, len(examples), self.shard_size)
+        ]
 
     def _write_shard(
         self, path: Path, indices: np.ndarray, batch_size: int, report: Callable[[int], None] | None
     ) -> None:
         source, parts, kept = self.source, [], []
         for positions, codes in encode_batches(
-            self.vqvae, source, indices, num_variants=self.num_variants, seed=self.seed, batch_size=batch_size
+            self.vqvae,
+            source,
+            indices,
+            num_variants=self.num_variants,
+            seed=self.seed,
+            batch_size=batch_size,
         ):
             parts.append(codes)
             kept.append(indices[positions])
             if report is not None:
                 report(min(len(parts) * batch_size, len(indices)))
-        examples = np.concatenate(kept)
-        tensors = {
-            "codes": np.concatenate(parts, axis=1),
-            "examples": examples,
-            "labels": source.labels[examples],
-            "held_out": self._held_out[examples],
-        }
-        lost = np.setdiff1d(indices, examples).tolist()
-        write_shard(path, tensors, {source.name(i): source.unreadable[i] for i in lost})
-
-    @cached_property
-    def _held_out(self) -> np.ndarray:
-        flags = np.zeros(len(self.source), dtype=bool)
-        flags[self.source.split.reserved] = True
-        return flags
+        lost = np.setdiff1d(indices, np.concatenate(kept)).tolist()
+        unreadable = [Unreadable(i, source.name(i), source.unreadable[i]) for i in lost]
+        write_shard(path, np.concatenate(parts, axis=1), unreadable)
 
     def _settings(self) -> dict[str, Any]:
-        """Everything that decides the folder's bytes."""
+        """Return everything that decides the folder's bytes, under the names that version 0.1 gave it."""
         return {
             "format": FORMAT,
             **vqvae_settings(self.vqvae),
@@ -164,33 +181,58 @@ class TokenWriter:
         }
 
     def _write_index(self, shards: list[Shard]) -> None:
-        check_classes(
-            self.source, np.concatenate([map_tensor(self.folder / shard.file, "labels") for shard in shards])
-        )
-        lost = {name: reason for shard in shards for name, reason in shard.unreadable.items()}
+        lost = [entry for shard in shards for entry in shard.unreadable]
+        examples = self._examples(np.array([entry.example for entry in lost], dtype=np.int64))
+        check_classes(self.source, examples["label"])
+        size, sha256 = write_array(self.folder / EXAMPLES, examples)
         index = {
             **self.settings,
             "data": self.names[0],
             "vqvae": self.names[1],
-            "pictures": sum(shard.pictures for shard in shards),
-            "left_out": {**self.source.skipped, **lost},
+            "pictures": sum(shard.num_images for shard in shards),
+            "left_out": {**self.source.skipped, **{entry.name: entry.reason for entry in lost}},
+            "examples": {"file": EXAMPLES, "sha256": sha256, "bytes": size},
             "shards": [
-                {key: value for key, value in asdict(shard).items() if key != "unreadable"}
+                {
+                    "file": shard.file,
+                    "sha256": shard.sha256,
+                    "bytes": shard.bytes,
+                    "pictures": shard.num_images,
+                }
                 for shard in shards
             ],
         }
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        for leftover in self.folder.glob(".shard-*"):  # of processes that were killed while writing
+        for leftover in self.folder.glob(".shard-*"):  # Left by processes that were killed while writing.
             leftover.unlink(missing_ok=True)
         (self.folder / SETTINGS).unlink(missing_ok=True)
 
+    def _examples(self, unreadable: np.ndarray) -> np.ndarray:
+        """Return the rows of examples.npy: all examples of the source but the unreadable ones."""
+        numbers = np.setdiff1d(np.arange(len(self.source)), unreadable)
+        reserved = np.zeros(len(self.source), dtype=bool)
+        reserved[self.source.split.reserved] = True
+        examples = np.empty(len(numbers), dtype=EXAMPLE_TYPE)
+        examples["example"] = numbers
+        examples["label"] = self.source.labels[numbers]
+        examples["held_out"] = reserved[numbers]
+        return examples
+
+
+def _refuse_unfinished_format_1(folder: Path) -> None:
+    record = folder / SETTINGS
+    if record.is_file() and read_config(record).get("format") == FORMAT_1:
+        raise ValueError(
+            f"{folder} was begun by version 0.1 and is not complete; remove it and run the command again"
+        )
+
 
 def _intact(path: Path) -> bool:
-    if not path.exists():
+    if not is_written(path):
         return False
     try:
         check_shard(path)
     except ValueError as error:
-        logger.warning("%s; made again", error)
+        logger.warning("%s; it is recomputed", error)
         return False
     return True

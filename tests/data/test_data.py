@@ -14,7 +14,7 @@ from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.images import to_pil
 
-from odd_pictures import BROKEN, EMPTY, ODD, encoded, fill
+from odd_images import BROKEN, EMPTY, ODD, encoded, fill
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_digits_are_those_of_scikit_learn(digits):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_pictures_work(name, tmp_path):
+def test_odd_images_work(name, tmp_path):
     """Grey levels left and right of the middle are those that were stored: nothing is clipped, inverted, mirrored or left lying."""
     content, expected = ODD[name]
     (tmp_path / name).write_bytes(content)

@@ -8,7 +8,7 @@ from PIL import Image
 from mvar_models.data import hub_datasets
 from mvar_models.data.open import open_images
 
-from odd_pictures import BROKEN, ODD, encoded
+from odd_images import BROKEN, ODD, encoded
 
 datasets = pytest.importorskip("datasets", reason="the extra 'data' is not installed")
 pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

@@ -1,6 +1,7 @@
 """Python blocks of README and docs run; blocks that cannot run here say why, in the page."""
 
 import pytest
+
 from pages import PAGES, ROOT, blocks
 
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]

@@ -5,9 +5,10 @@ import re
 
 import click
 import pytest
-from pages import PAGES, ROOT, anchors, commands, links
 
 from mvar_models.cli.main import main
+
+from pages import PAGES, ROOT, anchors, commands, links
 
 ALL = [(page, words) for page in PAGES for words in commands(page)]
 MAKE_TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from pages import ROOT
 from PIL import Image
+
+from pages import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from mvar_models import VQVAE
+from mvar_models.data.digits import Digits
+from mvar_models.data.open import open_images
 from mvar_models.evaluation import reconstruction as module
-from mvar_models.evaluation.reconstruction import Reconstruction, psnr, reconstruct, side_by_side
+from mvar_models.evaluation.reconstruction import (
+    Reconstruction,
+    check_reconstruction,
+    psnr,
+    reconstruct,
+    side_by_side,
+)
 
 from tiny_models import tiny_vqvae
 
@@ -50,3 +60,29 @@ def test_originals_are_drawn_above_their_reconstructions():
     assert drawn.shape == (4 + 2 + 4, 8 * 6 - 2, 3)
     assert (drawn[:4] == 255).all()
     assert (drawn[6:, :4] == 0).all()
+
+
+def test_a_vqvae_that_does_not_fit_is_noticed(seed):
+    vqvae, digits = VQVAE.from_pretrained("vae-digits"), Digits(32)
+    good = reconstruct(vqvae, digits.images(np.arange(32)))
+    assert good.fits
+    assert good.psnr > 30
+    assert good.flat < 12
+    assert good.image.size == (8 * 34 - 2, 66)
+    bad = reconstruct(vqvae, torch.rand(32, 3, 32, 32) * 2 - 1)
+    assert not bad.fits
+    assert bad.psnr < 10
+
+
+def test_a_dataset_is_checked_from_a_sample(tmp_path):
+    found = check_reconstruction(VQVAE.from_pretrained("vae-digits"), Digits(32), tmp_path / "drawn.png")
+    assert found.fits
+    assert Image.open(tmp_path / "drawn.png").size == found.image.size
+
+
+def test_a_dataset_without_a_readable_image_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"none of 1 images can be read; .*a\.png"):
+        check_reconstruction(tiny_vqvae(), open_images(tmp_path / "data", 16), tmp_path / "drawn.png")
+    assert not (tmp_path / "drawn.png").exists()

@@ -15,7 +15,7 @@ from mvar_models.data.open import open_images
 from mvar_models.evaluation.reconstruction import psnr
 from mvar_models.training import runs
 
-from odd_pictures import BROKEN, fill
+from odd_images import BROKEN, fill
 from tiny_models import tiny_vqvae
 from vqvae_cases import TINY, task
 

@@ -1,0 +1,141 @@
+"""A finished folder of codes: the codes that would be made in memory, the same split, checked, and refused where it does not fit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar_models import VQVAE
+from mvar_models.data.open import open_images
+from mvar_models.data.source import ImageSource
+from mvar_models.tokens.encode import tokenize_split
+from mvar_models.tokens.folder import (
+    TokenFolder,
+    is_token_folder,
+    open_data,
+    read_index,
+    refuse_tokens,
+    verify_tokens,
+)
+
+from odd_images import BROKEN, EMPTY, ODD
+from tiny_models import tiny_vqvae
+from token_folders import write
+
+
+@pytest.fixture
+def written(digits, tmp_path):
+    """The digits in three shards."""
+    write(digits, tmp_path / "tokens", batch_size=64, writer={"shard_size": 600})
+    return tmp_path / "tokens"
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_folder_of_codes_equals_codes_in_memory(mixed, tmp_path, seed):
+    """Broken images left out, both variants, the same split, the same fingerprint."""
+    vqvae, source = tiny_vqvae(), open_images(mixed, 16)
+    assert write(source, tmp_path / "tokens").complete
+    folder = TokenFolder(tmp_path / "tokens")
+    assert folder.class_names == ("odd", "plain")
+    assert folder.num_variants == 2
+    assert folder.mirror_safe
+    assert len(folder) == len(ODD) + 8
+    rng = np.random.default_rng(seed)
+    from_disk, in_memory = folder.token_sets(vqvae, 2), tokenize_split(vqvae, source, 2, 0)
+    for disk, memory, num_variants in zip(from_disk, in_memory, (2, 1)):
+        assert len(disk) == len(memory) > 0
+        assert np.array_equal(disk.labels, memory.labels)
+        members, variants = rng.integers(0, len(disk), 40), rng.integers(0, num_variants, 40)
+        for mine, other in zip(disk.batch(members, variants), memory.batch(members, variants)):
+            assert torch.equal(mine, other)
+            assert mine.dtype == torch.int64
+    mine, other = (tokens.batch(np.arange(3))[1] for tokens in (from_disk[0], in_memory[0]))
+    assert torch.equal(mine, other)
+
+
+def test_the_second_variant_is_the_mirror(mixed, tmp_path):
+    vqvae, source = tiny_vqvae(), open_images(mixed, 16)
+    write(source, tmp_path / "tokens")
+    folder = TokenFolder(tmp_path / "tokens")
+    row = int(np.flatnonzero(folder.labels)[0])
+    image = source.images(folder.examples[[row]])
+    stored = np.concatenate([np.load(file) for file in folder.files], axis=1)
+    for variant, expected in enumerate((image, image.flip(-1))):
+        assert np.array_equal(stored[variant, row], vqvae.encode(expected)[0].numpy())
+
+
+def test_the_split_is_that_of_the_images(digits, written):
+    folder = TokenFolder(written)
+    assert np.array_equal(folder.train, digits.train)
+    assert np.array_equal(folder.held_out, digits.held_out)
+    assert folder.fingerprint == digits.fingerprint
+
+
+def test_what_was_skipped_is_in_the_index(mixed, tmp_path):
+    write(open_images(mixed, 16), tmp_path / "tokens")
+    skipped = json.loads((tmp_path / "tokens" / "index.json").read_text())["left_out"]
+    reasons = {name.rsplit("/", 1)[1]: reason for name, reason in skipped.items()}
+    assert set(reasons) == {*BROKEN, EMPTY}
+    assert all(reasons[name].startswith(message) for name, (_, message) in BROKEN.items())
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "examples.npy"])
+def test_a_changed_byte_is_found_by_verify(digits, written, name):
+    assert verify_tokens(written) == 3
+    flip_a_bit(written / name)
+    assert len(TokenFolder(written)) == len(digits), "opening looks at sizes only"
+    with pytest.raises(ValueError, match=rf"1 of 4 files .*\({name}\); remove them and index\.json"):
+        verify_tokens(written)
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "examples.npy"])
+def test_a_file_cut_short_or_missing_is_found_on_opening(written, name):
+    file = written / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{name} has \d+ bytes instead of \d+; remove .*index\.json"):
+        TokenFolder(written)
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing; remove .*index\.json"):
+        TokenFolder(written)
+
+
+def test_codes_of_another_vqvae_are_refused(written):
+    other = tiny_vqvae()
+    with torch.no_grad():
+        other.quantizer.codebook.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"another VQVAE \(.*vqvae_identity"):
+        TokenFolder(written).token_sets(other)
+    with pytest.raises(ValueError, match=r"another VQVAE \(.*sides is \[1, 2, 4\], .*\[1, 2, 3, 4, 6, 8\]\)"):
+        TokenFolder(written).token_sets(VQVAE.from_pretrained("vae-digits"))
+
+
+def test_more_variants_than_it_holds_are_refused(written):
+    with pytest.raises(ValueError, match=r"holds 1 variants .*copies asks for 2"):
+        TokenFolder(written).token_sets(tiny_vqvae(), 2)
+
+
+def test_it_is_told_from_folders_of_images(written, mixed):
+    assert is_token_folder(written)
+    assert not is_token_folder(mixed)
+    assert isinstance(open_data(written, 16), TokenFolder)
+    assert isinstance(open_data(mixed, 16), ImageSource)
+    refuse_tokens(mixed)
+    refuse_tokens("digits")
+    Image.new("RGB", (9, 9)).save(written / "reconstruction.png")
+    with pytest.raises(ValueError, match="tokens holds codes, not images"):
+        refuse_tokens(written)
+
+
+def test_a_later_format_is_refused(written):
+    index = (written / "index.json").read_text()
+    (written / "index.json").write_text(index.replace("mvar-tokens-2", "mvar-tokens-3"))
+    assert is_token_folder(written)
+    with pytest.raises(ValueError, match="mvar-tokens-3"):
+        read_index(written)

@@ -1,0 +1,146 @@
+"""Writing a folder of codes: the same bytes whoever writes, continued after a kill, refused where it does not fit."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar_models.data.open import open_images
+from mvar_models.tokens.folder import TokenFolder
+from mvar_models.tokens.writer import TokenWriter
+
+from odd_images import ODD, fill
+from tiny_models import tiny_vqvae
+from token_folders import contents, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_processes_write_the_same_bytes(digits, tmp_path):
+    settings = {"shard_size": 300}
+    write(digits, tmp_path / "one", batch_size=64, writer=settings)
+    done = [
+        write(digits, tmp_path / "three", batch_size=64, writer=settings, rank=rank, world_size=3)
+        for rank in (2, 0, 1)
+    ]
+    assert [written.complete for written in done] == [False, False, True]
+    assert sum(written.made for written in done) == len(digits)
+    assert all(written.made for written in done), "each process should have a share"
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from mvar_models.data.digits import Digits
+from mvar_models.tokens.writer import TokenWriter
+from tiny_models import tiny_vqvae
+TokenWriter(tiny_vqvae(), Digits(16), Path(sys.argv[1]), shard_size=100).write(batch_size=10)
+"""
+
+
+def test_after_a_kill_only_missing_shards_are_computed(digits, tmp_path):
+    write(digits, tmp_path / "straight", batch_size=10, writer={"shard_size": 100})
+    folder = tmp_path / "killed"
+    path = os.pathsep.join([str(ROOT / "tests" / "support"), str(ROOT)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(folder)], env={**os.environ, "PYTHONPATH": path}
+    )
+    while len(list(folder.glob("shard-*.json"))) < 3:
+        assert process.poll() is None, "it should still be at work"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder / ".shard-00009.npy.half.npy").write_bytes(b"cut")
+    records = list(folder.glob("shard-*.json"))
+    kept = {record.with_suffix(".npy"): record.with_suffix(".npy").stat().st_mtime_ns for record in records}
+    assert 3 <= len(kept) < 18
+    assert not (folder / "index.json").exists()
+    with pytest.raises(ValueError, match="killed is not complete; run the `mvar tokenize` command"):
+        TokenFolder(folder)
+    written = write(digits, folder, batch_size=10, writer={"shard_size": 100})
+    assert written.complete
+    assert written.made == len(digits) - 100 * len(kept)
+    assert all(shard.stat().st_mtime_ns == when for shard, when in kept.items())
+    assert contents(folder) == contents(tmp_path / "straight")
+
+
+def test_a_damaged_shard_of_an_unfinished_folder_is_recomputed(digits, tmp_path, caplog):
+    settings = {"shard_size": 600}
+    write(digits, tmp_path / "straight", batch_size=64, writer=settings)
+    folder = tmp_path / "damaged"
+    write(digits, folder, batch_size=64, writer=settings, rank=0, world_size=2)
+    shard = folder / "shard-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-500] ^= 1
+    shard.write_bytes(content)
+    (folder / "shard-00002.npy").write_bytes(content[:100])
+    with caplog.at_level(logging.WARNING):
+        assert write(digits, folder, batch_size=64, writer=settings).made == len(digits)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("shard-00000.npy is damaged" in message for message in messages)
+    assert any("shard-00002.npy is damaged" in message for message in messages)
+    assert contents(folder) == contents(tmp_path / "straight")
+
+
+def test_damaged_shards_of_a_finished_folder_are_recomputed_as_its_error_says(digits, tmp_path):
+    folder = tmp_path / "tokens"
+    write(digits, folder, batch_size=64, writer={"shard_size": 600})
+    before = contents(folder)
+    (folder / "shard-00001.npy").unlink()
+    (folder / "index.json").unlink()
+    assert write(digits, folder, batch_size=64, writer={"shard_size": 600}).made == 600
+    assert contents(folder) == before
+
+
+def test_another_vqvae_other_data_or_settings_are_refused(mixed, digits, tmp_path):
+    folder = tmp_path / "tokens"
+    write(open_images(mixed, 16), folder)
+    other = tiny_vqvae()
+    with torch.no_grad():
+        other.quantizer.codebook.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"other settings \(vqvae_identity differ\)"):
+        write(open_images(mixed, 16), folder, other)
+    with pytest.raises(
+        ValueError, match=r"other settings \(class_names, copies, data_fingerprint, flips differ\)"
+    ):
+        write(digits, folder)
+    assert not write(open_images(mixed, 16), folder).made, "nothing is left to do"
+    write(open_images(mixed, 16), tmp_path / "begun", rank=1, world_size=2)
+    with pytest.raises(ValueError, match=r"begun .*other settings \(copies differ\)"):
+        write(open_images(mixed, 16), tmp_path / "begun", writer={"num_variants": 1})
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"writer": {"num_variants": 65}}, "copies must be between 1 and 64 .*, got 65"),
+        ({"writer": {"shard_size": 0}}, "shard_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_numbers_are_refused(digits, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        write(digits, tmp_path, **settings)
+
+
+def test_a_class_without_a_readable_image_is_named(tmp_path):
+    folder = fill(tmp_path / "mixed")
+    for name in ODD:
+        (folder / "odd" / name).unlink()
+    with pytest.raises(ValueError, match=r"class 'odd' .*\(8 tried; .*bomb.png"):
+        write(open_images(folder, 16), tmp_path / "tokens")
+    assert not (tmp_path / "tokens" / "index.json").exists()
+
+
+def test_progress_is_reported_in_images(digits, tmp_path):
+    seen = []
+    writer = TokenWriter(tiny_vqvae(), digits, tmp_path, shard_size=600)
+    writer.write(batch_size=256, rank=1, world_size=2, report=lambda done, total: seen.append((done, total)))
+    assert seen == [(256, 600), (512, 600), (600, 600)]
