@@ -23,14 +23,16 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(writer, "write_shard", full)
-    result = mvar("tokenize --data digits --out", tmp_path / "tokens")
+    result = mvar("tokenize --data digits --shard-size 8 --out", tmp_path / "tokens")
     assert result.exit_code == 1
     assert "No space left on device" in result.output
     assert isinstance(result.exception, SystemExit)
 
 
 def test_codes_are_not_encoded_again(tmp_path):
-    assert mvar("tokenize --data digits --out", tmp_path / "a").exit_code == 0
-    result = mvar("tokenize --vqvae vae-digits --data", tmp_path / "a", "--out", tmp_path / "b")
+    data, codes = make_data(tmp_path), tmp_path / "a"
+    vqvae = ["--vqvae", data / "vae"]
+    assert mvar("tokenize --data", data / "data", "--out", codes, *vqvae).exit_code == 0
+    result = mvar("tokenize --data", codes, "--out", tmp_path / "b", *vqvae)
     assert result.exit_code == 1
     assert not (tmp_path / "b").exists()
