@@ -1,4 +1,4 @@
-"""Light geometric augmentation (shift, rotation, scale, shear) for classes that a mirror would change, such as digits."""
+"""Light geometric augmentation for classes that a mirror would change, such as digits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Files and bytes to RGB images, whatever a folder of strangers' images holds.
 
-In this order: the orientation noted by the camera (EXIF) is applied, 16 bits per channel are scaled to 8 (never clipped), transparent parts
-become white, and Pillow converts the rest to RGB. The first frame of an animation is used.
+In this order: the orientation noted by the camera (EXIF) is applied, 16 bits per channel are scaled to 8
+(never clipped), transparent parts become white, and Pillow converts the rest to RGB. The first frame of an
+animation is used.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ _DANGLING = -1
 
 
 class ClassFolders(ImageSource):
-    """A folder with one folder per class, sorted by name; a folder of images alone is one class of its own name.
+    """A folder with one folder per class, sorted by name; a folder of images alone is one class.
 
-    Images are found at any depth below a class and read on demand. Hidden files are ignored. Empty files, dangling
-    links, images outside the class folders and files that are no images are listed in `skipped`.
+    Images are found at any depth below a class and read on demand. Hidden files are ignored. Empty files,
+    dangling links, images outside the class folders and files that are no images are listed in `skipped`.
 
     Raises:
         ValueError: there is no image, a class has none, or the folders are the splits of a dataset.
@@ -100,7 +100,8 @@ def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
 def _files(folder: Path, deep: bool = True) -> list[tuple[str, int]]:
     """List (path, size in bytes) of the files below a folder, sorted; the size of a dangling link is -1.
 
-    Hidden names are left out. Links to files are followed, links to folders are not, since they may form a loop.
+    Hidden names are left out. Links to files are followed, links to folders are not, since they may form a
+    loop.
     """
     found = []
     pending = [str(folder)]

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face `datasets` library (extra `data`): from the Hub, local parquet, or `save_to_disk`."""
+"""Datasets of the `datasets` library (extra `data`): from the Hub, local parquet, or `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS_PER_READ = 4096
 
 
 def is_local(path: Path) -> bool:
-    """Return whether a path is parquet, holds some up to one folder down, or was written by `save_to_disk`."""
+    """Return whether a path is parquet, holds some one folder down, or was written by `save_to_disk`."""
     if path.is_file():
         return path.suffix == ".parquet"
     return path.is_dir() and (_is_saved(path) or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")))

@@ -18,8 +18,8 @@ def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
     """Open a dataset of images.
 
     Args:
-        data: "digits"; a folder with one folder of images per class (or of images alone: one class); a .parquet
-            file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset as
+        data: "digits"; a folder with one folder of images per class (or of images alone: one class);
+            a .parquet file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset as
             org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split".
         resolution: side of the images in pixels.
 
@@ -60,6 +60,6 @@ def check_data_exists(data: str | os.PathLike[str]) -> None:
 
 
 def _place_and_part(data: str) -> tuple[str, str]:
-    """Split "place:split" or "place:config:split"; a path that exists is taken whole, whatever colons it has."""
+    """Split "place:split" or "place:config:split"; a path that exists is taken whole."""
     place, _, part = (data, "", "") if Path(data).exists() else data.partition(":")
     return place, part

@@ -13,8 +13,8 @@ Value = TypeVar("Value")
 class Prefetcher(Generic[Key, Value]):
     """Calls `read(key)` in a thread of its own for keys announced ahead.
 
-    A torch DataLoader would do the same in worker processes, but then `ImageSource.unreadable` would be filled in
-    their copies of the source, and images would be sent between processes that threads share.
+    A torch DataLoader would do the same in worker processes, but then `ImageSource.unreadable` would be
+    filled in their copies of the source, and images would be sent between processes that threads share.
 
     Args:
         read: what to call for a key. Keys are asked for in ascending order.

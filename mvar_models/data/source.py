@@ -1,8 +1,9 @@
 """`ImageSource`: a fixed list of labelled images, and what happens to those that cannot be read.
 
-Unreadable images are found when they are read, because decoding a million files up front would cost as much as using them. Encoding skips
-them (`readable`). Training on pixels replaces each with the next image of its class (`images`), so that a batch does not depend on which
-process meets the unreadable image first. Both log and count them.
+Unreadable images are found when they are read, because decoding a million files up front would cost as much
+as using them. Encoding skips them (`readable`). Training on pixels replaces each with the next image of its
+class (`images`), so that a batch does not depend on which process meets the unreadable image first. Both
+log and count them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class ImageSource(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """16 hex digits that change with names, sizes, labels or classes; computed without reading an image."""
+        """16 hex digits that change with names, sizes, labels or classes; no image is read for them."""
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
@@ -90,7 +91,7 @@ class ImageSource(abc.ABC):
         return (torch.stack(images) if images else torch.empty(0, 3, 0, 0)), np.array(kept, dtype=np.int64)
 
     def images(self, indices: np.ndarray) -> Tensor:
-        """Read images (n, 3, R, R), float32 in [-1, 1], replacing unreadable ones by the next of the same class.
+        """Read images (n, 3, R, R); an unreadable one is replaced by the next of its class.
 
         Raises:
             ValueError: no image of a class can be read.

@@ -1,4 +1,4 @@
-"""The split into training and held-out examples: a pure function of the labels, so that every command finds the same one."""
+"""The split into training and held-out examples: a pure function of the labels, the same in every command."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Encoding images once, so that a transformer trains on their codes many times.
 
-Variant 0 of an image is the image itself; the others are its mirror, or slightly distorted versions. A variant is a function of (seed,
-variant, example), so codes made here in memory equal those that `mvar tokenize` keeps in a folder.
+Variant 0 of an image is the image itself; the others are its mirror, or slightly distorted versions. A
+variant is a function of (seed, variant, example), so codes made here in memory equal those that `mvar
+tokenize` keeps in a folder.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def tokenize(
         vqvae: gives the codes.
         source: gives the images.
         indices: (n,) examples to encode.
-        num_variants: the image and `num_variants - 1` variants: the mirror where classes allow it (then at most 2),
-            small affine maps otherwise.
+        num_variants: the image and `num_variants - 1` variants: the mirror where classes allow it (then at
+            most 2), small affine maps otherwise.
         seed: of the affine maps.
         progress: wraps the iteration over batches, for a progress bar.
     """
@@ -92,7 +93,7 @@ def encode_batches(
     seed: int,
     batch_size: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield, batch by batch, the positions in `indices` that could be read (m,) and their codes (num_variants, m, L).
+    """Yield per batch the readable positions in `indices`, (m,), and their codes (num_variants, m, L).
 
     The next batch is read while the current one is encoded.
     """

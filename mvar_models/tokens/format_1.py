@@ -1,4 +1,4 @@
-"""Reading folders of codes written by version 0.1: shards are safetensors files that also hold labels and split."""
+"""Reading folders of codes of version 0.1, whose safetensors shards also hold labels and split."""
 
 from __future__ import annotations
 

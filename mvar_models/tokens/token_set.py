@@ -15,7 +15,7 @@ Indices = np.ndarray | int
 
 
 class Codes(Protocol):
-    """(num_variants, N, L) uint16: what `TokenSet` needs of a numpy array, so that codes on disk can stand in for one."""
+    """(num_variants, N, L) uint16: what `TokenSet` needs, from memory or disk."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -32,7 +32,8 @@ class TokenSet:
     Attributes:
         codes: (num_variants, N, L) uint16; variant 0 is the image itself.
         labels: (N,) int64.
-        fingerprint: hex digits that change with the images, the VQVAE and the variants; default: a hash of codes and labels.
+        fingerprint: hex digits that change with the images, the VQVAE and the variants; default: a hash of
+            codes and labels.
     """
 
     codes: Codes

@@ -1,7 +1,8 @@
 """Writing a folder of codes (`mvar tokenize`); `folder` describes its files.
 
-Shard i holds the same examples whoever writes it, so any number of processes produces the same bytes: process r of n writes every n-th shard,
-and whoever finds all of them complete writes the index. After a kill, shards that are intact are kept and the others computed.
+Shard i holds the same examples whoever writes it, so any number of processes produces the same bytes:
+process r of n writes every n-th shard, and whoever finds all of them complete writes the index. After a
+kill, shards that are intact are kept and the others computed.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class TokenWriter:
         """Write this process's shards, and the index if all shards are complete.
 
         Args:
-            batch_size: images encoded at a time; default: `images_per_batch`. Another batch size may change a rare
-                code whose two nearest vectors are equally far.
+            batch_size: images encoded at a time; default: `images_per_batch`. Another batch size may change
+                a rare code whose two nearest vectors are equally far.
             rank: which process this is.
             world_size: how many processes there are.
             report: called with the images done and the images to do by this process.
