@@ -89,7 +89,8 @@ def _why_empty(size: int) -> str:
 def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
     if alone and not empty:
         return ValueError(
-            f"{folder} has no class folders and no images; put the images of each class into a folder named after it"
+            f"{folder} has no class folders and no images; "
+            "put the images of each class into a folder named after it"
         )
     why = f"{empty} empty files" if empty else ", ".join(sorted(SUFFIXES))
     return ValueError(

@@ -123,7 +123,7 @@ def images_per_batch(vqvae: VQVAE) -> int:
 
 
 def default_num_variants(mirror_safe: bool) -> int:
-    """Return 2, the image and its mirror as in the released recipe, where a mirror keeps the class; else 1."""
+    """Return 2, the image and its mirror as in the released recipe, if a mirror keeps the class; else 1."""
     return 2 if mirror_safe else 1
 
 
@@ -143,7 +143,7 @@ def check_classes(source: ImageSource, labels: np.ndarray) -> None:
 
 
 def vqvae_identity(vqvae: VQVAE) -> str:
-    """Return 16 hex digits of everything that decides codes and reconstructions: configuration and weights."""
+    """Return 16 hex digits of all that decides codes and reconstructions: configuration and weights."""
     total = hashlib.sha256(vqvae.config.to_json().encode())
     for name, value in sorted(vqvae.state_dict().items()):
         # Statistics of training, which encode and decode do not read.

@@ -72,7 +72,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_config(folder / INDEX)
     if index.get("format") not in _FORMATS:
         raise ValueError(
-            f"{folder / INDEX} is of format {index.get('format')}, this version reads {' and '.join(_FORMATS)}"
+            f"{folder / INDEX} is of format {index.get('format')}, "
+            f"this version reads {' and '.join(_FORMATS)}"
         )
     return index
 
@@ -189,7 +190,8 @@ class TokenFolder:
         """
         if num_variants is not None and num_variants > self.num_variants:
             raise ValueError(
-                f"{self.folder} holds {self.num_variants} variants per image, copies asks for {num_variants}; "
+                f"{self.folder} holds {self.num_variants} variants per image, "
+                f"copies asks for {num_variants}; "
                 "tokenize again with --copies"
             )
         for key, value in vqvae_settings(vqvae).items():

@@ -107,7 +107,7 @@ def file_hash(path: Path) -> str:
 
 
 class ShardedCodes:
-    """Codes (num_variants, N, L) in shards, each mapped into memory when the first of its members is asked for.
+    """Codes (num_variants, N, L) in shards, each mapped into memory when first read.
 
     Args:
         files: the shards, in order.
