@@ -95,8 +95,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             pipeline="mvar_models.pipeline:MVARPipeline",
             paper="2505.12742",
             description=(
-                "A class-conditional MVAR: draws the codes of an image scale by scale, each from the preceding "
-                "scale alone, without a KV cache."
+                "A class-conditional MVAR: draws the codes of an image scale by scale, each from the "
+                "preceding scale alone, without a KV cache."
             ),
             released_entry="mvar_wo_ddp",
             released_wrapped=True,
@@ -130,6 +130,9 @@ def drawing_titles() -> str:
 
 
 def resolve(dotted: str) -> Any:
-    """Import "module:name" and return the object; every table of the package names its rows' code this way."""
+    """Import "module:name" and return the object.
+
+    Every table of the package names its rows' code this way.
+    """
     module, _, name = dotted.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -25,8 +25,8 @@ _OFFICIAL = json.loads(
 _REPOSITORY = "FoundationVision/var"
 _CUT = 600_000_000
 
-# Anonymous memory is what loading itself allocates. Pages of the mapped file are the operating system's cache,
-# which it can drop at any time.
+# Anonymous memory is what loading itself allocates. Pages of the mapped file are the operating system's
+# cache, which it can drop at any time.
 _LOAD = """
 import sys, threading, time, torch
 from pathlib import Path

@@ -18,9 +18,9 @@ def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
     """Open a dataset of images.
 
     Args:
-        data: "digits"; a folder with one folder of images per class (or of images alone: one class);
-            a .parquet file, a folder of them, or a folder of `datasets.save_to_disk`;
-            or a Hugging Face dataset as org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split".
+        data: "digits"; a folder with one folder of images per class (or of images alone: one class); a
+            .parquet file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset
+            as org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split".
         resolution: side of the images in pixels.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Data: splits are pure functions; every odd picture works, every broken one is named, left out and counted; parquet equals folders."""
+"""Data: splits are pure functions.
+
+Every odd picture works, every broken one is named, left out and counted; parquet equals folders.
+"""
 
 import logging
 
@@ -67,7 +70,9 @@ def test_digits_are_those_of_scikit_learn(digits):
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_images_work(name, tmp_path):
-    """Grey levels left and right of the middle are those that were stored: nothing is clipped, inverted, mirrored or left lying."""
+    """Grey levels left and right of the middle are those that were stored: nothing is clipped, inverted,
+    mirrored or left lying.
+    """
     content, expected = ODD[name]
     (tmp_path / name).write_bytes(content)
     for source in (content, tmp_path / name):

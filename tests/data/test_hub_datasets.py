@@ -1,4 +1,6 @@
-"""Datasets of the `datasets` library, from local files: the same pictures, labels and names as a folder gives, and clear words otherwise."""
+"""Datasets of the `datasets` library, from local files: the same pictures, labels and names as a folder
+gives, and clear words otherwise.
+"""
 
 import numpy as np
 import pytest

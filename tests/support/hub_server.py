@@ -1,6 +1,7 @@
 """A server on this machine that speaks as much of the Hub's protocol as models need.
 
-Downloads: HEAD and GET of resolve addresses, with ranges. Uploads: making a repository and committing files to it, with the right token.
+Downloads: HEAD and GET of resolve addresses, with ranges. Uploads: making a repository and committing files
+to it, with the right token.
 """
 
 import base64
@@ -130,7 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub(root: Path):
-    """Serve root/org/name/file; yields the server: `.endpoint`, `.requests`, and `.cut_after`, bytes of a file after which a connection breaks."""
+    """Serve root/org/name/file.
+
+    Yields the server: `.endpoint`, `.requests`, and `.cut_after`, bytes of a file after which a connection
+    breaks.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.root, server.requests, server.cut_after = root, [], None
     server.endpoint = f"http://127.0.0.1:{server.server_address[1]}"

@@ -23,7 +23,9 @@ def _rgb():
 
 
 def _turned():
-    """Stored lying on its side, with the note (EXIF orientation 6) that it has to be turned by 90 degrees clockwise."""
+    """Stored lying on its side, with the note (EXIF orientation 6) that it has to be turned by 90 degrees
+    clockwise.
+    """
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(_rgb().transpose(Image.Transpose.ROTATE_90), "jpeg", quality=95, exif=exif)
@@ -94,7 +96,9 @@ EMPTY = "empty.jpg"
 
 
 def fill(folder, classes=("odd", "plain")):
-    """A folder of class folders: every odd and broken picture in the first class, three plain ones in the second; returns it."""
+    """A folder of class folders: every odd and broken picture in the first class, three plain ones in the
+    second; returns it.
+    """
     for name in classes:
         (folder / name).mkdir(parents=True)
     for name, (content, _) in {**ODD, **BROKEN, EMPTY: (b"", "")}.items():

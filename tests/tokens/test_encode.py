@@ -1,4 +1,6 @@
-"""Encoding in memory: the VQVAE's codes, variants that depend on their example alone, identities of what codes are made of."""
+"""Encoding in memory: the VQVAE's codes, variants that depend on their example alone, identities of what
+codes are made of.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""A finished folder of codes: the codes that would be made in memory, the same split, checked, and refused where it does not fit."""
+"""A finished folder of codes: the codes that would be made in memory, the same split, checked, and refused
+where it does not fit.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""A folder of codes that version 0.1.0 wrote (commit 9b64a4a): read, verified, and taken for what the writer would write."""
+"""A folder of codes that version 0.1.0 wrote (commit 9b64a4a): read, verified, and taken for what the writer
+would write.
+"""
 
 import json
 import shutil
@@ -21,7 +23,9 @@ WRITTEN = Path(__file__).parent / "tokens_0_1"
 
 @pytest.fixture
 def old(tmp_path):
-    """A copy of the folder that claims the codes of this machine's tiny_vqvae, whose weights come from a generator."""
+    """A copy of the folder that claims the codes of this machine's tiny_vqvae, whose weights come from a
+    generator.
+    """
     folder = shutil.copytree(WRITTEN, tmp_path / "tokens")
     index = json.loads((folder / "index.json").read_text())
     index["vqvae_identity"] = vqvae_identity(tiny_vqvae())

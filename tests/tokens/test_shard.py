@@ -1,4 +1,6 @@
-"""Shards: plain .npy files, the same bytes for the same codes, believed only with their checksum, read in batches."""
+"""Shards: plain .npy files, the same bytes for the same codes, believed only with their checksum, read in
+batches.
+"""
 
 import numpy as np
 import pytest

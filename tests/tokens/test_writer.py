@@ -1,4 +1,6 @@
-"""Writing a folder of codes: the same bytes whoever writes, continued after a kill, refused where it does not fit."""
+"""Writing a folder of codes: the same bytes whoever writes, continued after a kill, refused where it does not
+fit.
+"""
 
 import logging
 import os
