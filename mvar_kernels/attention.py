@@ -63,9 +63,9 @@ def spatial_markov_attn(
         scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
         logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), with
             norms clamped at 1e-12. Autocast does not cast it and nothing clamps it; 0 and negative values are
-            fine. On `triton` keep |scale * logit_scale| below 1e8 (beyond it float32 rounds a logit by more than
-            8, and a weight may overflow to NaN) and |q| |k| below 2^52, which float16 cannot exceed (beyond it a
-            logit_scale near 0 no longer hides the keys outside the window).
+            fine. On `triton` keep |scale * logit_scale| below 1e8: beyond, float32 rounds a logit by more
+            than 8 and a weight may overflow to NaN. Keep |q| |k| below 2^52, which float16 cannot exceed:
+            beyond, a logit_scale near 0 no longer hides the keys outside the window.
         return_lse: also return the natural-log sum of exponentials of the logits.
         backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto"
             logs its choice once.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-# # Not decayed: embeddings of position and scale, the attention's logit scale, the shared AdaLN's offsets,
+# Not decayed: embeddings of position and scale, the attention's logit scale, the shared AdaLN's offsets,
 # and every 1-d parameter.
 _NOT_DECAYED = re.compile(
     r"(^|\.)(start_position|positions|scale_embedding|log_scale|modulation_offset)(\.|$)"

@@ -31,7 +31,7 @@ class StopSignals:
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
-    # # torchrun forwards to its processes what the terminal has already sent them; that does not count.
+    # torchrun forwards to its processes what the terminal has already sent them; that does not count.
     _REPEAT_AFTER = 2.0
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from mvar_models.training.processes import Processes
 
 _BETAS = (0.5, 0.9)
 _LARGEST_WEIGHT = 1e4
-# # Losses are scaled up before their gradients are taken, which fp16 would round to zero; the ratio is kept.
+# Losses are scaled up before their gradients are taken, which fp16 would round to zero; the ratio is kept.
 _LIFT = 1024.0
 
 

@@ -122,11 +122,11 @@ def least_score(magnitude, COSINE: tl.constexpr):
 
     Cosine attention: cosines times the factor lie above minus twice the factor. Hidden scores are -2^100 /
     (|q||k|) times the factor; they lie below that and count for nothing while |q||k| < 2^52, which all of
-    float16 keeps. A visible maximum is a rounded product too: exp2 of its rounding error is at most 2^8, which
-    float16 holds, for factors below 1e8, and exceeds float16 above 1.8e8.
+    float16 keeps. A visible maximum is a rounded product too: exp2 of its rounding error is at most 2^8,
+    which float16 holds, for factors below 1e8, and exceeds float16 above 1.8e8.
 
-    Dot products: right for logits between -2^58 and 2^58, which float16 cannot leave with a scale below 2e5. A
-    start computed from the scale spilled a register in float32 at D 64 on sm_86 and sm_89.
+    Dot products: right for logits between -2^58 and 2^58, which float16 cannot leave with a scale below 2e5.
+    A start computed from the scale spilled a register in float32 at D 64 on sm_86 and sm_89.
     """
     if COSINE:
         return -2.0 * LOG2E * magnitude
