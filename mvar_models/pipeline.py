@@ -13,15 +13,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mvar_models.checkpoints import load as checkpoints
-from mvar_models.checkpoints.read_tensors import read
-from mvar_models.config import CONFIG_NAME, RELEASED_SIDES, VQVAE_FOLDER, read_config
+from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.config import CONFIG_NAME, RELEASED_SIDES, VQVAE_FOLDER
 from mvar_models.devices import fit_batch
+from mvar_models.files import write_text
 from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.registry import architecture
 from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.labels import label_number
 from mvar_models.sampling.sampler import Sampler, make_sampler, sample
@@ -34,7 +35,8 @@ Labels = int | str | Sequence[int | str]
 Images = list[Image.Image] | np.ndarray | Tensor
 Decoded = np.ndarray | Tensor
 
-_RELEASED_VQVAE = "vae-ch160v4096z32"
+# Options of `from_pretrained` that say where a checkpoint is rather than what to make of it.
+_WHERE = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
 # Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
 _OUTPUT_TYPES = ("pil", "np", "pt")
@@ -77,7 +79,7 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls: type[P],
-        name: str | os.PathLike[str],
+        name: str | os.PathLike[str] | Checkpoint,
         *,
         vqvae: VQVAE | str | os.PathLike[str] | None = None,
         **options: Any,
@@ -85,27 +87,39 @@ class Pipeline:
         """Load a model and its VQVAE.
 
         Args:
-            name: as for the model's `from_pretrained`.
-            vqvae: a VQVAE or its name, where the checkpoint's own is not wanted. Default: a `vqvae` folder inside the checkpoint's, else the
-                one that its configuration names.
-            options: as for the model's `from_pretrained`.
+            name: As for the model's `from_pretrained`.
+            vqvae: A VQVAE or its name, if the checkpoint's own is not wanted. Default: the one in the
+                checkpoint's `vqvae` folder, else the one that its configuration names.
+            options: As for the model's `from_pretrained`.
         """
-        model = cls.model_class.from_pretrained(name, **options)
+        checkpoint = _opened(name, options)
+        model = cls.model_class.from_pretrained(checkpoint, **options)
         if not isinstance(vqvae, VQVAE):
             options.pop("num_classes", None)
-            vqvae = _load_vqvae(name, vqvae or model.config.vqvae, options)
+            vqvae = VQVAE.from_pretrained(checkpoint.open_vqvae(vqvae), **options)
         return cls(model, fitted(vqvae, model.config.sides))
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
-        """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder gives the same pictures."""
-        self.vqvae.save_pretrained(Path(folder) / VQVAE_FOLDER, dtype)
-        return self.model.save_pretrained(folder, dtype)
+        """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder draws the same images."""
+        folder = Path(folder)
+        self.vqvae.save_pretrained(folder / VQVAE_FOLDER, dtype)
+        self.model.save_pretrained(folder, dtype)
+        # The VQVAE in the folder counts, not the one that the checkpoint named before.
+        write_text(folder / CONFIG_NAME, self.model.config.replace(vqvae=None).to_json())
+        return folder
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload both networks to the Hub as org/name, with a model card; see `mvar_models.checkpoints.push.push_to_hub`. Returns the address."""
-        from mvar_models.checkpoints.push import push_to_hub
+        """Upload both networks to the Hub as org/name, with a model card, and return the commit's address.
 
-        return push_to_hub(self, repository, **options)
+        Args:
+            repository: Hub id, "org/name".
+            options: As for `mvar_models.checkpoints.push.push_to_hub`.
+        """
+        # Imported here, because huggingface_hub is slow to import and sampling does not need it.
+        from mvar_models.checkpoints.push import CardFacts, push_to_hub
+
+        facts = CardFacts(type(self).__name__, self.model.config, self.model.num_parameters(), draws=True)
+        return push_to_hub(self.save_pretrained, facts, repository, **options)
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
         """Move and convert both networks, as `torch.nn.Module.to`."""
@@ -289,49 +303,20 @@ class Pipeline:
         return array if output_type == "np" else [Image.fromarray(values) for values in array]
 
 
-def _load_vqvae(
-    checkpoint: str | os.PathLike[str], vqvae: str | os.PathLike[str] | None, options: dict[str, Any]
-) -> VQVAE:
-    """The VQVAE of that name, or the one that belongs to a checkpoint which names none."""
-    path = Path(checkpoint)
-    if vqvae is None and path.is_dir() and not (path / VQVAE_FOLDER).is_dir():
-        raise ValueError(f"{checkpoint} does not say which VQVAE its codes belong to; pass vqvae=")
-    if (
-        vqvae is None and path.is_file()
-    ):  # a released program's: beside the transformer, else there is one such VQVAE
-        vqvae = path if path.suffix != ".safetensors" and read(path).has_vqvae else _RELEASED_VQVAE
-    if vqvae is None:
-        return VQVAE.from_pretrained(checkpoint, subfolder=VQVAE_FOLDER, **options)
-    # A revision pins the model's repository, not the VQVAE's.
-    return VQVAE.from_pretrained(vqvae, **{key: value for key, value in options.items() if key != "revision"})
+def _opened(name: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -> Checkpoint:
+    """Open a checkpoint with the options that say where it is, which are then removed from `options`."""
+    where = {key: options.pop(key) for key in _WHERE if key in options}
+    return open_checkpoint(name, **where)
 
 
 def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
-    """The VQVAE for a model of that pyramid: a released one's weights serve every resolution, and its file names none; others stay as they are."""
+    """Return the VQVAE for a model of that pyramid.
+
+    The weights of a released VQVAE serve every resolution, so it takes those sides; others stay as they are.
+    """
     if vqvae.config.sides == tuple(sides) or vqvae.config.sides not in RELEASED_SIDES.values():
         return vqvae
     return vqvae.with_sides(sides)
-
-
-def vqvae_of(name: str | os.PathLike[str]) -> str | None:
-    """Name, folder or file of the VQVAE that a checkpoint goes with; None where it does not say. Of a Hub repository it is fetched."""
-    from mvar_models.checkpoints import zoo
-
-    entry, path = zoo.find(str(name)), Path(name)
-    if entry is None and not path.exists() and zoo.looks_like_hub_id(str(name)):
-        config = zoo.fetch_repository(str(name)).config
-        named = None if config is None else read_config(config).get("vqvae")
-        return named or str(zoo.fetch_repository(str(name), subfolder=VQVAE_FOLDER).weights.parent)
-    if path.is_file() and path.suffix != ".safetensors":
-        return str(path) if read(path).has_vqvae else None
-    if entry is not None and "vqvae" in entry.preset:
-        return str(entry.preset["vqvae"])
-    if entry is not None and entry.model_type != "vqvae" and entry.repository == "embedded":
-        config = zoo.fetch(entry, entry.model_type).config
-        return None if config is None else read_config(config).get("vqvae")
-    if (path / VQVAE_FOLDER / CONFIG_NAME).is_file():
-        return str(path / VQVAE_FOLDER)
-    return read_config(path / CONFIG_NAME).get("vqvae") if (path / CONFIG_NAME).is_file() else None
 
 
 def _as_sequence(labels: Labels) -> Sequence[int | str]:
@@ -364,48 +349,34 @@ class MVARPipeline(Pipeline):
     model_class = MVAR
 
 
-def pipeline_for(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> Pipeline:
-    """The pipeline that fits a checkpoint: VARPipeline or MVARPipeline; see `kind_of` for `arch` and errors."""
-    return _PIPELINES[kind_of(name, arch, **options)].from_pretrained(name, **options)
+def pipeline_for(
+    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
+) -> Pipeline:
+    """Load the pipeline that fits a checkpoint.
 
-
-def model_for(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> ScaleTransformer:
-    """The VAR or MVAR of a checkpoint; see `kind_of` for `arch` and errors."""
-    return _PIPELINES[kind_of(name, arch, **options)].model_class.from_pretrained(name, **options)
-
-
-def kind_of(name: str | os.PathLike[str], arch: str | None = None, **options: Any) -> str:
-    """ "var" or "mvar": what a checkpoint holds.
-
-    Its zoo entry, its configuration or the released program that wrote it tells; a bare released state dict is alike for both and needs `arch`.
+    Args:
+        name: As for `Pipeline.from_pretrained`.
+        arch: What to read a bare released state dict as, which is the same for all architectures.
+        options: As for `Pipeline.from_pretrained`.
 
     Raises:
-        ValueError: none of them tells, or it is another kind of model.
+        ValueError: nothing tells which architecture the checkpoint is of, or it draws no images.
     """
-    from mvar_models.checkpoints import zoo
-
-    entry = zoo.find(str(name))
-    if entry is not None:
-        kind = entry.model_type
-    else:
-        hub_options = {
-            key: options[key]
-            for key in ("revision", "cache_dir", "local_files_only", "token")
-            if key in options
-        }
-        source = checkpoints.locate(name, MVAR.config_class.model_type, **hub_options)
-        kind = (
-            read_config(source.config).get("model_type")
-            if source.config
-            else (arch or read(source.weights).kind)
-        )
-    if kind is None:
-        raise ValueError(
-            f"{name} does not say whether it is a VAR or an MVAR: without {CONFIG_NAME} both look alike; pass arch='var' or 'mvar'"
-        )
-    if kind not in _PIPELINES:
-        raise ValueError(f"{name} is a {kind} model; a VAR or an MVAR is needed")
-    return str(kind)
+    checkpoint = _opened(name, options)
+    pipeline: type[Pipeline] = checkpoint.architecture(arch).pipeline_class()
+    return pipeline.from_pretrained(checkpoint, **options)
 
 
-_PIPELINES: dict[str, type[Pipeline]] = {"var": VARPipeline, "mvar": MVARPipeline}
+def model_for(
+    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
+) -> ScaleTransformer:
+    """Load the transformer of a checkpoint; see `pipeline_for` for the arguments and errors."""
+    checkpoint = _opened(name, options)
+    network: type[ScaleTransformer] = checkpoint.architecture(arch).network_class()
+    return network.from_pretrained(checkpoint, **options)
+
+
+def pipeline_of(model: ScaleTransformer, vqvae: VQVAE) -> Pipeline:
+    """Join a transformer and its VQVAE in the pipeline of the transformer's architecture."""
+    pipeline: type[Pipeline] = architecture(model.config.model_type).pipeline_class()
+    return pipeline(model, vqvae)

@@ -1,6 +1,7 @@
 """Names and layouts of the released VAR and MVAR state dicts, to ours and back without loss.
 
-One function says what an entry of ours is called there; everything else is read off it, so both directions agree by construction.
+`official_name` says what an entry of ours is called there; both directions are read off it, so they agree by
+construction.
 """
 
 from __future__ import annotations
@@ -8,21 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mvar_models.config import (
-    SIDES_256,
-    SIDES_512,
-    SIDES_1024,
-    Config,
-    TransformerConfig,
-    VQVAEConfig,
-)
+from mvar_models.config import RELEASED_SIDES, Config, TransformerConfig, VQVAEConfig
+from mvar_models.registry import drawing_titles
 
-# Buffers of the released transformers that carry nothing learned; `attn_bias_for_masking` may even hold the wrong values in fine-tuned
-# files, so none is read and all are made anew on export.
+C = TypeVar("C", bound=Config)
+
+# Buffers of the released transformers that hold nothing learned. `attn_bias_for_masking` may even have the wrong
+# values in fine-tuned files, so none of them is read, and export recomputes all of them.
 _REBUILT = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
 
 _VQVAE_RULES = (
@@ -58,7 +56,7 @@ _TRANSFORMER_RULES = (
 
 
 def official_name(name: str, config: Config) -> str:
-    """What the released programs call our entry `name`."""
+    """Return what the released programs call our entry `name`."""
     if isinstance(config, VQVAEConfig):
         # The released decoder numbers its levels finest first but runs them the other way round.
         deepest = len(config.channel_multipliers) - 1
@@ -72,7 +70,10 @@ def official_name(name: str, config: Config) -> str:
 
 
 def from_official(state: Mapping[str, Tensor], model: nn.Module, config: Config) -> dict[str, Tensor]:
-    """A released state dict under our names and shapes; entries that match nothing keep their names, for the strict check to report."""
+    """Return a released state dict under our names and shapes.
+
+    Entries that match nothing keep their names, for the strict check to report.
+    """
     ours = {official_name(name, config): (name, value.shape) for name, value in model.state_dict().items()}
     renamed = {}
     for name, value in state.items():
@@ -84,7 +85,7 @@ def from_official(state: Mapping[str, Tensor], model: nn.Module, config: Config)
 
 
 def to_official(model: nn.Module, config: Config) -> dict[str, Tensor]:
-    """Our weights under the released names and shapes, with the buffers that the released programs load strictly."""
+    """Return our weights under the released names and shapes, with the buffers that strict loading there expects."""
     state = {}
     for name, value in model.state_dict().items():
         official = official_name(name, config)
@@ -114,29 +115,32 @@ def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[st
 
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the entries have the released names."""
     return "pos_1LC" in state or "quantize.embedding.weight" in state
 
 
-def infer_config(state: Mapping[str, Tensor], config_class: type[Config]) -> Config:
-    """The configuration that a released state dict belongs to, read off its shapes.
+def infer_config(state: Mapping[str, Tensor], config_class: type[C]) -> C:
+    """Return the configuration that a released state dict belongs to, read off its shapes.
 
     Raises:
         ValueError: the tensors are those of another kind of model.
     """
     if issubclass(config_class, VQVAEConfig):
         if "quantize.embedding.weight" not in state:
-            raise ValueError("this is a transformer (VAR or MVAR), not a VQVAE")
-        return _infer_vqvae(state)
+            raise ValueError(f"this is a transformer ({drawing_titles()}), not a VQVAE")
+        return config_class(**_infer_vqvae(state))
     if "pos_1LC" not in state:
         raise ValueError("this is a VQVAE, not a transformer")
-    return _infer_transformer(state, config_class)
+    assert issubclass(config_class, TransformerConfig)
+    settings = _infer_transformer(state)
+    return config_class(**settings, **config_class.settings_for(settings["sides"]))
 
 
-def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
+def _infer_vqvae(state: Mapping[str, Tensor]) -> dict[str, Any]:
     vocab_size, z_channels = state["quantize.embedding.weight"].shape
     channels = state["encoder.conv_in.weight"].shape[0]
     levels = 1 + max(int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m)
-    return VQVAEConfig(
+    return dict(
         vocab_size=vocab_size,
         z_channels=z_channels,
         channels=channels,
@@ -154,14 +158,12 @@ def _infer_vqvae(state: Mapping[str, Tensor]) -> VQVAEConfig:
     )
 
 
-def _infer_transformer(
-    state: Mapping[str, Tensor], config_class: type[TransformerConfig]
-) -> TransformerConfig:
+def _infer_transformer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     classes, width = state["class_emb.weight"].shape
     sides = _sides_of_tokens(state)
     depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
     cosine = "blocks.0.attn.scale_mul_1H11" in state
-    return config_class(
+    return dict(
         depth=depth,
         width=width,
         num_heads=state["blocks.0.attn.scale_mul_1H11"].shape[1] if cosine else max(width // 64, 1),
@@ -172,12 +174,11 @@ def _infer_transformer(
         sides=sides,
         shared_adaln="shared_ada_lin.1.weight" in state,
         cosine_attention=cosine,
-        **config_class.settings_for(sides),
     )
 
 
 def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Of the buffer that gives the scale of each token, where it is there; else of the number of tokens."""
+    # The buffer with the scale of each token shows any pyramid; without it only the released ones can be told.
     length = state["pos_1LC"].shape[1]
     levels = state.get("lvl_1L")
     if levels is not None and not levels.is_meta and levels.numel() == length:
@@ -185,19 +186,18 @@ def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
         sides = tuple(math.isqrt(count) for count in counts)
         if all(side * side == count for side, count in zip(sides, counts)):
             return sides
-    for sides in (SIDES_256, SIDES_512, SIDES_1024):
+    for sides in RELEASED_SIDES.values():
         if sum(side * side for side in sides) == length:
             return sides
     raise ValueError(
-        f"{length} tokens belong to none of the released resolutions (256, 512, 1024 px), and lvl_1L, which would tell, is missing"
+        f"{length} tokens fit none of the released resolutions (256, 512, 1024 px), and lvl_1L, which would tell "
+        "the scales, is missing"
     )
 
 
 def _sides_of_count(count: int) -> tuple[int, ...]:
-    for sides in (
-        SIDES_256,
-        SIDES_1024,
-    ):  # 256 and 512 px have ten scales both; the released VQVAE file is used at either
+    # 256 and 512 px both have ten scales, and the released VQVAE file serves either.
+    for sides in RELEASED_SIDES.values():
         if len(sides) == count:
             return sides
     raise ValueError(f"{count} scales belong to none of the released VQVAEs")

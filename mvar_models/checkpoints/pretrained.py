@@ -1,4 +1,4 @@
-"""What every model here can do with files: `from_pretrained` and `save_pretrained`."""
+"""What every model can do with files: `from_pretrained`, `save_pretrained`, export and upload."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from mvar_models.checkpoints import load as checkpoints
-from mvar_models.config import CONFIG_NAME, Config
+from mvar_models.checkpoints import load as loading
+from mvar_models.checkpoints import save as saving
+from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME, Config
 from mvar_models.devices import checked_device
 from mvar_models.files import write_text
 
@@ -18,7 +20,12 @@ M = TypeVar("M", bound="PretrainedModel")
 
 
 class PretrainedModel(nn.Module):
-    """A network made from a `Config`, stored as config.json beside model.safetensors."""
+    """A network made from a `Config`, stored as config.json and model.safetensors in one folder.
+
+    Attributes:
+        config_class: Class of the configuration.
+        config: The configuration; subclasses declare its type.
+    """
 
     config_class: ClassVar[type[Config]]
     config: Config
@@ -26,7 +33,7 @@ class PretrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls: type[M],
-        name: str | os.PathLike[str],
+        name: str | os.PathLike[str] | Checkpoint,
         *,
         revision: str | None = None,
         subfolder: str = "",
@@ -36,66 +43,88 @@ class PretrainedModel(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> M:
-        """A model in eval mode, with every weight taken from the checkpoint.
+        """Load a model in eval mode, with every weight taken from the checkpoint.
 
         Args:
-            name: a zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official .pth file, or a Hub id; a zoo
-                name or an id may pin a revision: "var-d16@main", "org/name@v1".
-            subfolder: folder inside a folder or a Hub repository that holds the checkpoint.
-            revision, cache_dir, local_files_only, token: as in `huggingface_hub.hf_hub_download`; only used for the Hub.
-            dtype: of the weights; default: float32, whatever the file holds. Weights that need no conversion stay mapped from the file on a CPU:
-                no second copy is made, and the file must not be overwritten in place while the model lives.
-            device: where to put them; default: CPU.
+            name: A zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official
+                .pth file, a Hub id, or a checkpoint that `open_checkpoint` returned. A zoo name or an id may pin
+                a revision: "var-d16@main", "org/name@v1".
+            revision: As in `huggingface_hub.hf_hub_download`; only used for the Hub.
+            subfolder: Folder inside a folder or a Hub repository that holds the checkpoint.
+            cache_dir: As `revision`.
+            local_files_only: As `revision`.
+            token: As `revision`.
+            dtype: Type of the weights; default: float32, whatever the file holds. Weights that need no conversion
+                stay mapped from the file on a CPU: no second copy is made, and the file must not be overwritten
+                in place while the model lives.
+            device: Where to put them; default: CPU.
 
         Raises:
-            FileNotFoundError: nothing of that name here or on the Hub.
-            ValueError: the file is not a checkpoint of this kind of model; the message says what it is. No such device here.
+            FileNotFoundError: there is nothing of that name here or on the Hub.
+            ValueError: the file is not a checkpoint of this kind of model (the message says what it is), or this
+                machine does not have the device.
         """
         place = checked_device(device)
-        source = checkpoints.locate(
+        checkpoint = open_checkpoint(
             name,
-            cls.config_class.model_type,
-            subfolder,
+            subfolder=subfolder,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
         )
-        config, state = checkpoints.load(source, cls.config_class)
+        config, state = loading.load(checkpoint, cls.config_class)
         with torch.device("meta"):
             model = cls(config)
-        checkpoints.assign(model, state, dtype or torch.float32, place, str(source.weights))
+        where = str(checkpoint.weights)
+        loading.assign(model, config, state, dtype=dtype or torch.float32, device=place, where=where)
+        model.reset_buffers()
         return model.eval()
 
     def reset_buffers(self) -> None:
         """Recompute the buffers that files do not store, on the device of the parameters."""
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
-        """Write config.json and model.safetensors to `folder`, each complete or not at all; `dtype` converts floating-point weights."""
+        """Write config.json and model.safetensors to a folder, each complete or not at all.
+
+        Args:
+            folder: Made if need be.
+            dtype: Type to convert floating-point weights to; None keeps theirs.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save_safetensors(self.state_dict(), folder / checkpoints.WEIGHTS_NAME, dtype)
+        saving.save_safetensors(self.state_dict(), folder / WEIGHTS_NAME, dtype)
         write_text(folder / CONFIG_NAME, self.config.to_json())
         return folder
 
     def export_official(self, path: str | os.PathLike[str]) -> Path:
-        """Write a .pth under the released names and shapes, which the released programs load strictly; complete or not at all."""
-        checkpoints.export_official(self, Path(path))
+        """Write a .pth under the released names and shapes, which the released programs load strictly."""
+        saving.export_official(self, self.config, Path(path))
         return Path(path)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload to the Hub as org/name, with a model card; see `mvar_models.checkpoints.push.push_to_hub`. Returns the address."""
-        from mvar_models.checkpoints.push import push_to_hub
+        """Upload to the Hub as org/name, with a model card, and return the commit's address.
 
-        return push_to_hub(self, repository, **options)
+        Args:
+            repository: Hub id, "org/name".
+            options: As for `mvar_models.checkpoints.push.push_to_hub`.
+        """
+        # Imported here, because huggingface_hub is slow to import and loading from disk does not need it.
+        from mvar_models.checkpoints.push import CardFacts, push_to_hub
+
+        facts = CardFacts(type(self).__name__, self.config, self.num_parameters())
+        return push_to_hub(self.save_pretrained, facts, repository, **options)
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
         return next(self.parameters()).dtype
 
     def num_parameters(self) -> int:
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

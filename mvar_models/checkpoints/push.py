@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from mvar_models.config import Config
 from mvar_models.files import write_text
+from mvar_models.registry import architecture
 
-if TYPE_CHECKING:
-    from mvar_models.checkpoints.pretrained import PretrainedModel
-    from mvar_models.pipeline import Pipeline
+# Settings that a card lists, as far as the architecture has them.
+_LISTED = (
+    "depth",
+    "width",
+    "num_heads",
+    "num_classes",
+    "sides",
+    "kernel_size",
+    "dense_scales",
+    "guidance_scale",
+    "top_k",
+    "top_p",
+    "vocab_size",
+)
 
-_PAPERS = {"vqvae": "2404.02905", "var": "2404.02905", "mvar": "2505.12742"}
-_KINDS = {
-    "vqvae": "A multi-scale VQVAE: pictures to codes of a scale pyramid and back.",
-    "var": "A class-conditional VAR: draws the codes of a picture scale by scale.",
-    "mvar": "A class-conditional MVAR: draws the codes of a picture scale by scale, each from the preceding one alone, without a KV cache.",
-}
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says, without the model.
+
+    Attributes:
+        class_name: Class in `mvar_models` whose `from_pretrained` loads the repository.
+        config: Configuration of the network that gives the repository its name.
+        parameters: Number of its parameters.
+        draws: Whether calling the loaded object draws images.
+    """
+
+    class_name: str
+    config: Config
+    parameters: int
+    draws: bool = False
 
 
 def push_to_hub(
-    model: PretrainedModel | Pipeline,
+    save: Callable[[Path], object],
+    facts: CardFacts,
     repository: str,
     *,
     license: str = "other",
@@ -31,12 +59,18 @@ def push_to_hub(
     revision: str | None = None,
     message: str = "Upload model",
 ) -> str:
-    """Upload a model, or a pipeline with its VQVAE, as org/name; `from_pretrained("org/name")` then loads it.
+    """Upload a model, or a pipeline with its VQVAE; `from_pretrained(repository)` then loads it.
 
     Args:
-        license: of the weights, as the Hub writes it ("mit", "apache-2.0", ...).
-        base_model: Hub id of what was fine-tuned.
-        private, token, revision, message: as in `huggingface_hub`.
+        save: Writes the files to a folder: `save_pretrained`.
+        facts: What the card says.
+        repository: Hub id, "org/name".
+        license: Licence of the weights, as the Hub writes it ("mit", "apache-2.0", ...).
+        base_model: Hub id of the model that was fine-tuned.
+        private: Whether to make the repository private, if it is new.
+        token: As in `huggingface_hub`.
+        revision: Branch to commit to.
+        message: Commit message.
 
     Returns:
         The commit's address.
@@ -44,14 +78,12 @@ def push_to_hub(
     Raises:
         PermissionError: the Hub refused; the message says why.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model.save_pretrained(folder)
-        write_text(folder / "README.md", model_card(model, repository, license, base_model))
+        save(folder)
+        card = model_card(facts, repository, license=license, base_model=base_model)
+        write_text(folder / "README.md", str(card))
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             return str(
@@ -67,62 +99,48 @@ def push_to_hub(
 
 
 def model_card(
-    model: PretrainedModel | Pipeline, repository: str, license: str = "other", base_model: str | None = None
-) -> str:
-    """README.md of a Hub repository: metadata, what the model is, its sampling preset, and usage that runs as it stands."""
-    from mvar_models.pipeline import Pipeline
+    facts: CardFacts, repository: str, *, license: str = "other", base_model: str | None = None
+) -> ModelCard:
+    """Return the repository's card: metadata, what the model is, its settings, and usage that runs as it stands.
 
-    network = model.model if isinstance(model, Pipeline) else model
-    config = network.config
-    lines = ["---", "library_name: mvar", f"license: {license}"]
-    lines += [f"base_model: {base_model}"] if base_model else []
-    lines += ["pipeline_tag: unconditional-image-generation"] if config.model_type != "vqvae" else []
-    lines += [
-        "tags:",
-        f"- {config.model_type}",
-        "- visual-autoregressive",
-        "- image-generation",
+    Args:
+        facts: What the card says.
+        repository: Hub id, "org/name".
+        license: Licence of the weights.
+        base_model: Hub id of the model that was fine-tuned.
+    """
+    row = architecture(facts.config.model_type)
+    # The Hub has no pipeline tag for class-conditional generation, and "unconditional" would be wrong.
+    tags = [row.name, "visual-autoregressive", "image-generation"]
+    tags += ["class-conditional-image-generation"] if row.draws else []
+    data = ModelCardData(library_name="mvar", license=license, base_model=base_model, tags=tags)
+    lines = [
+        "---",
+        data.to_yaml(),
         "---",
         "",
         f"# {repository}",
         "",
-    ]
-    lines += [
-        f"{_KINDS[config.model_type]} {network.num_parameters():,} parameters. Paper: arXiv {_PAPERS[config.model_type]}.",
+        f"{row.description} {facts.parameters:,} parameters. Paper: arXiv {row.paper}.",
+        "",
+        *_settings(facts.config),
+        "",
+        "```python",
+        *_usage(facts, repository),
+        "```",
         "",
     ]
-    lines += _facts(config)
-    lines += ["", "```python", *_usage(model, repository), "```", ""]
-    return "\n".join(lines)
+    return ModelCard("\n".join(lines))
 
 
-def _facts(config: object) -> list[str]:
-    names = (
-        "depth",
-        "width",
-        "num_heads",
-        "num_classes",
-        "sides",
-        "kernel_size",
-        "dense_scales",
-        "guidance_scale",
-        "top_k",
-        "top_p",
-        "vocab_size",
-    )
-    rows = [f"| {name} | {getattr(config, name)} |" for name in names if hasattr(config, name)]
-    return ["| setting | value |", "|---|---|", *rows]
+def _settings(config: Config) -> list[str]:
+    names = [name for name in _LISTED if name in config.field_names()]
+    return ["| setting | value |", "|---|---|", *(f"| {name} | {getattr(config, name)} |" for name in names)]
 
 
-def _usage(model: PretrainedModel | Pipeline, repository: str) -> list[str]:
-    from mvar_models.pipeline import Pipeline
-
-    name = type(model).__name__
-    lines = [f"from mvar_models import {name}", ""]
-    if isinstance(model, Pipeline):
-        return [
-            *lines,
-            f'pictures = {name}.from_pretrained("{repository}")([0, 1], seed=0)',
-            'pictures[0].save("0.png")',
-        ]
-    return [*lines, f'model = {name}.from_pretrained("{repository}")']
+def _usage(facts: CardFacts, repository: str) -> list[str]:
+    load = f'{facts.class_name}.from_pretrained("{repository}")'
+    lines = [f"from mvar_models import {facts.class_name}", ""]
+    if facts.draws:
+        return [*lines, f"images = {load}([0, 1], seed=0)", 'images[0].save("0.png")']
+    return [*lines, f"model = {load}"]

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Where the released training programs and wrappers keep a transformer inside a larger dictionary; the VQVAE may lie beside it.
-_TRANSFORMER_ENTRIES = ("mvar_wo_ddp", "var_wo_ddp", "trainer", "state_dict", "model")
-_VQVAE_ENTRY = "vae_local"
+from mvar_models.registry import ARCHITECTURES
+
+# Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the registry).
+_WRAPPER_ENTRIES = ("trainer", "state_dict", "model")
 # How torch.save began a file before PyTorch 1.6: a pickled ten-byte number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
 _PREFIXES = ("module.", "_orig_mod.")
@@ -29,49 +30,57 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Contents:
-    """state: tensors without wrappers and prefixes. kind: "var" or "mvar" where a released program's file says so itself; a bare state dict,
-    alike for both, has None. has_vqvae: whether a VQVAE lies beside the transformer."""
+    """What a checkpoint file holds.
+
+    Attributes:
+        state: Tensors, without wrappers and prefixes.
+        kind: Architecture that the released program's entry names; None for a bare state dict.
+        has_vqvae: Whether a VQVAE lies beside the transformer.
+    """
 
     state: dict[str, Tensor]
     kind: str | None
     has_vqvae: bool
 
 
-def read(path: Path, model_type: str = "") -> Contents:
-    """What a checkpoint file holds.
+def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
+    """Find the state dict among the values that `read_values` returned.
 
-    model_type: "vqvae" takes the VQVAE where a training program's file holds both networks.
+    Args:
+        values: What the file holds.
+        path: The file, for error messages.
+        kind: Architecture to take where a training program's file holds several networks; "" is the transformer.
 
     Raises:
-        ValueError: in one line what the file is instead, and what to do.
+        ValueError: the values hold no model; the message says what they are.
     """
-    values, kind, has_vqvae = _read(path), None, False
-    entries = (
-        (_VQVAE_ENTRY, *_TRANSFORMER_ENTRIES)
-        if model_type == "vqvae"
-        else (*_TRANSFORMER_ENTRIES, _VQVAE_ENTRY)
-    )
+    rows = [row for row in ARCHITECTURES.values() if row.released_entry is not None]
+    # The kind asked for comes first, and networks that draw nothing, which lie beside the transformer, last.
+    ordered = sorted(rows, key=lambda row: (row.name != kind, not row.draws))
+    entries = [str(row.released_entry) for row in ordered if row.draws or row.name == kind]
+    entries += [*_WRAPPER_ENTRIES, *(str(row.released_entry) for row in ordered if not row.draws)]
+    drawn_as, has_vqvae = None, False
     while isinstance(values, dict) and not _is_state(values):
-        kind = kind or next((kind for kind in ("mvar", "var") if f"{kind}_wo_ddp" in values), None)
-        has_vqvae = has_vqvae or _VQVAE_ENTRY in values
+        held = [row for row in rows if row.released_entry in values]
+        drawn_as = drawn_as or next((row.name for row in held if row.draws), None)
+        has_vqvae = has_vqvae or any(not row.draws for row in held)
         inner = next((values[key] for key in entries if isinstance(values.get(key), dict)), None)
         if inner is None and "param_groups" in values:
             raise ValueError(
-                f"{path} holds an optimizer's state without a model; take the checkpoint that was written beside it"
+                f"{path} holds an optimizer's state without a model; take the checkpoint written with it"
             )
         if inner is None:
-            raise ValueError(
-                f"{path} holds no model: its entries are {', '.join(map(str, list(values)[:8])) or 'none'}"
-            )
+            names = ", ".join(map(str, list(values)[:8])) or "none"
+            raise ValueError(f"{path} holds no model: its entries are {names}")
         values = inner
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
-    return Contents({_strip_prefixes(name): value for name, value in values.items()}, kind, has_vqvae)
+    return Contents({_strip_prefixes(name): value for name, value in values.items()}, drawn_as, has_vqvae)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; see `read`."""
-    return read(path).state
+    """Read the tensors of a file; see `read_values` and `contents_of` for the errors."""
+    return contents_of(read_values(path), path).state
 
 
 def _is_state(values: dict[Any, Any]) -> bool:
@@ -84,7 +93,12 @@ def _strip_prefixes(name: str) -> str:
     return name
 
 
-def _read(path: Path) -> Any:
+def read_values(path: Path) -> Any:
+    """Read a file: a state dict, or whatever a training program wrote around it.
+
+    Raises:
+        ValueError: in one line what the file is instead, and what to do.
+    """
     with path.open("rb") as file:
         head = file.read(512)
     _refuse_impostors(path, head)

@@ -1,28 +1,35 @@
-"""The registry: name -> where the weights are, what they are, how to sample them."""
+"""The models that have a name: where their weights are, what they are, and how to sample them. Data only."""
 
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from mvar_models.checkpoints.load import WEIGHTS_NAME, Source
-from mvar_models.config import CONFIG_NAME, SIDES_512
+from mvar_models.config import SIDES_512
 
-_EMBEDDED = "embedded"
+EMBEDDED = "embedded"
+RELEASED_VQVAE = "vae-ch160v4096z32"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One checkpoint. `repository` is a Hub id, or "embedded" for weights inside this package; `file` is a file there, or a folder.
+    """One checkpoint.
 
-    revision: branch, tag or commit taken where the caller names none. preset: configuration values that a released file cannot carry (sampling
-    preset, VQVAE, sides). scores: as published by `source` for 50,000 pictures; never measured here. parameters: rounded; what a model itself
-    counts is `num_parameters()`. depth: of a transformer; a file of another depth under this name is warned of.
+    Attributes:
+        name: What `from_pretrained` takes.
+        model_type: Name of the architecture's row in the registry.
+        repository: Hub id, or "embedded" for weights inside this package.
+        file: File in the repository, or folder inside this package.
+        licence: Licence of the weights.
+        resolution: Side of the images in pixels.
+        parameters: Rounded; `num_parameters()` counts them.
+        preset: Settings that a released file cannot carry (sampling preset, VQVAE, sides).
+        source: Where the figures come from.
+        scores: Published by `source` for 50,000 images; never measured here.
+        depth: Depth of a transformer. A file of another depth under this name gets a warning.
+        revision: Branch, tag or commit used if the caller names none.
     """
 
     name: str
@@ -39,169 +46,147 @@ class Entry:
     revision: str = "main"
 
 
-_VAE = "vae-ch160v4096z32"
-_VAR_SAMPLING = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96, "vqvae": _VAE}
-_VAR_PAGE, _MVAR_PAGE = "github.com/FoundationVision/VAR", "huggingface.co/CVLUESTC/MVAR"
+def _preset(guidance_scale: float, top_k: int, top_p: float, **more: Any) -> dict[str, Any]:
+    return {
+        "guidance_scale": guidance_scale,
+        "top_k": top_k,
+        "top_p": top_p,
+        "vqvae": RELEASED_VQVAE,
+        **more,
+    }
 
 
-def _var(depth: int, parameters: str, fid: float, resolution: int = 256, **extra: Any) -> Entry:
-    preset, scores = {**_VAR_SAMPLING, **extra}, {"FID": fid}
-    file = f"var_d{depth}.pth"
+def _var(depth: int, *, parameters: str, fid: float, resolution: int = 256, **more: Any) -> Entry:
     return Entry(
-        f"var-d{depth}",
-        "var",
-        "FoundationVision/var",
-        file,
-        "MIT",
-        resolution,
-        parameters,
-        preset,
-        _VAR_PAGE,
-        scores,
-        depth,
+        name=f"var-d{depth}",
+        model_type="var",
+        repository="FoundationVision/var",
+        file=f"var_d{depth}.pth",
+        licence="MIT",
+        resolution=resolution,
+        parameters=parameters,
+        preset=_preset(guidance_scale=1.5, top_k=900, top_p=0.96, **more),
+        source="github.com/FoundationVision/VAR",
+        scores={"FID": fid},
+        depth=depth,
     )
 
 
 def _mvar(
-    name: str,
-    file: str,
-    parameters: str,
-    fid: float,
-    inception_score: float,
-    sampling: tuple[float, int, float],
+    name: str, *, file: str, depth: int, parameters: str, fid: float, inception: float, preset: dict[str, Any]
 ) -> Entry:
-    preset = {**dict(zip(("guidance_scale", "top_k", "top_p"), sampling)), "vqvae": _VAE}
-    scores, depth = {"FID": fid, "IS": inception_score}, int(re.search(r"d(\d+)", name)[1])  # type: ignore[index]
     return Entry(
-        name,
-        "mvar",
-        "CVLUESTC/MVAR",
-        file,
-        "see its page",
-        256,
-        parameters,
-        preset,
-        _MVAR_PAGE,
-        scores,
-        depth,
+        name=name,
+        model_type="mvar",
+        repository="CVLUESTC/MVAR",
+        file=file,
+        licence="see its page",
+        resolution=256,
+        parameters=parameters,
+        preset=preset,
+        source="huggingface.co/CVLUESTC/MVAR",
+        scores={"FID": fid, "IS": inception},
+        depth=depth,
     )
 
 
-def _digits(name: str, model_type: str, parameters: str) -> Entry:
-    return Entry(name, model_type, _EMBEDDED, name, "MIT", 32, parameters)
+def _digits(name: str, *, model_type: str, parameters: str) -> Entry:
+    return Entry(
+        name=name,
+        model_type=model_type,
+        repository=EMBEDDED,
+        file=name,
+        licence="MIT",
+        resolution=32,
+        parameters=parameters,
+    )
 
 
-_ENTRIES = {
+ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
-            _VAE,
-            "vqvae",
-            "FoundationVision/var",
-            "vae_ch160v4096z32.pth",
-            "MIT",
-            256,
-            "109 M",
-            {},
-            "arXiv 2404.02905",
+            name=RELEASED_VQVAE,
+            model_type="vqvae",
+            repository="FoundationVision/var",
+            file="vae_ch160v4096z32.pth",
+            licence="MIT",
+            resolution=256,
+            parameters="109 M",
+            source="arXiv 2404.02905",
         ),
-        _var(16, "310 M", 3.55),
-        _var(20, "601 M", 2.95),
-        _var(24, "1.03 B", 2.33),
-        _var(30, "2.01 B", 1.97),
-        _var(36, "2.35 B", 2.63, resolution=512, sides=SIDES_512),
-        _mvar("mvar-d16", "mvar-d16.pth", "310 M", 3.01, 285.17, (2.7, 1200, 0.99)),
-        _mvar("mvar-d16-finetuned", "mvar-finetune-d16.pth", "310 M", 3.37, 295.35, (2.0, 1200, 0.99)),
-        _mvar("mvar-d20-finetuned", "mvar-finetune-d20.pth", "601 M", 2.83, 294.31, (1.5, 900, 0.96)),
-        _mvar("mvar-d24-finetuned", "mvar-finetune-d24.pth", "1.03 B", 2.15, 298.85, (1.4, 900, 0.96)),
-        _digits("vae-digits", "vqvae", "0.33 M"),
-        _digits("var-digits", "var", "0.98 M"),
-        _digits("mvar-digits", "mvar", "0.98 M"),
+        _var(16, parameters="310 M", fid=3.55),
+        _var(20, parameters="601 M", fid=2.95),
+        _var(24, parameters="1.03 B", fid=2.33),
+        _var(30, parameters="2.01 B", fid=1.97),
+        _var(36, parameters="2.35 B", fid=2.63, resolution=512, sides=SIDES_512),
+        _mvar(
+            "mvar-d16",
+            file="mvar-d16.pth",
+            depth=16,
+            parameters="310 M",
+            fid=3.01,
+            inception=285.17,
+            preset=_preset(guidance_scale=2.7, top_k=1200, top_p=0.99),
+        ),
+        _mvar(
+            "mvar-d16-finetuned",
+            file="mvar-finetune-d16.pth",
+            depth=16,
+            parameters="310 M",
+            fid=3.37,
+            inception=295.35,
+            preset=_preset(guidance_scale=2.0, top_k=1200, top_p=0.99),
+        ),
+        _mvar(
+            "mvar-d20-finetuned",
+            file="mvar-finetune-d20.pth",
+            depth=20,
+            parameters="601 M",
+            fid=2.83,
+            inception=294.31,
+            preset=_preset(guidance_scale=1.5, top_k=900, top_p=0.96),
+        ),
+        _mvar(
+            "mvar-d24-finetuned",
+            file="mvar-finetune-d24.pth",
+            depth=24,
+            parameters="1.03 B",
+            fid=2.15,
+            inception=298.85,
+            preset=_preset(guidance_scale=1.4, top_k=900, top_p=0.96),
+        ),
+        _digits("vae-digits", model_type="vqvae", parameters="0.33 M"),
+        _digits("var-digits", model_type="var", parameters="0.98 M"),
+        _digits("mvar-digits", model_type="mvar", parameters="0.98 M"),
     )
 }
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names in the zoo that match a shell pattern, such as "mvar*"."""
-    return fnmatch.filter(_ENTRIES, pattern)
+    """Return the names in the zoo that match a shell pattern, such as "mvar*"."""
+    return fnmatch.filter(ENTRIES, pattern)
 
 
 def find(name: str) -> Entry | None:
-    """The entry of that name, which may pin a revision ("var-d16@REVISION"), or None."""
+    """Return the entry of a name, which may pin a revision ("var-d16@REVISION"), or None."""
     plain, _, revision = name.partition("@")
-    entry = _ENTRIES.get(plain)
+    entry = ENTRIES.get(plain)
     return replace(entry, revision=revision) if entry and revision else entry
 
 
-def of_file(file: str, model_type: str) -> Entry | None:
-    """The entry whose released file has this name: its preset holds for a copy of the file, too."""
+def of_file(file: str, model_type: str | None = None) -> Entry | None:
+    """Return the entry whose released file has this name, of that kind if given: its preset holds for a copy too."""
     return next(
-        (entry for entry in _ENTRIES.values() if entry.file == file and entry.model_type == model_type), None
+        (
+            entry
+            for entry in ENTRIES.values()
+            if entry.file == file and entry.model_type == (model_type or entry.model_type)
+        ),
+        None,
     )
 
 
-def fetch(entry: Entry, model_type: str, *, revision: str | None = None, **hub_options: Any) -> Source:
-    """The entry's files on this disk, downloaded where need be. A VAR may be loaded where an MVAR is asked for only through `from_var`."""
-    if entry.model_type != model_type:
-        raise ValueError(f"{entry.name} is a {entry.model_type} model, expected {model_type}")
-    if entry.repository == _EMBEDDED:
-        folder = Path(str(resources.files("mvar_models"))) / "weights" / "digits" / entry.file
-        if not (folder / WEIGHTS_NAME).is_file():
-            raise FileNotFoundError(
-                f"{folder} is missing; this installation came without its weights, install it again"
-            )
-        return Source(folder / WEIGHTS_NAME, folder / CONFIG_NAME)
-    weights = _download(entry.repository, entry.file, revision=revision or entry.revision, **hub_options)
-    return Source(weights, None, entry.preset, entry.depth)
-
-
-def looks_like_hub_id(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name) is not None
-
-
-def fetch_repository(
-    name: str, *, revision: str | None = None, subfolder: str = "", **hub_options: Any
-) -> Source:
-    """config.json and model.safetensors of a Hub repository, or of a folder in it, written as org/name or org/name@revision.
-
-    Raises:
-        ValueError: a repository of released files, which the zoo has names for.
-        FileNotFoundError: no such repository, revision or file.
-    """
-    repository, _, pinned = name.partition("@")
-    options = {"revision": pinned or revision, **hub_options}
-    inside = f"{subfolder}/" if subfolder else ""
-    released = [entry.name for entry in _ENTRIES.values() if entry.repository == repository]
-    if released:
-        raise ValueError(
-            f"{repository} holds several released files; name one of its models: {', '.join(released)}"
-        )
-    weights = _download(repository, inside + WEIGHTS_NAME, **options)
-    return Source(weights, _download(repository, inside + CONFIG_NAME, **options))
-
-
-def _download(repository: str, file: str, **options: Any) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(repository, file, **options))
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{repository}: {file} is not in the local cache and the Hub cannot be reached; connect once, or pass a local file"
-        ) from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{repository}: no such repository on the Hub, or no access to it (token=)"
-        ) from None
-    except EntryNotFoundError:
-        raise FileNotFoundError(f"{repository}: the repository has no {file}") from None
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(
-            f"{repository}: {file} could not be downloaded: {str(error).splitlines()[0]}"
-        ) from None
+def in_repository(repository: str) -> list[str]:
+    """Return the names whose files lie in a Hub repository."""
+    return [entry.name for entry in ENTRIES.values() if entry.repository == repository]

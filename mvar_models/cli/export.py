@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from mvar_models.checkpoints import zoo
-from mvar_models.networks.vqvae import VQVAE
+from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.pipeline import model_for
 from mvar_models.registry import ARCHITECTURES
 
@@ -26,11 +25,12 @@ from mvar_models.registry import ARCHITECTURES
 )
 def export(model: str, out: Path, arch: str | None) -> None:
     """Write a model as a .pth that the released VAR and MVAR programs load strictly."""
-    entry = zoo.find(model)
-    if arch == "vqvae" or (entry is not None and entry.model_type == "vqvae"):
-        network: Any = VQVAE.from_pretrained(model)
+    checkpoint = open_checkpoint(model)
+    kind = checkpoint.kind(arch)
+    if kind in ARCHITECTURES and not ARCHITECTURES[kind].draws:
+        network: Any = ARCHITECTURES[kind].network_class().from_pretrained(checkpoint)
     else:
-        network = model_for(model, arch)
+        network = model_for(checkpoint, arch)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent} is no folder")
     click.echo(f"{network.num_parameters():,} parameters in {network.export_official(out)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mvar_models.checkpoints import zoo
+from mvar_models.checkpoints.locate import looks_like_hub_id
 from mvar_models.data import hub_datasets
 from mvar_models.data.digits import Digits
 from mvar_models.data.folders import ClassFolders
@@ -50,7 +50,7 @@ def check_data_exists(data: str | os.PathLike[str]) -> None:
     place, _ = _place_and_part(text)
     path = Path(place)
     here = text == DIGITS or path.is_dir() or hub_datasets.is_local(path)
-    if here or (not path.exists() and zoo.looks_like_hub_id(place)):
+    if here or (not path.exists() and looks_like_hub_id(place)):
         return
     what = f"{path} is a file of another kind" if path.is_file() else f"{place}: nothing of that name"
     raise FileNotFoundError(

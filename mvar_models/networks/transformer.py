@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvar_kernels.pyramid import Neighborhood
+from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.block import TransformerBlock
@@ -99,7 +100,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @classmethod
     def from_pretrained(
-        cls: type[T], name: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any
+        cls: type[T],
+        name: str | os.PathLike[str] | Checkpoint,
+        *,
+        num_classes: int | None = None,
+        **options: Any,
     ) -> T:
         """Load a checkpoint as `PretrainedModel.from_pretrained` does.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, released_dense_scales
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline import kind_of
 from mvar_models.registry import Architecture, architecture
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
@@ -47,14 +47,15 @@ def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
     network = row.network_class()
     # Released files of VAR and MVAR hold the same tensors. One that does not name its kind is read as the
     # kind to convert from, or else as the kind asked for.
-    kind = kind_of(settings.init, arch=(row.starts_from or (row.name,))[0])
+    checkpoint = open_checkpoint(settings.init)
+    kind = checkpoint.architecture((row.starts_from or (row.name,))[0]).name
     if kind in row.starts_from:
-        parent = architecture(kind).network_class().from_pretrained(settings.init)
+        parent = architecture(kind).network_class().from_pretrained(checkpoint)
         converted: ScaleTransformer = getattr(network, f"from_{kind}")(
             parent, **windows_for(row, settings, parent.config.sides)
         )
         return converted
-    model: ScaleTransformer = network.from_pretrained(settings.init)
+    model: ScaleTransformer = network.from_pretrained(checkpoint)
     for name in _WINDOWS if _has_windows(row) else ():
         asked, actual = getattr(settings, name), getattr(model.config, name)
         if asked is not None and asked != actual:

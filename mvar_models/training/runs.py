@@ -18,10 +18,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.environment import environment
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline import fitted, vqvae_of
+from mvar_models.pipeline import fitted
 from mvar_models.tokens.encode import same_codes
 from mvar_models.tokens.folder import is_token_folder, open_data, read_index, refuse_tokens
 from mvar_models.training.build import (
@@ -44,7 +46,7 @@ from mvar_models.training.vqvae_task import VQVAETask
 
 logger = logging.getLogger(__name__)
 
-_DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", "vae-ch160v4096z32"
+_DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", RELEASED_VQVAE
 # To count the examples of a dataset, which do not depend on the resolution.
 _ANY_RESOLUTION = 32
 
@@ -88,7 +90,7 @@ def start_transformer_run(
         return _resume(resume, TransformerSettings, processes)
     check_data_exists(given["data"])
     init = given.get("init")
-    own = None if init is None else vqvae_of(init)
+    own = None if init is None else open_checkpoint(init).vqvae_name
     given.setdefault("vqvae", default_vqvae(given["data"], own))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
     if epochs is not None:

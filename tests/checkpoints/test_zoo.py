@@ -19,10 +19,11 @@ from mvar_models import (
     VQVAEConfig,
     list_models,
 )
-from mvar_models.checkpoints import imagenet, zoo
+from mvar_models.checkpoints import imagenet, locate, peek, zoo
 from mvar_models.checkpoints.official import from_official, to_official
+from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.config import SIDES_256, SIDES_512, SIDES_1024
-from mvar_models.pipeline import fitted, kind_of, pipeline_for, vqvae_of
+from mvar_models.pipeline import fitted, pipeline_for
 
 from tiny_models import tiny_mvar, tiny_vqvae
 
@@ -134,20 +135,20 @@ def test_what_the_released_training_programs_write(tmp_path, legacy, caplog):
     path = official_file(tmp_path / "ar-ckpt-last.pth", values, _use_new_zipfile_serialization=not legacy)
     assert torch.equal(MVAR.from_pretrained(path).head.weight, mvar.head.weight)
     assert torch.equal(VQVAE.from_pretrained(path).decoder.conv_out.weight, vqvae.decoder.conv_out.weight)
-    assert kind_of(path) == "mvar"
+    assert open_checkpoint(path).kind() == "mvar"
     pipeline = pipeline_for(path)
     assert isinstance(pipeline, MVARPipeline) and torch.equal(
         pipeline.vqvae.encoder.conv_in.weight, vqvae.encoder.conv_in.weight
     )
     with caplog.at_level(logging.WARNING):
         VAR.from_pretrained(path)
-    assert "was written as a MVAR and is read as a VAR" in caplog.text
+    assert "was written as mvar and is read as var" in caplog.text
 
 
 def test_a_bare_state_dict_needs_to_be_told_what_it_is(tmp_path):
     model = small(VAR)
     path = official_file(tmp_path / "a.pth", to_official(model, model.config))
-    with pytest.raises(ValueError, match="does not say whether it is a VAR or an MVAR"):
+    with pytest.raises(ValueError, match=r"a\.pth .*VAR or MVAR.*arch='var' or 'mvar'"):
         pipeline_for(path)
     small_vqvae().save_pretrained(tmp_path / "vae")
     assert isinstance(pipeline_for(path, arch="var", vqvae=tmp_path / "vae"), VARPipeline)
@@ -156,10 +157,10 @@ def test_a_bare_state_dict_needs_to_be_told_what_it_is(tmp_path):
 def test_another_depth_under_a_zoo_name(tmp_path, monkeypatch, caplog):
     model = small(VAR, depth=3)
     path = official_file(tmp_path / "var_d16.pth", to_official(model, model.config))
-    monkeypatch.setattr(zoo, "_download", lambda *args, **options: path)
+    monkeypatch.setattr(locate, "download", lambda *args: path)
     with caplog.at_level(logging.WARNING):
         assert VAR.from_pretrained("var-d16").config.depth == 3
-    assert "is a VAR or MVAR of depth 3, its name in the zoo says 16" in caplog.text
+    assert "has depth 3, its name in the zoo says 16" in caplog.text
 
 
 def test_pipelines_of_two_resolutions_share_one_vqvae():
@@ -249,14 +250,28 @@ def test_devices_that_are_not_there():
             MVAR.from_pretrained("mvar-digits", device="cuda")
 
 
-def test_the_vqvae_of_a_checkpoint_is_known_without_loading(tmp_path):
-    assert (
-        vqvae_of("var-digits") == "vae-digits"
-        and vqvae_of("mvar-d16") == "vae-ch160v4096z32"
-        and vqvae_of("nothing") is None
-    )
+def test_the_vqvae_of_a_checkpoint_is_known_without_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr(peek, "read_values", lambda path: pytest.fail(f"{path} was read"))
+    assert open_checkpoint("var-digits").vqvae_name == "vae-digits"
+    assert open_checkpoint("mvar-d16").vqvae_name == "vae-ch160v4096z32"
+    assert open_checkpoint("vae-digits").vqvae_name is None
     MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path)
-    assert vqvae_of(tmp_path) == str(tmp_path / "vqvae")
+    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae")
+    with pytest.raises(FileNotFoundError, match="nothing: no such file"):
+        open_checkpoint("nothing")
+
+
+def test_a_saved_pipeline_s_own_vqvae_counts_not_the_one_named_before(tmp_path):
+    model = tiny_mvar()
+    model.config = model.config.replace(vqvae="vae-digits")
+    MVARPipeline(model, tiny_vqvae()).save_pretrained(tmp_path)
+    loaded = MVARPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.vqvae.encoder.conv_in.weight, tiny_vqvae().encoder.conv_in.weight)
+    assert loaded.model.config.vqvae is None
+    assert model.config.vqvae == "vae-digits", "saving changes nothing in the model"
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"vqvae": null', '"vqvae": "vae-digits"'))
+    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae"), "as saved by 0.1.0"
 
 
 def test_windows_that_cannot_be():

@@ -1,0 +1,181 @@
+"""A checkpoint's name to its files: a zoo name, a folder, a file or a Hub id."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+from mvar_models.checkpoints import zoo
+from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME
+
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to download, as `huggingface_hub.hf_hub_download` takes it.
+
+    Attributes:
+        revision: Branch, tag or commit; None is the default branch, or what the zoo entry names.
+        cache_dir: Folder of the download cache.
+        local_files_only: Whether to use the cache alone.
+        token: Access token, or whether to use the stored one.
+    """
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint's files are. Nothing is downloaded before a file is fetched.
+
+    Attributes:
+        name: What the user wrote.
+        weights: The weights file: a path, or a path inside `repository`.
+        config: Its config.json likewise; None if the weights come without one.
+        repository: Hub id; None for files on this disk.
+        entry: Zoo entry of that name, if there is one.
+        hub: How to download from `repository`.
+    """
+
+    name: str
+    weights: str
+    config: str | None
+    repository: str | None = None
+    entry: zoo.Entry | None = None
+    hub: HubOptions = field(default_factory=HubOptions)
+
+    def fetch(self, file: str) -> Path:
+        """Return the path of one of the files on this disk, downloading it if need be.
+
+        Raises:
+            FileNotFoundError: no such repository, revision or file, or the Hub cannot be reached.
+        """
+        return Path(file) if self.repository is None else download(self.repository, file, self.hub)
+
+    def inside(self, subfolder: str) -> Source | None:
+        """Return the checkpoint in a folder beside this one's weights, or None if the folder does not exist."""
+        folder = Path(self.weights).parent / subfolder
+        if self.repository is None and not (folder / CONFIG_NAME).is_file():
+            return None
+        weights, config = (folder / name for name in (WEIGHTS_NAME, CONFIG_NAME))
+        if self.repository is None:
+            return Source(str(folder), str(weights), str(config))
+        # Paths inside a repository have forward slashes on every system.
+        return replace(self, weights=weights.as_posix(), config=config.as_posix(), entry=None)
+
+
+def locate(name: str | os.PathLike[str], subfolder: str = "", hub: HubOptions | None = None) -> Source:
+    """Find a checkpoint.
+
+    Args:
+        name: Zoo name, folder, weights file or Hub id; a zoo name or an id may pin a revision after an "@".
+        subfolder: Folder inside a folder or a Hub repository that holds the checkpoint.
+        hub: How to download.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name, or a folder lacks its files.
+        ValueError: a Hub repository of released files, which have zoo names of their own.
+    """
+    text, hub = str(name), hub or HubOptions()
+    entry = zoo.find(text)
+    if entry is not None:
+        return _of_entry(text, entry, hub)
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(text, path / subfolder)
+    if path.is_file():
+        config = path.parent / CONFIG_NAME
+        has_config = path.suffix == ".safetensors" and config.is_file()
+        return Source(text, str(path), str(config) if has_config else None)
+    if looks_like_hub_id(text):
+        return _in_repository(text, subfolder, hub)
+    raise FileNotFoundError(
+        f"{name}: no such file or folder, and no model of that name in the zoo "
+        f"({', '.join(zoo.list_models())})"
+    )
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Return whether a name has the form org/name or org/name@revision."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def download(repository: str, file: str, hub: HubOptions) -> Path:
+    """Download a file of a Hub repository, or find it in the cache.
+
+    Raises:
+        FileNotFoundError: in one line, what is missing.
+    """
+    # Imported here, because networks are used without the Hub as well.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(repository, file, **asdict(hub)))
+    except LocalEntryNotFoundError:
+        reason = (
+            f"{file} is not in the local cache and the Hub cannot be reached; connect once, or pass a file"
+        )
+    except RepositoryNotFoundError:
+        reason = "no such repository on the Hub, or no access to it (token=)"
+    except EntryNotFoundError:
+        reason = f"the repository has no {file}"
+    except HfHubHTTPError as error:
+        reason = f"{file} could not be downloaded: {str(error).splitlines()[0]}"
+    raise FileNotFoundError(f"{repository}: {reason}")
+
+
+def _of_entry(name: str, entry: zoo.Entry, hub: HubOptions) -> Source:
+    if entry.repository != zoo.EMBEDDED:
+        hub = replace(hub, revision=hub.revision or entry.revision)
+        return Source(name, entry.file, None, entry.repository, entry, hub)
+    folder = Path(str(resources.files("mvar_models"))) / "weights" / "digits" / entry.file
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is missing: this installation lacks its weights; install it again")
+    return Source(name, str(folder / WEIGHTS_NAME), str(folder / CONFIG_NAME), entry=entry)
+
+
+def _in_folder(name: str, folder: Path) -> Source:
+    weights, config = folder / WEIGHTS_NAME, folder / CONFIG_NAME
+    if weights.is_file():
+        if not config.is_file():
+            raise FileNotFoundError(f"{folder} has no {CONFIG_NAME} for its {WEIGHTS_NAME}")
+        return Source(name, str(weights), str(config))
+    if (folder / "model" / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is a run folder; its model is {folder / 'model'}")
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    if others:
+        hint = f"it holds {', '.join(others[:4])}: name the file itself"
+    else:
+        hint = "a checkpoint folder is what save_pretrained writes"
+    raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; {hint}")
+
+
+def _in_repository(name: str, subfolder: str, hub: HubOptions) -> Source:
+    repository, _, pinned = name.partition("@")
+    released = zoo.in_repository(repository)
+    if released:
+        raise ValueError(
+            f"{repository} holds several released files; name one of its models: {', '.join(released)}"
+        )
+    inside = f"{subfolder}/" if subfolder else ""
+    return Source(
+        name,
+        inside + WEIGHTS_NAME,
+        inside + CONFIG_NAME,
+        repository,
+        hub=replace(hub, revision=pinned or hub.revision),
+    )

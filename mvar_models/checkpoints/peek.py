@@ -1,0 +1,158 @@
+"""An opened checkpoint: what it holds, each file read at most once, whoever asks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mvar_models.checkpoints import zoo
+from mvar_models.checkpoints.locate import HubOptions, Source, locate
+from mvar_models.checkpoints.read_tensors import Contents, contents_of, read_values
+from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of, read_config
+from mvar_models.registry import ARCHITECTURES, Architecture, drawing_names, drawing_titles
+
+
+class Checkpoint:
+    """The files of one checkpoint, fetched and read when first needed and then kept.
+
+    `from_pretrained` of models and pipelines takes it in place of a name.
+
+    Attributes:
+        source: Where its files are.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __str__(self) -> str:
+        return self.source.name
+
+    @cached_property
+    def weights(self) -> Path:
+        """The weights file on this disk."""
+        return self.source.fetch(self.source.weights)
+
+    @cached_property
+    def config_path(self) -> Path | None:
+        """The config.json on this disk; None if the weights come without one."""
+        return None if self.source.config is None else self.source.fetch(self.source.config)
+
+    @cached_property
+    def config_values(self) -> dict[str, Any] | None:
+        """The values of config.json, or None."""
+        return None if self.config_path is None else read_config(self.config_path)
+
+    def contents(self, kind: str = "") -> Contents:
+        """Return the tensors; `kind` selects a network where a training program's file holds several."""
+        return contents_of(self._values, self.weights, kind)
+
+    @cached_property
+    def _values(self) -> Any:
+        return read_values(self.weights)
+
+    def kind(self, arch: str | None = None) -> str | None:
+        """Return the architecture's name, or None if nothing tells.
+
+        The zoo entry tells, or config.json, or the released program that wrote the file. A bare released state
+        dict is the same for all transformers: `arch` then says what to read it as.
+        """
+        if self.source.entry is not None:
+            return self.source.entry.model_type
+        if self.config_values is not None:
+            return model_type_of(self.config_values)
+        return arch or self.contents().kind
+
+    def architecture(self, arch: str | None = None) -> Architecture:
+        """Return the row of the registry for a checkpoint that draws images; `arch` as for `kind`.
+
+        Raises:
+            ValueError: nothing tells which architecture it is, or it is one that draws no images.
+        """
+        kind, titles = self.kind(arch), drawing_titles()
+        if kind is None:
+            raise ValueError(
+                f"{self} does not say which architecture it is ({titles}): without {CONFIG_NAME} they look alike; "
+                f"pass arch={' or '.join(map(repr, drawing_names()))}"
+            )
+        row = ARCHITECTURES.get(kind)
+        if row is None or not row.draws:
+            raise ValueError(f"{self} is a {kind} model; needed is {titles}")
+        return row
+
+    @cached_property
+    def vqvae_name(self) -> str | None:
+        """Name, folder or file of the VQVAE whose codes the model predicts; None if the checkpoint does not say.
+
+        The VQVAE inside a Hub repository is downloaded for it; its name is then a folder of the cache.
+        """
+        named = self._named_vqvae
+        if named is not None:
+            return named
+        if self.source.config is None:
+            if self.contents().has_vqvae:
+                return str(self.weights)
+            return zoo.RELEASED_VQVAE if zoo.of_file(self.weights.name) else None
+        if model_type_of(self.config_values or {}) == "vqvae":
+            return None
+        inner = self._inner_vqvae
+        if inner is None:
+            return None
+        assert inner.config_path is not None
+        return str(inner.weights.parent) if inner.source.repository else str(inner)
+
+    def open_vqvae(self, name: str | os.PathLike[str] | None = None) -> Checkpoint:
+        """Open the VQVAE of that name, or else the one that the checkpoint goes with.
+
+        Raises:
+            ValueError: the checkpoint does not say which one it goes with.
+        """
+        name = name or self._named_vqvae
+        if name is not None:
+            # A revision pins the model's repository, not the VQVAE's.
+            return Checkpoint(locate(name, hub=replace(self.source.hub, revision=None)))
+        if self.source.config is None:
+            # A training program's file may hold both networks; otherwise it used the one released VQVAE.
+            return self if self.contents().has_vqvae else self.open_vqvae(zoo.RELEASED_VQVAE)
+        if self._inner_vqvae is None:
+            raise ValueError(f"{self} does not say which VQVAE its codes belong to; pass vqvae=")
+        return self._inner_vqvae
+
+    @cached_property
+    def _named_vqvae(self) -> str | None:
+        entry = self.source.entry
+        if entry is not None and "vqvae" in entry.preset:
+            return str(entry.preset["vqvae"])
+        if self.source.repository is None and self._inner_vqvae is not None:
+            return None  # what lies beside the weights is more certain than a name
+        named = (self.config_values or {}).get("vqvae")
+        return None if named is None else str(named)
+
+    @cached_property
+    def _inner_vqvae(self) -> Checkpoint | None:
+        inner = None if self.source.config is None else self.source.inside(VQVAE_FOLDER)
+        return None if inner is None else Checkpoint(inner)
+
+
+def open_checkpoint(
+    name: str | os.PathLike[str] | Checkpoint,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Checkpoint:
+    """Open a checkpoint by name; see `PretrainedModel.from_pretrained` for the arguments.
+
+    An opened checkpoint is returned as it is, and the other arguments are then not used.
+
+    Raises:
+        FileNotFoundError: nothing of that name.
+    """
+    if isinstance(name, Checkpoint):
+        return name
+    hub = HubOptions(revision, cache_dir, local_files_only, token)
+    return Checkpoint(locate(name, subfolder, hub))

@@ -1,0 +1,42 @@
+"""Weights to files. A file appears complete or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mvar_models.checkpoints import official
+from mvar_models.config import Config
+from mvar_models.files import replacing
+from mvar_models.registry import architecture
+
+
+def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write tensors.
+
+    Args:
+        state: Tensors by name, on any device.
+        path: The .safetensors file to write.
+        dtype: Type to convert floating-point tensors to; None keeps theirs.
+    """
+    tensors = {}
+    for name, value in state.items():
+        value = value.detach().to("cpu")
+        if dtype is not None and value.is_floating_point():
+            value = value.to(dtype)
+        tensors[name] = value.contiguous()
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def export_official(model: nn.Module, config: Config, path: Path) -> None:
+    """Write a .pth that the released programs load strictly, with the outer entry that the published file has."""
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in official.to_official(model, config).items()
+    }
+    row = architecture(config.model_type)
+    with replacing(path) as temporary:
+        torch.save({row.released_entry: state} if row.released_wrapped else state, temporary)

@@ -1,0 +1,114 @@
+"""How often a checkpoint's files are read and downloaded: each once, however many facts are asked for."""
+
+from collections import Counter
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from mvar_models import MVAR, VAR, VQVAE, MVARPipeline, VARPipeline
+from mvar_models.checkpoints import peek, read_tensors
+from mvar_models.checkpoints.official import to_official
+from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.pipeline import model_for, pipeline_for
+
+from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts of weights read, whoever reads them, and of config.json read."""
+    counts = Counter()
+    load_file, load = read_tensors.load_file, torch.load
+    read_text = Path.read_text
+
+    def counted_load_file(path, *args, **options):
+        counts[Path(path).parent.name + "/" + Path(path).name] += 1
+        return load_file(path, *args, **options)
+
+    def counted_load(path, *args, **options):
+        counts[Path(path).name] += 1
+        return load(path, *args, **options)
+
+    def counted_read_text(path, *args, **options):
+        if path.name == "config.json":
+            counts[path.parent.name + "/" + path.name] += 1
+        return read_text(path, *args, **options)
+
+    monkeypatch.setattr(read_tensors, "load_file", counted_load_file)
+    monkeypatch.setattr(torch, "load", counted_load)
+    monkeypatch.setattr(Path, "read_text", counted_read_text)
+    return counts
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A repository org/tiny with a pipeline, and the downloads asked for."""
+    root = tmp_path / "org" / "tiny"
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(root)
+    downloads = Counter()
+
+    def download(repository, file, **options):
+        assert repository == "org/tiny"
+        downloads[file] += 1
+        return str(root / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return downloads
+
+
+FILES = ("tiny/config.json", "tiny/model.safetensors", "vqvae/config.json", "vqvae/model.safetensors")
+
+
+@pytest.mark.parametrize("load", [pipeline_for, MVARPipeline.from_pretrained])
+def test_a_pipeline_of_a_folder_reads_each_file_once(tmp_path, reads, load):
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path / "tiny")
+    load(tmp_path / "tiny")
+    assert reads == Counter(FILES)
+
+
+@pytest.mark.parametrize("load", [pipeline_for, MVARPipeline.from_pretrained])
+def test_a_pipeline_of_the_hub_downloads_and_reads_each_file_once(served, reads, load):
+    load("org/tiny")
+    assert reads == Counter(FILES)
+    assert served == Counter(name.removeprefix("tiny/") for name in FILES)
+
+
+def test_a_model_alone_leaves_the_vqvae_where_it_is(served, reads):
+    assert isinstance(model_for("org/tiny"), MVAR)
+    assert reads == Counter(FILES[:2])
+    assert served == Counter(("config.json", "model.safetensors"))
+
+
+def test_a_training_program_s_file_with_both_networks_is_read_once(tmp_path, reads):
+    # A pyramid that is read off the tensors: the VQVAE's file names none, so both have the released sides.
+    sides, shape = tuple(range(1, 11)), {"vocab_size": 24, "z_channels": 4}
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    vqvae = VQVAE(VQVAE.config_class(**shape, channels=32, blocks_per_level=1, sides=sides))
+    var = VAR(VAR.config_class(depth=1, width=64, num_heads=1, num_classes=3, sides=sides, **shape))
+    networks = {"var_wo_ddp": to_official(var, var.config), "vae_local": to_official(vqvae, vqvae.config)}
+    torch.save({"trainer": networks}, tmp_path / "ckpt.pth")
+    pipeline = pipeline_for(tmp_path / "ckpt.pth")
+    assert isinstance(pipeline, VARPipeline)
+    assert torch.equal(pipeline.vqvae.decoder.conv_out.weight, vqvae.decoder.conv_out.weight)
+    assert reads == Counter(("ckpt.pth",))
+
+
+def test_facts_for_a_fine_tuning_start_cost_nothing_more(served, reads):
+    """Kind, VQVAE and weights of what the run starts from, as training asks for them."""
+    checkpoint = open_checkpoint("org/tiny")
+    assert checkpoint.kind() == "mvar"
+    assert checkpoint.vqvae_name.endswith("vqvae")
+    assert checkpoint.config_values["kernel_size"] == 3
+    MVAR.from_pretrained(checkpoint)
+    VQVAE.from_pretrained(checkpoint.open_vqvae())
+    assert reads == Counter(FILES)
+    assert served == Counter(name.removeprefix("tiny/") for name in FILES)
+
+
+def test_an_opened_checkpoint_is_opened_as_it_is(tmp_path):
+    tiny_var().save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert open_checkpoint(checkpoint) is checkpoint
+    assert isinstance(checkpoint, peek.Checkpoint)
