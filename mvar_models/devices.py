@@ -34,7 +34,8 @@ def fit_batch(budget: int, per_image: int, most: int | None = None) -> int:
     """Return how many images to process at a time: as many as the budget holds, but at least one.
 
     Args:
-        budget: What the step may hold at once, in whatever unit grows with its memory (pixels, logits, tokens).
+        budget: What the step may hold at once, in whatever unit grows with its memory (pixels, logits,
+            tokens).
         per_image: The same of one image.
         most: Largest batch, whatever the budget.
     """

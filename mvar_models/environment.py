@@ -1,4 +1,4 @@
-"""What a result depends on besides the arguments (versions, machine, commit), and the memory of this process."""
+"""What a result depends on besides the arguments: versions, machine, commit; and this process's memory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def peak_resident_bytes() -> int | None:
 
 
 def reset_peak_resident() -> None:
-    """Set the peak back to what is resident now. Only Linux can; elsewhere the peak is that of the whole process."""
+    """Set the peak back to what is resident now.
+
+    Only Linux can; elsewhere the peak is that of the whole process.
+    """
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")  # see proc(5)
 

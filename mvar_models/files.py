@@ -13,7 +13,9 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+    """A temporary file beside `path` that takes its place, flushed to disk, when the block ends without an
+    error.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -48,7 +50,10 @@ class OtherSettings(ValueError):
 
 
 def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Make the folder of `record` and note `settings` there; OtherSettings if it holds `what` made with other settings."""
+    """Make the folder of `record` and note `settings` there.
+
+    OtherSettings if it holds `what` made with other settings.
+    """
     record.parent.mkdir(parents=True, exist_ok=True)
     if not record.exists():
         write_text(record, json.dumps(settings, indent=2) + "\n")
@@ -59,5 +64,8 @@ def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any],
     """OtherSettings naming the settings that differ from those found in `folder`."""
     changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
     if changed:
-        told = f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); use those, or remove the folder"
+        told = (
+            f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); "
+            "use those, or remove the folder"
+        )
         raise OtherSettings(told, changed)

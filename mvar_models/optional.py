@@ -12,5 +12,6 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module} is needed here but cannot be imported ({error}); in this project's folder: pip install '.[{extra}]'"
+            f"{module} is needed here but cannot be imported ({error}); "
+            f"in this project's folder: pip install '.[{extra}]'"
         ) from None

@@ -58,9 +58,15 @@ class DrawOptions(TypedDict, total=False):
 
 
 class Pipeline:
-    """A transformer, the VQVAE whose codes it predicts, and the preset that the checkpoint samples with."""
+    """A transformer, the VQVAE whose codes it predicts, and the preset that the checkpoint samples with.
 
-    model_class: ClassVar[type[ScaleTransformer]]
+    It serves every architecture. A subclass takes models of one architecture only.
+
+    Attributes:
+        model_class: The models that the pipeline takes.
+    """
+
+    model_class: ClassVar[type[ScaleTransformer]] = ScaleTransformer  # type: ignore[type-abstract]
 
     def __init__(self, model: ScaleTransformer, vqvae: VQVAE) -> None:
         if not isinstance(model, self.model_class):
@@ -71,7 +77,8 @@ class Pipeline:
         for name in ("sides", "vocab_size", "z_channels"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise ValueError(
-                    f"the VQVAE does not fit the model: {name} is {getattr(theirs, name)}, the model has {getattr(ours, name)}"
+                    f"the VQVAE does not fit the model: {name} is {getattr(theirs, name)}, "
+                    f"the model has {getattr(ours, name)}"
                 )
         self.model = model
         self.vqvae = vqvae
@@ -93,14 +100,20 @@ class Pipeline:
             options: As for the model's `from_pretrained`.
         """
         checkpoint = _opened(name, options)
-        model = cls.model_class.from_pretrained(checkpoint, **options)
+        network: type[ScaleTransformer] = cls.model_class
+        if network is ScaleTransformer:
+            network = checkpoint.architecture().network_class()
+        model = network.from_pretrained(checkpoint, **options)
         if not isinstance(vqvae, VQVAE):
             options.pop("num_classes", None)
             vqvae = VQVAE.from_pretrained(checkpoint.open_vqvae(vqvae), **options)
         return cls(model, fitted(vqvae, model.config.sides))
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
-        """Write the model and, in a `vqvae` folder, its VQVAE; `from_pretrained` on the folder draws the same images."""
+        """Write the model and, in a `vqvae` folder, its VQVAE.
+
+        `from_pretrained` on the folder draws the same images.
+        """
         folder = Path(folder)
         self.vqvae.save_pretrained(folder / VQVAE_FOLDER, dtype)
         self.model.save_pretrained(folder, dtype)

@@ -1,4 +1,4 @@
-"""An opened checkpoint to a configuration and a model's weights. Loading is strict; errors are one line each."""
+"""From an opened checkpoint to a configuration and a model's weights: strict, with errors of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def load(checkpoint: Checkpoint, config_class: type[C]) -> tuple[C, dict[str, Te
     """Return the configuration and the tensors, which keep the names that they have in the file.
 
     Raises:
-        ValueError: the checkpoint is of another kind, or its file holds no model; the message says what it is.
+        ValueError: the checkpoint is of another kind, or its file holds no model; the message says what it
+            is.
     """
     source, kind = checkpoint.source, config_class.model_type
     if source.entry is not None and source.entry.model_type != kind:
@@ -35,7 +36,8 @@ def load(checkpoint: Checkpoint, config_class: type[C]) -> tuple[C, dict[str, Te
     if not official.is_official(contents.state):
         titles = ", ".join(row.title for row in ARCHITECTURES.values())
         raise ValueError(
-            f"{where} has no {CONFIG_NAME} beside it, and its tensors are not those of a released model ({titles})"
+            f"{where} has no {CONFIG_NAME} beside it, "
+            f"and its tensors are not those of a released model ({titles})"
         )
     try:
         config = official.infer_config(contents.state, config_class)

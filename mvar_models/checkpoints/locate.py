@@ -61,7 +61,7 @@ class Source:
         return Path(file) if self.repository is None else download(self.repository, file, self.hub)
 
     def inside(self, subfolder: str) -> Source | None:
-        """Return the checkpoint in a folder beside this one's weights, or None if the folder does not exist."""
+        """Return the checkpoint in a folder beside this one's weights; None if there is no such folder."""
         folder = Path(self.weights).parent / subfolder
         if self.repository is None and not (folder / CONFIG_NAME).is_file():
             return None

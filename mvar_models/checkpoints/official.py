@@ -19,8 +19,8 @@ from mvar_models.registry import drawing_titles
 
 C = TypeVar("C", bound=Config)
 
-# Buffers of the released transformers that hold nothing learned. `attn_bias_for_masking` may even have the wrong
-# values in fine-tuned files, so none of them is read, and export recomputes all of them.
+# Buffers of the released transformers that hold nothing learned. `attn_bias_for_masking` may even have the
+# wrong values in fine-tuned files, so none of them is read, and export recomputes all of them.
 _REBUILT = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
 
 _VQVAE_RULES = (
@@ -85,7 +85,9 @@ def from_official(state: Mapping[str, Tensor], model: nn.Module, config: Config)
 
 
 def to_official(model: nn.Module, config: Config) -> dict[str, Tensor]:
-    """Return our weights under the released names and shapes, with the buffers that strict loading there expects."""
+    """Return our weights under the released names and shapes, with the buffers that strict loading there
+    expects.
+    """
     state = {}
     for name, value in model.state_dict().items():
         official = official_name(name, config)
@@ -178,7 +180,8 @@ def _infer_transformer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    # The buffer with the scale of each token shows any pyramid; without it only the released ones can be told.
+    # The buffer with the scale of each token shows any pyramid; without it only the released ones can be
+    # told.
     length = state["pos_1LC"].shape[1]
     levels = state.get("lvl_1L")
     if levels is not None and not levels.is_meta and levels.numel() == length:
@@ -190,8 +193,8 @@ def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
         if sum(side * side for side in sides) == length:
             return sides
     raise ValueError(
-        f"{length} tokens fit none of the released resolutions (256, 512, 1024 px), and lvl_1L, which would tell "
-        "the scales, is missing"
+        f"{length} tokens fit none of the released resolutions (256, 512, 1024 px), "
+        "and lvl_1L, which would tell the scales, is missing"
     )
 
 

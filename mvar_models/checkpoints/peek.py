@@ -56,8 +56,8 @@ class Checkpoint:
     def kind(self, arch: str | None = None) -> str | None:
         """Return the architecture's name, or None if nothing tells.
 
-        The zoo entry tells, or config.json, or the released program that wrote the file. A bare released state
-        dict is the same for all transformers: `arch` then says what to read it as.
+        The zoo entry tells, or config.json, or the released program that wrote the file. A bare released
+        state dict is the same for all transformers: `arch` then says what to read it as.
         """
         if self.source.entry is not None:
             return self.source.entry.model_type
@@ -74,7 +74,8 @@ class Checkpoint:
         kind, titles = self.kind(arch), drawing_titles()
         if kind is None:
             raise ValueError(
-                f"{self} does not say which architecture it is ({titles}): without {CONFIG_NAME} they look alike; "
+                f"{self} does not say which architecture it is ({titles}): "
+                f"without {CONFIG_NAME} they look alike; "
                 f"pass arch={' or '.join(map(repr, drawing_names()))}"
             )
         row = ARCHITECTURES.get(kind)
@@ -84,7 +85,8 @@ class Checkpoint:
 
     @cached_property
     def vqvae_name(self) -> str | None:
-        """Name, folder or file of the VQVAE whose codes the model predicts; None if the checkpoint does not say.
+        """Name, folder or file of the VQVAE whose codes the model predicts; None if the checkpoint does not
+        say.
 
         The VQVAE inside a Hub repository is downloaded for it; its name is then a folder of the cache.
         """

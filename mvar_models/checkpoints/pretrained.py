@@ -46,23 +46,23 @@ class PretrainedModel(nn.Module):
         """Load a model in eval mode, with every weight taken from the checkpoint.
 
         Args:
-            name: A zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or official
-                .pth file, a Hub id, or a checkpoint that `open_checkpoint` returned. A zoo name or an id may pin
-                a revision: "var-d16@main", "org/name@v1".
+            name: A zoo name (`list_models()`), a folder written by `save_pretrained`, a .safetensors or
+                official .pth file, a Hub id, or a checkpoint that `open_checkpoint` returned. A zoo name or
+                an id may pin a revision: "var-d16@main", "org/name@v1".
             revision: As in `huggingface_hub.hf_hub_download`; only used for the Hub.
             subfolder: Folder inside a folder or a Hub repository that holds the checkpoint.
             cache_dir: As `revision`.
             local_files_only: As `revision`.
             token: As `revision`.
-            dtype: Type of the weights; default: float32, whatever the file holds. Weights that need no conversion
-                stay mapped from the file on a CPU: no second copy is made, and the file must not be overwritten
-                in place while the model lives.
+            dtype: Type of the weights; default: float32, whatever the file holds. Weights that need no
+                conversion stay mapped from the file on a CPU: no second copy is made, and the file must not
+                be overwritten in place while the model lives.
             device: Where to put them; default: CPU.
 
         Raises:
             FileNotFoundError: there is nothing of that name here or on the Hub.
-            ValueError: the file is not a checkpoint of this kind of model (the message says what it is), or this
-                machine does not have the device.
+            ValueError: the file is not a checkpoint of this kind of model (the message says what it is), or
+                this machine does not have the device.
         """
         place = checked_device(device)
         checkpoint = open_checkpoint(

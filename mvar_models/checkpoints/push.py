@@ -101,7 +101,8 @@ def push_to_hub(
 def model_card(
     facts: CardFacts, repository: str, *, license: str = "other", base_model: str | None = None
 ) -> ModelCard:
-    """Return the repository's card: metadata, what the model is, its settings, and usage that runs as it stands.
+    """Return the repository's card: metadata, what the model is, its settings, and usage that runs as it
+    stands.
 
     Args:
         facts: What the card says.

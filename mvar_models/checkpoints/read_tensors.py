@@ -1,7 +1,9 @@
-"""Reading tensors out of files from strangers: nothing read here can run code, and what a wrong file is, is said in one line.
+"""Reading tensors out of files from strangers: nothing read here can run code, and what a wrong file is, is
+said in one line.
 
-safetensors, or `torch.load(weights_only=True)` with numpy's numbers and argparse's Namespace allowed, which hold values only and which training
-programs like to keep beside their weights. Files are mapped, not copied, into memory wherever their format allows.
+safetensors, or `torch.load(weights_only=True)` with numpy's numbers and argparse's Namespace allowed, which
+hold values only and which training programs like to keep beside their weights. Files are mapped, not copied,
+into memory wherever their format allows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from mvar_models.registry import ARCHITECTURES
 
-# Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the registry).
+# Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the
+# registry).
 _WRAPPER_ENTRIES = ("trainer", "state_dict", "model")
 # How torch.save began a file before PyTorch 1.6: a pickled ten-byte number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
@@ -49,7 +52,8 @@ def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
     Args:
         values: What the file holds.
         path: The file, for error messages.
-        kind: Architecture to take where a training program's file holds several networks; "" is the transformer.
+        kind: Architecture to take where a training program's file holds several networks; "" is the
+            transformer.
 
     Raises:
         ValueError: the values hold no model; the message says what they are.
@@ -112,11 +116,13 @@ def read_values(path: Path) -> Any:
     archive = zipfile.is_zipfile(path)
     if head.startswith(b"PK") and not archive:
         raise ValueError(
-            f"{path} is cut short: it begins as a PyTorch checkpoint, but its end is missing; download or copy it again"
+            f"{path} is cut short: it begins as a PyTorch checkpoint, but its end is missing; "
+            "download or copy it again"
         )
     if head.startswith(b"\x80") and not head.startswith(_LEGACY_MAGIC):
         raise ValueError(
-            f"{path} was refused: a plain pickle, which cannot be read without running code from it; get the weights as .safetensors"
+            f"{path} was refused: a plain pickle, which cannot be read without running code from it; "
+            "get the weights as .safetensors"
         )
     try:
         with torch.serialization.safe_globals(_HARMLESS):
@@ -133,15 +139,18 @@ def _refuse_impostors(path: Path, head: bytes) -> None:
         raise ValueError(f"{path} is empty; download or copy it again")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(
-            f"{path} is a web page, probably an error message saved in a checkpoint's place; download it again"
+            f"{path} is a web page, probably an error message saved in a checkpoint's place; "
+            "download it again"
         )
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(
-            f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; run `git lfs pull` or download it from the Hub"
+            f"{path} is a Git LFS pointer, the checkpoint itself was not fetched; "
+            "run `git lfs pull` or download it from the Hub"
         )
     if _is_text(head):
         raise ValueError(
-            f"{path} is a text file, not a checkpoint; name the .safetensors or .pth file that holds the weights"
+            f"{path} is a text file, not a checkpoint; "
+            "name the .safetensors or .pth file that holds the weights"
         )
 
 
@@ -152,8 +161,12 @@ def _is_text(head: bytes) -> bool:
 def _why_unreadable(path: Path, error: str) -> str:
     refused = re.search(r"GLOBAL (\S+)", error)
     if refused:
-        return f"{path} was refused: it calls {refused[1]}, and files are read without running code from them; get the weights as .safetensors"
-    # torch's own text goes on about reading such files with weights_only=False, which is the last thing to do.
+        return (
+            f"{path} was refused: it calls {refused[1]}, and files are read without running code from them; "
+            "get the weights as .safetensors"
+        )
+    # torch's own text goes on about reading such files with weights_only=False, which is the last thing to
+    # do.
     told = re.search(r"WeightsUnpickler error:\s*(.+)", error)
     reason = told[1] if told else error.splitlines()[0]
     return (
@@ -162,7 +175,10 @@ def _why_unreadable(path: Path, error: str) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Classes that hold values and do nothing. NumPy's constructor of a number has moved between its versions, and files name either place."""
+    """Classes that hold values and do nothing.
+
+    NumPy's constructor of a number has moved between its versions, and files name either place.
+    """
     scalar = np.float64(0).__reduce__()[0]
     kinds = {
         type(np.dtype(name))

@@ -33,7 +33,9 @@ def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype | 
 
 
 def export_official(model: nn.Module, config: Config, path: Path) -> None:
-    """Write a .pth that the released programs load strictly, with the outer entry that the published file has."""
+    """Write a .pth that the released programs load strictly, with the outer entry that the published file
+    has.
+    """
     state = {
         name: value.detach().cpu().contiguous() for name, value in official.to_official(model, config).items()
     }

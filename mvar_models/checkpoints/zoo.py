@@ -176,7 +176,9 @@ def find(name: str) -> Entry | None:
 
 
 def of_file(file: str, model_type: str | None = None) -> Entry | None:
-    """Return the entry whose released file has this name, of that kind if given: its preset holds for a copy too."""
+    """Return the entry whose released file has this name, of that kind if given: its preset holds for a copy
+    too.
+    """
     return next(
         (
             entry

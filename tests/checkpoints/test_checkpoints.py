@@ -38,7 +38,7 @@ def tiny_mvar():
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_layouts_load_strictly_and_round_trip(name):
-    """Inferred configuration, strict loading, and the same names, shapes and types on the way out; on the meta device."""
+    """On the meta device: inferred configuration, strict loading, the same names, shapes and types back."""
     layout = OFFICIAL[name]
     state = {
         entry: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")

@@ -1,6 +1,8 @@
-"""Checkpoints from the Hub: a zoo name, an id with a revision, resuming, the cache offline, and one clear line for what is not there.
+"""Checkpoints from the Hub: a zoo name, an id with a revision, resuming, the cache offline, and one clear
+line for what is not there.
 
-The Hub is a server on this machine that speaks its file protocol; the released files' names and layouts, at a tiny size.
+The Hub is a server on this machine that speaks its file protocol; the released files' names and layouts, at a
+tiny size.
 """
 
 import subprocess
@@ -22,13 +24,15 @@ try:
     model = cls.from_pretrained(name, **options)
 except (FileNotFoundError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-print(model.config.depth if hasattr(model.config, "depth") else "", sum(float(p.double().sum()) for p in model.parameters()))
+print(getattr(model.config, "depth", ""), sum(float(p.double().sum()) for p in model.parameters()))
 """
 
 
 @pytest.fixture
 def served(tmp_path):
-    """A Hub with the official file of a VAR, an MVAR inside a training checkpoint, and a folder that save_pretrained wrote."""
+    """A Hub with the official file of a VAR, an MVAR inside a training checkpoint, and a folder that
+    save_pretrained wrote.
+    """
     torch.manual_seed(0)
     root = tmp_path / "hub"
     for name in ("FoundationVision/var", "CVLUESTC/MVAR", "someone/tiny-mvar"):
@@ -80,7 +84,9 @@ def test_a_zoo_name_downloads_once_and_works_offline(served):
 
 
 def test_a_cut_connection_is_resumed(served):
-    """The file is larger than the 10 MB pieces in which huggingface_hub writes, so that a first piece has arrived when the line breaks."""
+    """The file is larger than the 10 MB pieces in which huggingface_hub writes, so that a first piece has
+    arrived when the line breaks.
+    """
     server, _, cache = served
     model = VAR(VARConfig(depth=4, width=256, num_heads=4, num_classes=3, vocab_size=24, z_channels=4))
     file = server.root / "FoundationVision/var/var_d24.pth"

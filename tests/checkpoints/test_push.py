@@ -17,7 +17,8 @@ import sys
 from mvar_models import MVAR, MVARPipeline
 cls = {"MVAR": MVAR, "MVARPipeline": MVARPipeline}[sys.argv[1]]
 try:
-    print(cls.from_pretrained(sys.argv[2]).push_to_hub(sys.argv[3], token=sys.argv[4], license="mit", base_model="FoundationVision/var"))
+    options = {"license": "mit", "base_model": "FoundationVision/var"}
+    print(cls.from_pretrained(sys.argv[2]).push_to_hub(sys.argv[3], token=sys.argv[4], **options))
 except PermissionError as error:
     sys.exit(f"PermissionError: {error}")
 """
@@ -74,7 +75,10 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
         assert done.returncode == 0, done.stderr
         assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
         if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
-            script = "from mvar_models.checkpoints.peek import open_checkpoint; from mvar_models import VQVAE; VQVAE.from_pretrained(open_checkpoint('someone/ants').vqvae_name)"
+            script = (
+                "from mvar_models.checkpoints.peek import open_checkpoint; from mvar_models import VQVAE; "
+                "VQVAE.from_pretrained(open_checkpoint('someone/ants').vqvae_name)"
+            )
             done = run(script, server=server, cache=saved / "cache", cwd=saved / "empty")
             assert done.returncode == 0, done.stderr
 
@@ -109,6 +113,9 @@ def test_cards_of_every_kind():
 
 
 def test_importing_the_models_does_not_import_the_hub():
-    """Loading from disk needs no Hub; huggingface_hub alone would double the time of importing the pipeline."""
+    """Loading from disk needs no Hub.
+
+    huggingface_hub alone would double the time of importing the pipeline.
+    """
     code = "import sys, mvar_models.pipeline; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Damaged and wrong files: each is told in one line that names the file, what it seems to be, or what to do."""
+"""Damaged and wrong files: one line names the file, and what it seems to be or what to do."""
 
 import json
 import pickle

@@ -1,4 +1,6 @@
-"""What a name, a file or a folder becomes: registry, presets, what is read off the tensors, released programs' forms, classes on purpose."""
+"""What a name, a file or a folder becomes: registry, presets, what is read off the tensors, released
+programs' forms, classes on purpose.
+"""
 
 import argparse
 import json
@@ -29,7 +31,8 @@ from tiny_models import tiny_mvar, tiny_vqvae
 
 NAMES = [
     "vae-ch160v4096z32", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36",
-    "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned", "vae-digits", "var-digits", "mvar-digits",
+    "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned",
+    "vae-digits", "var-digits", "mvar-digits",
 ]  # fmt: skip
 RELEASED_SHAPE = {
     "depth": 1,
@@ -115,7 +118,10 @@ def test_shape_is_read_off_the_tensors(tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_the_released_training_programs_write(tmp_path, legacy, caplog):
-    """Both networks, optimizer, settings as a Namespace and numpy's numbers in one file; old files are not zip archives."""
+    """Both networks, optimizer, settings as a Namespace and numpy's numbers in one file.
+
+    Old files are not zip archives.
+    """
     mvar, vqvae = small(), small_vqvae()
     values = {
         "epoch": 3,
@@ -179,7 +185,10 @@ def test_pipelines_of_two_resolutions_share_one_vqvae():
 
 
 def test_the_released_vqvae_serves_other_resolutions():
-    """512 px takes the same file; only the sides change. Moved to a pyramid of another length, all of it still works."""
+    """512 px takes the same file; only the sides change.
+
+    Moved to a pyramid of another length, all of it still works.
+    """
     vqvae = small_vqvae()
     vqvae.set_sides(SIDES_512)
     assert vqvae.config.resolution == 512 and vqvae.config.length == 2240

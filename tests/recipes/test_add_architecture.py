@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.registry import ARCHITECTURES, Architecture, architecture
 
 from tiny_models import NAMES, SIDES, tiny_sample, tiny_vqvae
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from mvar_models.config import MVARConfig
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.state import ScaleState
-from mvar_models.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,6 @@ class Recurrent(MVAR):
             inputs = scale_inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1]
             parts.append(self.step(state, inputs, scale))
         return torch.cat(parts[scales.start : scales.stop], dim=1), state.class_embedding
-
-
-class RecurrentPipeline(Pipeline):
-    model_class = Recurrent
 '''
 
 
@@ -80,7 +76,7 @@ def toy(tmp_path, monkeypatch):
         title="Recurrent",
         config="toy_architecture:RecurrentConfig",
         network="toy_architecture:Recurrent",
-        pipeline="toy_architecture:RecurrentPipeline",
+        pipeline="mvar_models.pipeline:Pipeline",
         paper="0000.00000",
         description="A toy.",
     )
@@ -131,10 +127,12 @@ def test_it_trains(model):
     assert model.from_history.weight.grad.any()
 
 
-def test_it_is_saved_and_drawn_by_its_pipeline(toy, model, tmp_path):
-    pipeline = toy.pipeline_class()(model, tiny_vqvae())
+@pytest.mark.parametrize("load", [pipeline_for, Pipeline.from_pretrained])
+def test_it_is_saved_and_sampled_by_the_pipeline_of_all(model, tmp_path, load):
+    pipeline = Pipeline(model, tiny_vqvae())
     pipeline.save_pretrained(tmp_path / "saved")
-    loaded = toy.pipeline_class().from_pretrained(tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    assert type(loaded.model) is type(model)
     assert loaded.model.config == model.config
     expected = pipeline([0, "bee", 2], seed=11, output_type="np")
     assert np.array_equal(loaded([0, 1, 2], seed=11, output_type="np"), expected)
