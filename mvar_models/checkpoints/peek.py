@@ -97,7 +97,8 @@ class Checkpoint:
             if self.contents().has_vqvae:
                 return str(self.weights)
             return zoo.RELEASED_VQVAE if zoo.of_file(self.weights.name) else None
-        if model_type_of(self.config_values or {}) == "vqvae":
+        row = ARCHITECTURES.get(model_type_of(self.config_values or {}) or "")
+        if row is not None and not row.draws:
             return None
         inner = self._inner_vqvae
         if inner is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mvar_models.checkpoints.zoo import Entry, find, list_models
+from mvar_models.registry import architecture
 
 _HEADER = (
     f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5} {'IS':>6}  "
@@ -30,7 +31,7 @@ def models(pattern: str) -> None:
 def _line(name: str, entry: Entry) -> str:
     fid = f"{entry.scores['FID']:.2f}" if "FID" in entry.scores else "-"
     inception = f"{entry.scores['IS']:.1f}" if "IS" in entry.scores else "-"
-    preset = "" if entry.model_type == "vqvae" else "in its config"
+    preset = "in its config" if architecture(entry.model_type).draws else ""
     if "top_k" in entry.preset:
         preset = "{guidance_scale:8.1f} {top_k:5} {top_p:5.2f}".format(**entry.preset)
     return (

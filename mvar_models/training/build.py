@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, released_dense_scales
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -35,8 +35,12 @@ _VQVAE_SHAPE = (
 )
 
 
-def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
+def load_initial(settings: TransformerSettings, opened: Checkpoint | None = None) -> ScaleTransformer | None:
     """Load the initial checkpoint, converting VAR to MVAR if needed. None when training from scratch.
+
+    Args:
+        settings: The run's settings; `init` names the checkpoint.
+        opened: That checkpoint, where it is open already.
 
     Raises:
         ValueError: it is another kind of model, or an MVAR with other windows than the settings ask for.
@@ -47,7 +51,7 @@ def load_initial(settings: TransformerSettings) -> ScaleTransformer | None:
     network = row.network_class()
     # Released files of VAR and MVAR hold the same tensors. One that does not name its kind is read as the
     # kind to convert from, or else as the kind asked for.
-    checkpoint = open_checkpoint(settings.init)
+    checkpoint = opened or open_checkpoint(settings.init)
     kind = checkpoint.architecture((row.starts_from or (row.name,))[0]).name
     if kind in row.starts_from:
         parent = architecture(kind).network_class().from_pretrained(checkpoint)

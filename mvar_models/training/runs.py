@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.environment import environment
@@ -61,11 +61,13 @@ class Run(Generic[S]):
         settings: Its settings, with the device of this process.
         folder: Its folder.
         processes: The processes that take part.
+        initial: What it starts from, opened; None from scratch, and for a run that is continued.
     """
 
     settings: S
     folder: RunFolder
     processes: Processes
+    initial: Checkpoint | None = None
 
 
 def start_transformer_run(
@@ -90,7 +92,8 @@ def start_transformer_run(
         return _resume(resume, TransformerSettings, processes)
     check_data_exists(given["data"])
     init = given.get("init")
-    own = None if init is None else open_checkpoint(init).vqvae_name
+    initial = None if init is None else open_checkpoint(init)
+    own = None if initial is None else initial.vqvae_name
     given.setdefault("vqvae", default_vqvae(given["data"], own))
     given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
     if epochs is not None:
@@ -98,7 +101,7 @@ def start_transformer_run(
         given["steps"] = _steps(
             epochs, len(data.train), given.get("batch_size", TransformerSettings.batch_size)
         )
-    run = _create(TransformerSettings(device=device, **given), processes)
+    run = replace(_create(TransformerSettings(device=device, **given), processes), initial=initial)
     if own is not None and not _same_vqvae(own, run.settings.vqvae):
         logger.warning(
             "%s was trained on codes of %s; it has to learn those of %s", init, own, run.settings.vqvae
@@ -181,7 +184,7 @@ def train_transformer(
     """
     settings = run.settings
     vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
-    checkpoint = load_initial(settings)
+    checkpoint = load_initial(settings, run.initial)
     if checkpoint is not None:
         vqvae = fitted(vqvae, checkpoint.config.sides)
         check_codes(checkpoint, vqvae, settings)  # before hours of encoding

@@ -6,12 +6,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from PIL import Image
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline, VARPipeline
 from mvar_models.checkpoints import peek, read_tensors
 from mvar_models.checkpoints.official import to_official
 from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.pipeline import model_for, pipeline_for
+from mvar_models.training.runs import start_transformer_run, train_transformer
 
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
@@ -105,6 +107,20 @@ def test_facts_for_a_fine_tuning_start_cost_nothing_more(served, reads):
     VQVAE.from_pretrained(checkpoint.open_vqvae())
     assert reads == Counter(FILES)
     assert served == Counter(name.removeprefix("tiny/") for name in FILES)
+
+
+def test_fine_tuning_reads_what_it_starts_from_once(tmp_path, reads):
+    """From the command's start to the trained model; the VQVAE lies beside the model."""
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path / "tiny")
+    for name in tiny_mvar().config.class_names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for shade in range(4):
+            Image.new("RGB", (16, 16), (60 * shade, 0, 0)).save(tmp_path / "data" / name / f"{shade}.png")
+    run = start_transformer_run(
+        init=str(tmp_path / "tiny"), data=str(tmp_path / "data"), out=str(tmp_path / "run"), steps=0
+    )
+    train_transformer(run)
+    assert {file: reads[file] for file in FILES} == dict.fromkeys(FILES, 1)
 
 
 def test_an_opened_checkpoint_is_opened_as_it_is(tmp_path):
