@@ -1,4 +1,4 @@
-"""How often a checkpoint's files are read and downloaded: each once, however many facts are asked for."""
+"""An opened checkpoint: what it knows of itself, and that each file is read and downloaded once."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,6 +15,7 @@ from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.pipeline import model_for, pipeline_for
 from mvar_models.training.runs import start_transformer_run, train_transformer
 
+from checkpoint_cases import official_file, small, small_vqvae
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
 
@@ -85,7 +86,7 @@ def test_a_model_alone_leaves_the_vqvae_where_it_is(served, reads):
 
 def test_a_training_program_s_file_with_both_networks_is_read_once(tmp_path, reads):
     # A pyramid that is read off the tensors: the VQVAE's file names none, so both have the released sides.
-    sides, shape = tuple(range(1, 11)), {"vocab_size": 24, "z_channels": 4}
+    shape = {"vocab_size": 24, "z_channels": 4}
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     vqvae = VQVAE(VQVAE.config_class(**shape, channels=32, blocks_per_level=1, sides=sides))
     var = VAR(VAR.config_class(depth=1, width=64, num_heads=1, num_classes=3, sides=sides, **shape))
@@ -128,3 +129,36 @@ def test_an_opened_checkpoint_is_opened_as_it_is(tmp_path):
     checkpoint = open_checkpoint(tmp_path)
     assert open_checkpoint(checkpoint) is checkpoint
     assert isinstance(checkpoint, peek.Checkpoint)
+
+
+def test_a_bare_state_dict_needs_its_architecture(tmp_path):
+    model = small(VAR)
+    path = official_file(tmp_path / "a.pth", to_official(model, model.config))
+    with pytest.raises(ValueError, match=r"a\.pth .*VAR or MVAR.*arch='var' or 'mvar'"):
+        pipeline_for(path)
+    small_vqvae().save_pretrained(tmp_path / "vae")
+    assert isinstance(pipeline_for(path, arch="var", vqvae=tmp_path / "vae"), VARPipeline)
+
+
+def test_the_vqvae_of_a_checkpoint_is_known_without_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr(peek, "read_values", lambda path: pytest.fail(f"{path} was read"))
+    assert open_checkpoint("var-digits").vqvae_name == "vae-digits"
+    assert open_checkpoint("mvar-d16").vqvae_name == "vae-ch160v4096z32"
+    assert open_checkpoint("vae-digits").vqvae_name is None
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path)
+    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae")
+    with pytest.raises(FileNotFoundError, match="nothing: no such file"):
+        open_checkpoint("nothing")
+
+
+def test_a_saved_pipeline_s_own_vqvae_counts_not_the_one_named_before(tmp_path):
+    model = tiny_mvar()
+    model.config = model.config.replace(vqvae="vae-digits")
+    MVARPipeline(model, tiny_vqvae()).save_pretrained(tmp_path)
+    loaded = MVARPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.vqvae.encoder.conv_in.weight, tiny_vqvae().encoder.conv_in.weight)
+    assert loaded.model.config.vqvae is None
+    assert model.config.vqvae == "vae-digits", "saving changes nothing in the model"
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"vqvae": null', '"vqvae": "vae-digits"'))
+    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae"), "as saved by 0.1.0"

@@ -1,0 +1,56 @@
+"""What a name, a folder or a Hub id becomes, and what is said of one that leads nowhere."""
+
+import pytest
+
+from mvar_models import VAR
+from mvar_models.checkpoints.locate import locate, looks_like_hub_id
+
+from checkpoint_cases import official_file, refused_in_one_line, saved
+from tiny_models import tiny_var
+
+
+def test_a_name_that_is_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing: .*in the zoo .*mvar-digits"):
+        VAR.from_pretrained(tmp_path / "nothing")
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no model\.safetensors"):
+        VAR.from_pretrained(tmp_path / "empty")
+
+
+def test_a_folder_that_holds_an_official_file_says_so(tmp_path):
+    official_file(tmp_path / "var_d16.pth", {})
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors; it holds var_d16\.pth: "):
+        VAR.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_its_config(tmp_path):
+    folder = saved()(tmp_path)
+    (folder / "config.json").unlink()
+    refused_in_one_line(VAR, folder, r"has no config\.json")
+
+
+def test_a_run_folder_names_its_model(tmp_path):
+    tiny_var().save_pretrained(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"is a run folder; its model is .*model"):
+        locate(tmp_path)
+
+
+def test_files_of_a_folder_and_of_a_repository(tmp_path):
+    tiny_var().save_pretrained(tmp_path / "inner")
+    source = locate(tmp_path, "inner")
+    assert source.fetch(source.weights) == tmp_path / "inner" / "model.safetensors"
+    assert source.fetch(source.config) == tmp_path / "inner" / "config.json"
+    source = locate("org/name@v1", "inner")
+    assert (source.repository, source.hub.revision) == ("org/name", "v1")
+    assert (source.weights, source.config) == ("inner/model.safetensors", "inner/config.json")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("org/name", True), ("org/name@v1", True), ("name", False), ("a/b/c", False), ("../x", False)],
+)
+def test_hub_ids(name, expected):
+    assert looks_like_hub_id(name) == expected
