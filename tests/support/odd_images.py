@@ -1,4 +1,4 @@
-"""Pictures as strangers' folders hold them: odd ones that must work, broken ones that must be named."""
+"""Images as strangers' folders hold them: odd ones that must work, broken ones that must be named."""
 
 import io
 import struct
@@ -12,9 +12,9 @@ SIDE = 24
 GREY = np.repeat(np.where(np.arange(SIDE) < SIDE // 2, 60, 200)[None], SIDE, 0).astype(np.uint8)
 
 
-def encoded(picture, kind="png", **options):
+def encoded(image, kind="png", **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -32,14 +32,14 @@ def _turned():
 
 
 def _transparent(mode):
-    picture = Image.fromarray(np.dstack([GREY, GREY, GREY, np.where(GREY < 100, 0, 255).astype(np.uint8)]))
-    return picture.convert(mode)
+    image = Image.fromarray(np.dstack([GREY, GREY, GREY, np.where(GREY < 100, 0, 255).astype(np.uint8)]))
+    return image.convert(mode)
 
 
 def _palette_with_transparency():
-    picture = Image.fromarray((GREY > 100).astype(np.uint8))
-    picture.putpalette([60, 60, 60, 200, 200, 200])
-    return encoded(picture.convert("P"), transparency=0)
+    image = Image.fromarray((GREY > 100).astype(np.uint8))
+    image.putpalette([60, 60, 60, 200, 200, 200])
+    return encoded(image.convert("P"), transparency=0)
 
 
 # name -> (bytes, grey levels expected left and right); transparent parts show white.
@@ -96,7 +96,7 @@ EMPTY = "empty.jpg"
 
 
 def fill(folder, classes=("odd", "plain")):
-    """A folder of class folders: every odd and broken picture in the first class, three plain ones in the
+    """A folder of class folders: every odd and broken image in the first class, eight plain ones in the
     second; returns it.
     """
     for name in classes:
@@ -104,6 +104,15 @@ def fill(folder, classes=("odd", "plain")):
     for name, (content, _) in {**ODD, **BROKEN, EMPTY: (b"", "")}.items():
         (folder / classes[0] / name).write_bytes(content)
     for index in range(8):
-        picture = Image.fromarray(np.roll(GREY, index, axis=1)).convert("RGB")
-        picture.save(folder / classes[1] / f"{index}.png")
+        image = Image.fromarray(np.roll(GREY, index, axis=1)).convert("RGB")
+        image.save(folder / classes[1] / f"{index}.png")
+    return folder
+
+
+def plain_folder(folder, classes=("blue", "red"), count=3):
+    """A folder of class folders with `count` images each, in the colour that the class is named after."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (20 + index, 16), name).save(folder / name / f"{index}.png")
     return folder

@@ -1,0 +1,57 @@
+"""Decoding: every odd image works, every broken one says why, and the crop keeps the middle."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar_models.data.decode import UnreadableImage, center_crop, load_image
+from mvar_models.images import to_pil
+
+from odd_images import BROKEN, ODD, encoded
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_work(name, tmp_path):
+    """The grey levels left and right of the middle are the stored ones: no clipping, inversion or turn."""
+    content, expected = ODD[name]
+    (tmp_path / name).write_bytes(content)
+    for source in (content, tmp_path / name):
+        image = (load_image(source, 12) + 1) * 127.5
+        assert image.shape == (3, 12, 12)
+        found = image[:, :, 1].mean().item(), image[:, :, -2].mean().item()
+        assert found == pytest.approx(expected, abs=8)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_images_say_why(name, tmp_path):
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImage) as found:
+        load_image(tmp_path / name, 12)
+    assert str(found.value).startswith(message)
+    assert "\n" not in str(found.value)
+
+
+def test_empty_and_missing_files(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"is empty \(0 bytes\)"):
+        load_image(b"", 12)
+    with pytest.raises(UnreadableImage, match="cannot be opened: No such file"):
+        load_image(tmp_path / "gone.png", 12)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 50), (200, 70), (16, 17), (5, 3)])
+def test_center_crop_keeps_the_middle(size):
+    image = Image.new("RGB", size, "black")
+    image.paste("white", (size[0] // 2 - size[0] // 8, 0, size[0] // 2 + max(size[0] // 8, 1), size[1]))
+    columns = np.array(center_crop(image, 16)).astype(float).mean((0, 2))
+    assert columns.shape == (16,)
+    assert columns[7:9].min() > 150, "the middle of the image should stay in the middle"
+
+
+def test_images_and_tensors_are_inverse(seed):
+    images = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    tensors = torch.stack([load_image(encoded(Image.fromarray(image)), 8) for image in images])
+    back = to_pil(tensors)
+    assert len(back) == len(images)
+    assert all(np.array_equal(np.array(found), image) for found, image in zip(back, images))

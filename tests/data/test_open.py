@@ -1,0 +1,49 @@
+"""Opening `--data`: each kind of name opens the source it means, and other names are refused."""
+
+import pytest
+
+from mvar_models.data import hub_datasets
+from mvar_models.data.digits import Digits
+from mvar_models.data.folders import ClassFolders
+from mvar_models.data.open import check_data_exists, open_images
+
+from odd_images import plain_folder
+
+
+def test_names_open_the_source_they_mean(tmp_path):
+    assert isinstance(open_images("digits", 16), Digits)
+    assert isinstance(open_images(plain_folder(tmp_path / "data"), 16), ClassFolders)
+
+
+def test_a_folder_with_a_colon_in_its_name_is_taken_whole(tmp_path):
+    plain_folder(tmp_path / "data", classes=("red",))
+    plain_folder(tmp_path / "data:red")
+    assert open_images(tmp_path / "data:red", 16).class_names == ("blue", "red")
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        ("org/images", ("org/images", 16, "")),
+        ("org/images:test", ("org/images", 16, "test")),
+        ("org/images:small:test", ("org/images", 16, "small:test")),
+    ],
+)
+def test_a_name_that_is_no_path_is_a_hub_dataset(data, expected, monkeypatch):
+    monkeypatch.setattr(hub_datasets, "HubDataset", lambda *arguments: arguments)
+    assert open_images(data, 16) == expected
+
+
+@pytest.mark.parametrize("ask", [check_data_exists, lambda data: open_images(data, 16)])
+def test_names_of_nothing_are_refused(ask, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: nothing of that name; .*'digits'"):
+        ask("nowhere")
+    (tmp_path / "words.csv").write_text("a,b")
+    with pytest.raises(FileNotFoundError, match=r"words\.csv is a file of another kind"):
+        ask(tmp_path / "words.csv")
+
+
+def test_what_exists_passes_the_check(tmp_path):
+    """The name of a Hub dataset passes by its form: the check needs no network."""
+    for data in ("digits", tmp_path, "org/images", "org/images:test"):
+        check_data_exists(data)
