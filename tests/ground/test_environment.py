@@ -1,0 +1,85 @@
+"""The commit that a result is recorded with, and the memory of this process."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from mvar_models import environment as module
+from mvar_models.environment import (
+    commit,
+    environment,
+    peak_resident_bytes,
+    reset_peak_resident,
+    resident_bytes,
+)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder that stands for the package's, outside any checkout."""
+    for name in ("MVAR_COMMIT", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))
+    return tmp_path
+
+
+def test_a_record_is_json():
+    record = json.loads(json.dumps(environment()))
+    assert record["torch"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert record["commit"]
+    assert record["processor"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_changed_checkout_is_dirty(package):
+    def git(*arguments):
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", "-C", package, *identity, *arguments], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    git("init", "--quiet")
+    (package / "file").write_text("old")
+    git("add", "file")
+    git("commit", "--quiet", "--no-verify", "--message", "First")
+    clean = git("rev-parse", "--short=12", "HEAD")
+    assert commit() == clean
+    (package / "file").write_text("new")
+    assert commit() == f"{clean}-dirty"
+
+
+def test_without_checkout_or_git_the_commit_is_unknown(package, monkeypatch):
+    assert commit().startswith("unknown")
+    monkeypatch.setenv("PATH", str(package))
+    assert commit().startswith("unknown")
+
+
+def test_a_given_commit_takes_precedence(monkeypatch):
+    monkeypatch.setenv("MVAR_COMMIT", "abc")
+    assert commit() == "abc"
+
+
+def test_memory_is_read_in_kib(tmp_path, monkeypatch):
+    status = tmp_path / "status"
+    monkeypatch.setattr(module, "_STATUS", status)
+    assert resident_bytes() is None
+    status.write_text("Name:\tpython\nVmHWM:\t     900 kB\nVmRSS:\t     700 kB\n")
+    assert resident_bytes() == 700 * 1024
+    assert peak_resident_bytes() == 900 * 1024
+
+
+@pytest.mark.skipif(not module._CLEAR_REFS.exists(), reason="only Linux can reset the peak")
+def test_the_peak_falls_when_reset():
+    size = 256 * 2**20
+    held = torch.ones(size // 4)
+    with_it = peak_resident_bytes()
+    assert with_it >= held.nbytes
+    del held
+    # The kernel counts in batches per thread, so even an unchanged peak may read a little lower.
+    assert peak_resident_bytes() > with_it - size // 8, "a peak outlives what was held"
+    reset_peak_resident()
+    assert peak_resident_bytes() < with_it - size // 2
