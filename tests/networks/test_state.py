@@ -4,7 +4,7 @@ import torch
 
 from mvar_models.networks.state import KVCache, ScaleState
 
-from tiny_models import tiny_mvar, tiny_var
+from tiny_models import tiny_var
 
 
 def test_a_cache_appends_per_block():
@@ -30,12 +30,6 @@ def test_a_fork_shares_the_past_and_not_the_future():
 def test_a_state_without_cache_forks_too():
     state = ScaleState(torch.zeros(1, 4))
     assert state.fork().cache is None
-
-
-def test_only_var_keeps_a_cache():
-    labels = torch.tensor([0, 1])
-    assert tiny_mvar().new_state(labels).cache is None
-    assert tiny_var().new_state(labels).cache.entries == {}
 
 
 @torch.no_grad()

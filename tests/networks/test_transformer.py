@@ -54,11 +54,6 @@ def test_wrong_scales_are_refused(batch, scales):
         tiny_mvar()(*batch[:2], scales=scales)
 
 
-def test_var_needs_the_coarser_scales(batch):
-    with pytest.raises(ValueError, match=r"scales.*range\(1, 2\)"):
-        tiny_var()(*batch[:2], scales=range(1, 2))
-
-
 @pytest.mark.parametrize(
     "change, match",
     [

@@ -195,17 +195,6 @@ def test_missing_weights_folder(tmp_path):
         MVARPipeline.from_pretrained(tmp_path / "nowhere")
 
 
-def test_from_var_copies(seed):
-    from mvar_models import MVAR
-
-    var = tiny_var()
-    mvar = MVAR.from_var(var, kernel_size=3, dense_scales=2)
-    assert mvar.config.kernel_size == 3 and mvar.config.dense_scales == 2 and mvar.config.class_names == NAMES
-    with torch.no_grad():
-        mvar.head.weight.zero_()
-    assert var.head.weight.any()
-
-
 def test_list_models():
     assert list_models("*digits") == ["vae-digits", "var-digits", "mvar-digits"]
     assert "mvar-d16" in list_models("mvar*") and "var-d16" not in list_models("mvar*")
