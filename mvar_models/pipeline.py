@@ -1,4 +1,4 @@
-"""Labels in, pictures out."""
+"""Labels in, images out."""
 
 from __future__ import annotations
 

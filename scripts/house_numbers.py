@@ -38,7 +38,8 @@ def numbers(root: Path) -> dict[str, str]:
         "files in the two packages": str(len(files)),
         "most in one folder": most_in_one_folder(files),
         "files at the root of mvar_models": str(len(list((root / "mvar_models").glob("*.py")))),
-        "circles of files": f"{len(found)} ({', '.join(str(len(group)) for group in found)} files)",
+        "circles of files": f"{len(found)}"
+        + (f" (of {', '.join(str(len(each)) for each in found)} files)" if found else ""),
         "arrows up": str(len(arrows_up(read, KERNELS)) + len(arrows_up(read, MODELS))),
         "files in no layer": str(len(homeless)),
         "longest function": f"{length} lines, {name}",

@@ -184,3 +184,38 @@ def test_a_package_that_defines_something_is_no_mere_sign(tmp_path):
     read = write(tmp_path, {"mvar_models/__init__.py": "def y():\n    from mvar_models import x"})
     assert not read["mvar_models"].only_exports
     assert read["mvar_models"].imports == {"mvar_models.x"}
+
+
+# Modules without a test file of their own name, and where their tests are.
+TESTED_IN = {
+    "mvar_kernels.backends.reference": "kernels/test_attention.py",
+    "mvar_kernels.backends.sdpa": "kernels/test_attention.py",
+    "mvar_kernels.backends.tiled.layout": "kernels/test_tiled.py",
+    "mvar_kernels.backends.tiled.workspace": "kernels/test_tiled.py",
+    "mvar_kernels.backends.triton.kernel_backward": "triton/test_against_float64.py",
+    "mvar_kernels.backends.triton.kernel_forward": "triton/test_against_float64.py",
+    "mvar_kernels.backends.triton.launch": "triton/test_memory.py",
+    "mvar_kernels.backends.triton.primitives": "triton/test_cosine.py",
+    "mvar_kernels.backends.triton.tile_config": "kernels/test_tile_choice.py",
+    "mvar_kernels.backends.triton.tile_table": "kernels/test_tile_choice.py",
+    "mvar_models.cli.common": "cli/test_wrong_input.py",
+    "mvar_models.cli.finetune": "cli/test_training.py",
+    "mvar_models.cli.samples_folder": "cli/test_sample.py",
+    "mvar_models.cli.train": "cli/test_training.py",
+    "mvar_models.cli.train_vqvae": "cli/test_training.py",
+    "mvar_models.demo.draw": "demo/test_demo.py",
+    "mvar_models.training.task": "training/test_loop.py",
+}
+
+
+def test_every_module_has_its_test_file(modules):
+    own = {path.name.removeprefix("test_").removesuffix(".py") for path in TESTS.rglob("test_*.py")}
+    without = {
+        name
+        for name, module in modules.items()
+        if name.startswith(("mvar_kernels.", "mvar_models."))
+        and module.path.name not in ("__init__.py", "__main__.py")
+        and name.rpartition(".")[2] not in own
+    }
+    assert without == set(TESTED_IN)
+    assert all((TESTS / file).is_file() for file in TESTED_IN.values())
