@@ -42,3 +42,10 @@ def test_covariances_that_do_not_commute():
 def test_it_is_symmetric():
     first, second = vectors([0, 1], [[2, 1], [1, 3]]), vectors([2, 0], [[4, -1], [-1, 1]])
     assert frechet_distance(first, second) == pytest.approx(frechet_distance(second, first))
+
+
+def test_scaled_features_scale_the_squared_distance():
+    """Small variances count like large ones."""
+    first, second = vectors([0, 1], [[2, 1], [1, 3]]), vectors([2, 0], [[4, -1], [-1, 1]])
+    expected = 1e-4 * frechet_distance(first, second)
+    assert frechet_distance(0.01 * first, 0.01 * second) == pytest.approx(expected, rel=1e-6)

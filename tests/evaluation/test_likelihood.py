@@ -41,8 +41,8 @@ def test_losses_are_averaged_over_all_examples(expected, batch_size):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_the_examples(expected, world_size):
+@pytest.mark.parametrize("world_size, batch_size", [(2, 2), (3, 2), (5, 1)])
+def test_processes_share_the_examples(expected, world_size, batch_size):
     """Sums of all processes together are the whole; every process makes the same number of forward passes."""
     model, sums, passes = tiny_mvar(), [], []
     for rank in range(world_size):
@@ -58,9 +58,10 @@ def test_processes_share_the_examples(expected, world_size):
 
         held_out_losses(
             losses, tiny_vqvae().quantizer, Examples(),
-            batch_size=2, rank=rank, world_size=world_size, total=total,
+            batch_size=batch_size, rank=rank, world_size=world_size, total=total,
         )  # fmt: skip
         passes.append(len(seen))
+        assert max(seen) <= batch_size, "also where a process has no example of its own"
     assert torch.allclose(sum(sums) / COUNT, expected, atol=1e-4)
     assert len(set(passes)) == 1
 

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from mvar_models.evaluation import codebook, frechet, likelihood, reconstruction
 from mvar_models.evaluation.metrics import METRICS, metric
 
 
@@ -12,6 +13,16 @@ def test_rows_are_functions_with_documented_arguments(name):
     function = metric(name)
     assert callable(function)
     assert inspect.getdoc(function), f"{name} has no docstring"
+
+
+def test_each_name_gives_its_function():
+    assert {name: metric(name) for name in METRICS} == {
+        "psnr": reconstruction.psnr,
+        "codes_used": codebook.codes_used,
+        "perplexity": codebook.perplexity,
+        "frechet": frechet.frechet_distance,
+        "likelihood": likelihood.held_out_losses,
+    }
 
 
 def test_unknown_metrics_are_refused():

@@ -1,5 +1,8 @@
 """The file for FID programs: every class equally often, the same bytes for any number of processes."""
 
+import json
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -53,12 +56,13 @@ def test_a_stopped_run_goes_on_and_a_finished_one_has_nothing_to_do(pipeline, tm
     drawn = []
 
     def stopping(done, total):
-        drawn.append(done)
+        drawn.append((done, total))
         if len(drawn) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_npz(pipeline, tmp_path / "a.npz", per_class=4, batch_size=3, report=stopping)
+    assert drawn == [(1, 4), (2, 4)]
     assert not (tmp_path / "a.npz").exists() and len(list((tmp_path / "a.npz.parts").glob("*.npy"))) == 2
     calls = []
     draw = pipeline.__class__.__call__
@@ -102,3 +106,49 @@ def test_other_settings_are_refused(pipeline, tmp_path):
         write_npz(pipeline, tmp_path / "c.npz", per_class=1)
     with pytest.raises(ValueError, match=r"per_class.*0"):
         write_npz(pipeline, tmp_path / "d.npz", per_class=0)
+
+
+def record(per_class, seed, batch_size):
+    """The settings that version 0.1.0 wrote for three classes."""
+    return json.dumps(
+        {"per_class": per_class, "seed": seed, "batch_size": batch_size, "pictures": 3 * per_class}
+    )
+
+
+def test_a_file_that_an_earlier_version_made_with_the_defaults_is_complete(pipeline, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.comment = record(per_class=50, seed=0, batch_size=32).encode()
+    before = (tmp_path / "a.npz").read_bytes()
+    assert write_npz(pipeline, tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_bytes() == before
+
+
+def test_parts_that_an_earlier_version_began_are_finished_under_their_settings(pipeline, tmp_path):
+    (tmp_path / "a.npz.parts").mkdir()
+    (tmp_path / "a.npz.parts" / "settings.json").write_text(record(per_class=1, seed=0, batch_size=4))
+    with pytest.raises(ValueError, match=r"a\.npz\.parts holds images.*\(seed differ\)"):
+        write_npz(pipeline, tmp_path / "a.npz", per_class=1, seed=5, batch_size=4)
+    assert write_npz(pipeline, tmp_path / "a.npz", per_class=1, batch_size=4)
+    assert len(read(tmp_path / "a.npz")) == 3
+
+
+def test_the_later_of_two_processes_that_join_finds_the_file_complete(pipeline, tmp_path, monkeypatch):
+    """The other one joins and removes the parts just before this one reads the first of them."""
+    path, load = tmp_path / "a.npz", np.load
+
+    def late(*args, **options):
+        monkeypatch.setattr(np, "load", load)
+        assert write_npz(pipeline, path, per_class=1)
+        return load(*args, **options)
+
+    monkeypatch.setattr(np, "load", late)
+    assert write_npz(pipeline, path, per_class=1)
+    assert len(read(path)) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_the_array_may_exceed_what_a_plain_zip_entry_holds(pipeline, tmp_path):
+    """50,000 images of 256 px are 9.8 GB; without zip64 the limit is 2 GiB."""
+    assert write_npz(pipeline, tmp_path / "a.npz", per_class=1)
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert archive.getinfo("arr_0.npy").extract_version >= zipfile.ZIP64_VERSION

@@ -1,5 +1,7 @@
 """How well a VQVAE reconstructs: PSNR by its definition, the verdict, and the image that shows it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,40 @@ def test_a_dataset_without_a_readable_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none of 1 images can be read; .*a\.png"):
         check_reconstruction(tiny_vqvae(), open_images(tmp_path / "data", 16), tmp_path / "drawn.png")
     assert not (tmp_path / "drawn.png").exists()
+
+
+@pytest.mark.parametrize(
+    "side, decoded", [(16, [8, 8, 4]), (256, [8, 8, 4]), (324, [4] * 5), (512, [2] * 10)]
+)
+def test_images_are_decoded_at_most_eight_of_256_px_at_a_time(side, decoded):
+    """Five images of 324 px have more pixels than eight of 256 px. The images drawn here are small."""
+    batches = []
+
+    class Recording:
+        config = SimpleNamespace(resolution=side)
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def encode(self, images):
+            return images
+
+        def decode(self, images):
+            batches.append(len(images))
+            return images
+
+    reconstruct(Recording(), torch.zeros(20, 3, 4, 4))
+    assert batches == decoded
+
+
+def test_sixteen_images_spread_over_the_dataset_are_checked(tmp_path):
+    asked = []
+
+    class Source:
+        def __len__(self):
+            return 46
+
+        def readable(self, indices):
+            asked.extend(indices.tolist())
+            return torch.zeros(len(indices), 3, 16, 16), np.arange(len(indices))
+
+    check_reconstruction(tiny_vqvae(), Source(), tmp_path / "drawn.png")
+    assert asked == list(range(0, 46, 3))
