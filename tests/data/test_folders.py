@@ -69,3 +69,37 @@ def test_one_image_is_a_dataset(tmp_path, caplog):
         train, val = source.train, source.held_out
     assert train.tolist() == val.tolist() == [0]
     assert "1 images are too few" in caplog.text
+
+
+def test_a_file_names_the_held_out_images(tmp_path):
+    folder = plain_folder(tmp_path / "data")
+    plain = ClassFolders(folder, 16).fingerprint
+    (folder / "held_out.txt").write_text("blue/1.png\n\nred/0.png\n")
+    source = ClassFolders(folder, 16)
+    assert [source.name(index).removeprefix(f"{folder}/") for index in source.held_out] == [
+        "blue/1.png",
+        "red/0.png",
+    ]
+    assert sorted([*source.train, *source.held_out]) == list(range(len(source)))
+    # Tokens of one split must not be taken for those of another.
+    first = source.fingerprint
+    assert first != plain
+    (folder / "held_out.txt").write_text("blue/1.png\n")
+    assert ClassFolders(folder, 16).fingerprint not in (first, plain)
+
+
+@pytest.mark.parametrize(
+    "listed, named",
+    [
+        ("blue/1.png\nblue/nowhere.png\n", "first 'blue/nowhere.png'"),
+        ("1.png\n", "first '1.png'"),
+        ("".join(f"{name}/{i}.png\n" for name in ("blue", "red") for i in range(3)), "every image"),
+    ],
+    ids=["no such file", "path without class", "all"],
+)
+def test_a_wrong_list_of_held_out_images(tmp_path, listed, named):
+    folder = plain_folder(tmp_path / "data")
+    (folder / "held_out.txt").write_text(listed)
+    with pytest.raises(ValueError, match=named) as error:
+        ClassFolders(folder, 16)
+    assert str(folder / "held_out.txt") in str(error.value)
