@@ -25,7 +25,7 @@ SLOW = (
     "kernels/test_ops.py::test_everything_but_triton_works_without_triton",
     "kernels/test_schedule.py::test_windows_too_large_for_the_features_are_split",
     "networks/test_recompute.py",
-    "sampling/test_pipeline.py::test_a_saved_pipeline_draws_the_same_in_a_fresh_process",
+    "pipeline/test_base.py::test_a_saved_pipeline_draws_the_same_in_a_fresh_process",
     "sampling/test_same_digits.py",
     "tokens/test_writer.py",
     "training/test_dead_codes.py",

@@ -1,11 +1,11 @@
-"""Labels in, images out."""
+"""The pipelines: labels in, images out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,48 +13,24 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
-from mvar_models.config import CONFIG_NAME, RELEASED_SIDES, VQVAE_FOLDER
-from mvar_models.devices import fit_batch
+from mvar_models.checkpoints.peek import Checkpoint
+from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER
 from mvar_models.files import write_text
-from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.registry import architecture
+from mvar_models.pipeline.decoding import Decoded, Images, check_output_type, decode, join
+from mvar_models.pipeline.loading import fitted, opened
+from mvar_models.pipeline.options import DrawOptions, Labels, as_sequence, sampler_of, seeds_of
 from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.labels import label_number
-from mvar_models.sampling.sampler import Sampler, make_sampler, sample
+from mvar_models.sampling.sampler import Sampler, sample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 P = TypeVar("P", bound="Pipeline")
-Labels = int | str | Sequence[int | str]
-Images = list[Image.Image] | np.ndarray | Tensor
-Decoded = np.ndarray | Tensor
-
-# Options of `from_pretrained` that say where a checkpoint is rather than what to make of it.
-_WHERE = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
-# Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
-_PIXELS_AT_A_TIME = 4 * 256 * 256
-_OUTPUT_TYPES = ("pil", "np", "pt")
-
-
-class DrawOptions(TypedDict, total=False):
-    """Arguments of `Pipeline.__call__` that do not decide what it returns."""
-
-    seed: int | Sequence[int]
-    guidance_scale: float | None
-    top_k: int | None
-    top_p: float | None
-    sampler: str | Sampler
-    more_smooth: bool
-    batch_size: int
-    batch_invariant: bool | None
-    on_scale: Callable[[int, Tensor], None] | None
-    progress: bool
 
 
 class Pipeline:
@@ -99,7 +75,7 @@ class Pipeline:
                 checkpoint's `vqvae` folder, else the one that its configuration names.
             options: As for the model's `from_pretrained`.
         """
-        checkpoint = _opened(name, options)
+        checkpoint = opened(name, options)
         network: type[ScaleTransformer] = cls.model_class
         if network is ScaleTransformer:
             network = checkpoint.architecture().network_class()
@@ -251,18 +227,17 @@ class Pipeline:
         Raises:
             ValueError: unknown label, sampler or output type, wrong number of seeds, filters out of range.
         """
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}")
+        check_output_type(output_type)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        numbers = [self.label_of(label) for label in _as_sequence(labels)]
-        seeds = _seeds(seed, len(numbers))
+        numbers = [self.label_of(label) for label in as_sequence(labels)]
+        seeds = seeds_of(seed, len(numbers))
         config = self.model.config
         guidance_scale = float(config.guidance_scale if guidance_scale is None else guidance_scale)
         top_k = config.top_k if top_k is None else top_k
         top_p = config.top_p if top_p is None else top_p
         check_filters(top_k, top_p)
-        chooser = _sampler(sampler, more_smooth)
+        chooser = sampler_of(sampler, more_smooth)
         last = len(config.sides) - 1
         results: list[list[Decoded]] = [[] for _ in range(last + 1 if return_scales else 1)]
         alone = self.model.device.type == "cpu" if batch_invariant is None else batch_invariant
@@ -283,7 +258,7 @@ class Pipeline:
 
                 def after_scale(scale: int, f_hat: Tensor, count: int = len(batch)) -> None:
                     if return_scales and scale < last:
-                        results[scale].append(self._decode(f_hat, output_type))
+                        results[scale].append(decode(self.vqvae, f_hat, output_type))
                     bar.update(count)
                     if on_scale is not None:
                         on_scale(scale, f_hat)
@@ -293,65 +268,9 @@ class Pipeline:
                     guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, sampler=chooser,
                     on_scale=after_scale, keep_logits=False,
                 )  # fmt: skip
-                results[-1].append(self._decode(drawn.f_hat, output_type))
-        joined = [self._join(parts, output_type) for parts in results]
+                results[-1].append(decode(self.vqvae, drawn.f_hat, output_type))
+        joined = [join(self.vqvae, parts, output_type) for parts in results]
         return (joined[-1], joined) if return_scales else joined[-1]
-
-    def _decode(self, f_hat: Tensor, output_type: str) -> Decoded:
-        """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8."""
-        step = fit_batch(_PIXELS_AT_A_TIME, self.vqvae.config.resolution**2)
-        decoded = (self.vqvae.decode_latents(part.to(self.vqvae.dtype)) for part in f_hat.split(step))
-        if output_type == "pt":
-            return torch.cat([(images.float() + 1) / 2 for images in decoded])
-        return np.concatenate([to_uint8(images) for images in decoded])
-
-    def _join(self, parts: Sequence[Decoded], output_type: str) -> Images:
-        """Join the images of all batches; there may be none."""
-        side = self.vqvae.config.resolution
-        if output_type == "pt":
-            tensors = [part for part in parts if isinstance(part, Tensor)]
-            return torch.cat([torch.empty(0, 3, side, side, device=self.model.device), *tensors])
-        arrays = [part for part in parts if isinstance(part, np.ndarray)]
-        array = np.concatenate([np.empty((0, side, side, 3), dtype=np.uint8), *arrays])
-        return array if output_type == "np" else [Image.fromarray(values) for values in array]
-
-
-def _opened(name: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -> Checkpoint:
-    """Open a checkpoint with the options that say where it is, which are then removed from `options`."""
-    where = {key: options.pop(key) for key in _WHERE if key in options}
-    return open_checkpoint(name, **where)
-
-
-def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
-    """Return the VQVAE for a model of that pyramid.
-
-    The weights of a released VQVAE serve every resolution, so it takes those sides; others stay as they are.
-    """
-    if vqvae.config.sides == tuple(sides) or vqvae.config.sides not in RELEASED_SIDES.values():
-        return vqvae
-    return vqvae.with_sides(sides)
-
-
-def _as_sequence(labels: Labels) -> Sequence[int | str]:
-    if isinstance(labels, (int, str, np.integer)):
-        return [labels]
-    return labels
-
-
-def _sampler(sampler: str | Sampler, more_smooth: bool) -> Sampler:
-    """Return the sampler; `more_smooth` is the older name of one."""
-    if more_smooth and sampler not in ("ancestral", "smooth"):
-        raise ValueError(f"more_smooth=True is sampler='smooth'; sampler={sampler!r} contradicts it")
-    return make_sampler("smooth" if more_smooth else sampler)
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, (int, np.integer)):
-        return [int(seed) + i for i in range(count)]
-    seeds = [int(each) for each in seed]
-    if len(seeds) != count:
-        raise ValueError(f"seed needs one int per image ({count}), got {len(seeds)}")
-    return seeds
 
 
 class VARPipeline(Pipeline):
@@ -360,36 +279,3 @@ class VARPipeline(Pipeline):
 
 class MVARPipeline(Pipeline):
     model_class = MVAR
-
-
-def pipeline_for(
-    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
-) -> Pipeline:
-    """Load the pipeline that fits a checkpoint.
-
-    Args:
-        name: As for `Pipeline.from_pretrained`.
-        arch: What to read a bare released state dict as, which is the same for all architectures.
-        options: As for `Pipeline.from_pretrained`.
-
-    Raises:
-        ValueError: nothing tells which architecture the checkpoint is of, or it draws no images.
-    """
-    checkpoint = _opened(name, options)
-    pipeline: type[Pipeline] = checkpoint.architecture(arch).pipeline_class()
-    return pipeline.from_pretrained(checkpoint, **options)
-
-
-def model_for(
-    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
-) -> ScaleTransformer:
-    """Load the transformer of a checkpoint; see `pipeline_for` for the arguments and errors."""
-    checkpoint = _opened(name, options)
-    network: type[ScaleTransformer] = checkpoint.architecture(arch).network_class()
-    return network.from_pretrained(checkpoint, **options)
-
-
-def pipeline_of(model: ScaleTransformer, vqvae: VQVAE) -> Pipeline:
-    """Join a transformer and its VQVAE in the pipeline of the transformer's architecture."""
-    pipeline: type[Pipeline] = architecture(model.config.model_type).pipeline_class()
-    return pipeline(model, vqvae)

@@ -123,23 +123,6 @@ def test_scales_on_request(pipeline, batch_invariant):
     assert not torch.allclose(scales[0], scales[-1], atol=1e-2)
 
 
-def test_many_images_are_decoded_a_few_at_a_time(pipeline, monkeypatch):
-    """Peak memory of decoding does not grow with the batch; the pieces join in order."""
-    from mvar_models import pipeline as module
-
-    counts = []
-    decode = pipeline.vqvae.decode_latents
-    monkeypatch.setattr(
-        pipeline.vqvae, "decode_latents", lambda f_hat: counts.append(len(f_hat)) or decode(f_hat)
-    )
-    expected = pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False)
-    monkeypatch.setattr(module, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
-    assert torch.allclose(
-        pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False), expected, atol=1e-5
-    )
-    assert counts == [5, 2, 2, 1]
-
-
 @pytest.mark.parametrize(
     "call, match",
     [

@@ -1,0 +1,17 @@
+"""Labels in, images out."""
+
+from mvar_models.config import RELEASED_SIDES
+from mvar_models.pipeline.auto import model_for, pipeline_for, pipeline_of
+from mvar_models.pipeline.base import MVARPipeline, Pipeline, VARPipeline
+from mvar_models.pipeline.loading import fitted
+
+__all__ = [
+    "RELEASED_SIDES",
+    "MVARPipeline",
+    "Pipeline",
+    "VARPipeline",
+    "fitted",
+    "model_for",
+    "pipeline_for",
+    "pipeline_of",
+]

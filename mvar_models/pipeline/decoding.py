@@ -1,0 +1,47 @@
+"""From latents to images in the type that the caller asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvar_models.devices import fit_batch
+from mvar_models.images import to_uint8
+from mvar_models.networks.vqvae import VQVAE
+
+Images = list[Image.Image] | np.ndarray | Tensor
+Decoded = np.ndarray | Tensor
+
+# Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
+_PIXELS_AT_A_TIME = 4 * 256 * 256
+_OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise ValueError unless the type of images is known."""
+    if output_type not in _OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}")
+
+
+def decode(vqvae: VQVAE, f_hat: Tensor, output_type: str) -> Decoded:
+    """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8."""
+    step = fit_batch(_PIXELS_AT_A_TIME, vqvae.config.resolution**2)
+    decoded = (vqvae.decode_latents(part.to(vqvae.dtype)) for part in f_hat.split(step))
+    if output_type == "pt":
+        return torch.cat([(images.float() + 1) / 2 for images in decoded])
+    return np.concatenate([to_uint8(images) for images in decoded])
+
+
+def join(vqvae: VQVAE, parts: Sequence[Decoded], output_type: str) -> Images:
+    """Join the images of all batches; there may be none."""
+    side = vqvae.config.resolution
+    if output_type == "pt":
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        return torch.cat([torch.empty(0, 3, side, side, device=vqvae.device), *tensors])
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    array = np.concatenate([np.empty((0, side, side, 3), dtype=np.uint8), *arrays])
+    return array if output_type == "np" else [Image.fromarray(values) for values in array]
