@@ -3,8 +3,8 @@
 Two npm packages are fetched with `npm pack` and checked against their digests: Microsoft's Fluent 3D emoji
 (MIT) and Google's Noto emoji (images Apache-2.0), the latter with the table that names and groups both.
 OUT gets one folder per class (style and category), each with one 64 px PNG per emoji on white, named after
-its code points, and `held_out.txt`, the files that no training may see. An emoji is held out in both styles or
-in none, and so are its skin tones, because the images of one emoji are near-copies of each other.
+its code points, and `held_out.txt`, the files that no training may see. An emoji is held out in both styles
+or in none, and so are its skin tones, because the images of one emoji are near-copies of each other.
 
 Nothing of the packages is part of the distribution.
 """
