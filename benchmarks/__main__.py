@@ -30,6 +30,12 @@ from benchmarks.suites.table import SUITES, load
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Attention: an earlier attention.json.",
 )
+@click.option(
+    "--capability",
+    type=click.Choice(["80", "90"]),
+    default="90",
+    help="Emulated: compute capability that kernels are compiled for.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
 def main(
     suites: tuple[str, ...],
@@ -39,8 +45,12 @@ def main(
     seconds: float | None,
     out: Path,
     compare_with: Path | None,
+    capability: str,
 ) -> None:
-    """Measure attention, models and sampling; print tables; write CSV, JSON, Markdown and plots."""
+    """Run suites, print tables, and write CSV, JSON, Markdown and plots.
+
+    Suites measure attention, models, sampling and memory; "emulated" counts what the Triton kernels execute.
+    """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Settings(
         device=where,
@@ -50,6 +60,7 @@ def main(
         out=out,
         only=only,
         compare_with=compare_with,
+        capability=int(capability),
     )
     click.echo(machine.line(settings.facts))
     for suite in suites:

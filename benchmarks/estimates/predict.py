@@ -1,12 +1,15 @@
 """Predict times on a GPU that is not present: `python -m benchmarks.estimates.predict`. Needs triton, no GPU.
 
-The larger of two lower bounds is taken per kernel; tensor cores and latencies are left out.
+The largest of four lower bounds is taken per kernel; latencies, L2 and imbalance are left out.
 
-    bytes        each tensor moved once (`Case.least_bytes`), at the GPU's nominal bandwidth
-    issue slots  instructions of the compiled kernel (main loop times chunks, the rest once per program)
-                 times warps, at one instruction per cycle for each of a multiprocessor's four schedulers
+    bytes         each tensor moved once (`Case.least_bytes`), at the GPU's nominal bandwidth
+    issue slots   instructions of the compiled kernel (main loop times chunks, the rest once per program)
+                  times warps, at one instruction per cycle for each of a multiprocessor's four schedulers
+    shared        executed wavefronts, one per cycle and multiprocessor, and wgmma's operands at 128 bytes
+    tensor cores  executed operations, at the nominal rate
 
-These are predictions, not measurements.
+The last two exist where the kernels were executed on the emulated GPU (`executed.py`). These are estimates,
+not measurements.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 
 from benchmarks.core.cases import Case, grid, pyramid
 from benchmarks.core.report import header, row
+from benchmarks.estimates.executed import executed, source
 from mvar_kernels import aot
 from mvar_kernels.backends.triton.schedule import tables
 from mvar_kernels.backends.triton.tile_choice import tile_row
@@ -35,6 +39,7 @@ class GPU:
         bandwidth: Bytes per second.
         multiprocessors: Their number.
         clock: Cycles per second.
+        tensor: Dense bfloat16 FLOP per second.
     """
 
     name: str
@@ -42,38 +47,46 @@ class GPU:
     bandwidth: float
     multiprocessors: int
     clock: float
+    tensor: float
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("H200", "cuda:90", 4.8e12, 132, 1.98e9),
-        GPU("H100", "cuda:90", 3.35e12, 132, 1.98e9),
-        GPU("A100", "cuda:80", 2.04e12, 108, 1.41e9),
+        GPU("H200", "cuda:90", 4.8e12, 132, 1.98e9, 989e12),
+        GPU("H100", "cuda:90", 3.35e12, 132, 1.98e9, 989e12),
+        GPU("A100", "cuda:80", 2.04e12, 108, 1.41e9, 312e12),
     )
 }
 _SCHEDULERS = 4
+_WAVEFRONT_BYTES = 128
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One kernel's lower bounds in seconds, and its tiles and chunks per head."""
+    """One kernel's lower bounds in seconds, and its tiles and chunks per head.
+
+    Bounds of shared memory and of tensor cores are zero where nothing was executed.
+    """
 
     kernel: str
     tiles: int
     chunks: int
     bytes_seconds: float
     issue_seconds: float
+    shared_seconds: float = 0.0
+    tensor_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes_seconds, self.issue_seconds)
+        return max(self.bytes_seconds, self.issue_seconds, self.shared_seconds, self.tensor_seconds)
 
 
 def predict(case: Case, gpu: GPU) -> Iterator[Prediction]:
     """Yield a prediction per kernel: forward, and for direction "both" also dq and dkdv."""
     element = torch.empty((), dtype=case.dtype).element_size()
-    tiles = tile_row(aot.architecture_name(gpu.target), case.head_dim, element, case.cosine)
+    architecture = aot.architecture_name(gpu.target)
+    tiles, counts = tile_row(architecture, case.head_dim, element, case.cosine), executed(case, architecture)
     tensor = case.batch * case.heads * case.tokens * case.head_dim * element
     vector = case.batch * case.heads * case.tokens * 4
     # (tensors, float32 vectors) that each kernel moves. Forward: q, k, v, out; lse.
@@ -99,12 +112,16 @@ def predict(case: Case, gpu: GPU) -> Iterator[Prediction]:
         per_head = schedule.num_tiles * (figures["instructions"] - loop) + schedule.num_chunks * loop
         slots = gpu.multiprocessors * _SCHEDULERS * gpu.clock
         tensors, vectors = moved[name]
+        count, heads = counts.get(name), case.batch * case.heads
+        wavefronts = count["wavefronts"] + count["operand_bytes"] / _WAVEFRONT_BYTES if count else 0.0
         yield Prediction(
             kernel=name,
             tiles=schedule.num_tiles,
             chunks=schedule.num_chunks,
             bytes_seconds=(tensors * tensor + vectors * vector) / gpu.bandwidth,
-            issue_seconds=case.batch * case.heads * config.num_warps * per_head / slots,
+            issue_seconds=heads * config.num_warps * per_head / slots,
+            shared_seconds=heads * wavefronts / (gpu.multiprocessors * gpu.clock),
+            tensor_seconds=heads * count["tensor_flops"] / gpu.tensor if count else 0.0,
         )
 
 
@@ -124,7 +141,9 @@ def main(gpu: str) -> None:
         f"PREDICTED for {gpu}, not measured: bytes at nominal bandwidth, "
         "one instruction per cycle and scheduler"
     )
-    titles = ["case", "kernel", "tiles", "chunks", "bytes, us", "issue slots, us", "floor of bytes once, us"]
+    click.echo(source(aot.architecture_name(GPUS[gpu].target)))
+    titles = ["case", "kernel", "tiles", "chunks", "bytes, us", "issue slots, us", "shared, us"]
+    titles += ["tensor cores, us", "floor of bytes once, us"]
     for line in header(titles):
         click.echo(line)
     for case in cases:
@@ -133,6 +152,8 @@ def main(gpu: str) -> None:
         for p in predict(case.both(), GPUS[gpu]):
             total += p.seconds
             times = [f"{p.bytes_seconds * 1e6:.0f}", f"{p.issue_seconds * 1e6:.0f}"]
+            # Norms and cases that were not executed have no such bounds.
+            times += [f"{t * 1e6:.0f}" if t else "-" for t in (p.shared_seconds, p.tensor_seconds)]
             click.echo(row([title, p.kernel, str(p.tiles), str(p.chunks), *times, ""]))
             if p.kernel == "forward":
                 click.echo(_sum(f"{title} forward", total, case, GPUS[gpu]))
@@ -142,7 +163,7 @@ def main(gpu: str) -> None:
 def _sum(title: str, seconds: float, case: Case, gpu: GPU) -> str:
     floor = case.least_bytes / gpu.bandwidth
     over = f"{floor * 1e6:.0f}: x {seconds / floor:.2f}"
-    return row([f"**{title}**", "all", "", "", f"**{seconds * 1e6:.0f}**", "", over])
+    return row([f"**{title}**", "all", "", "", f"**{seconds * 1e6:.0f}**", "", "", "", over])
 
 
 if __name__ == "__main__":

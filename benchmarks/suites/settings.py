@@ -23,6 +23,7 @@ class Settings:
         out: Folder for the results.
         only: Attention: measure only competitors whose name contains this, and the dense one.
         compare_with: Attention: an earlier attention.json.
+        capability: Emulated: compute capability to compile for, 80 or 90.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Settings:
     out: Path
     only: str | None = None
     compare_with: Path | None = None
+    capability: int = 90
 
 
 def report_times(settings: Settings, name: str, records: list[Record], base: str) -> list[str]:

@@ -17,6 +17,7 @@ SUITES = {
     "model": "benchmarks.suites.model",
     "sampling": "benchmarks.suites.sampling",
     "memory": "benchmarks.suites.memory",
+    "emulated": "benchmarks.suites.emulated",
 }
 
 

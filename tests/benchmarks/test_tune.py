@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.core.cases import grid
-from benchmarks.estimates import predict
+from benchmarks.estimates import executed, predict
 from mvar_kernels.backends.triton import tile_table
 from mvar_kernels.backends.triton.tile_choice import tile_row
 from mvar_kernels.backends.triton.tile_config import Config
@@ -73,3 +73,17 @@ def test_predictions_count_what_is_compiled():
     assert sum(p.bytes_seconds for p in found.values()) >= case.least_bytes / gpu.bandwidth
     twice = next(iter(predict.predict(dataclasses.replace(case, batch=8), gpu)))
     assert math.isclose(twice.issue_seconds, 2 * found["forward"].issue_seconds)
+
+
+@pytest.mark.skipif(TRITON < (3, 3), reason="compiling ahead of time needs triton 3.3 or newer")
+def test_predictions_rest_on_executed_counts_where_they_exist(monkeypatch):
+    """Shared memory bounds what executes a million wavefronts per head; nothing was counted for 17 x 17."""
+    case, gpu = grid(64, batch=4, heads=2, dtype=torch.bfloat16), predict.GPUS["H200"]
+    record = {"case": "grid 64", "kernel": "forward", "wavefronts": 10**6, "operand_bytes": 128 * 10**6}
+    monkeypatch.setattr(executed, "_results", lambda _: {"records": [{**record, "tensor_flops": 989e6}]})
+    found = next(iter(predict.predict(case, gpu)))
+    assert math.isclose(found.shared_seconds, 8 * 2 * 10**6 / (132 * 1.98e9))
+    assert math.isclose(found.tensor_seconds, 8e-6)
+    assert found.seconds == found.shared_seconds > found.bytes_seconds
+    other = next(iter(predict.predict(grid(17, dtype=torch.bfloat16), gpu)))
+    assert (other.shared_seconds, other.tensor_seconds) == (0.0, 0.0)

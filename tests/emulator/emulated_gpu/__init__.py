@@ -8,6 +8,7 @@ launches on. Its memory is that of CPU tensors.
     program        thread blocks, their units of warps, who runs when
     global_memory  bounds, alignment, elements, conflicts between programs
     shared_memory  races between warps, reads of what was never written, asynchronous copies under way
+    counters       what a launch executed: instructions, sectors, wavefronts, FLOPs; counting fills them
     driver         what Triton talks to
 
 Not covered: ptxas and SASS; tcgen05 and mbarrier (sm_100); memory order across programs; the approximation

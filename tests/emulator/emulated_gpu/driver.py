@@ -16,6 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.cache import get_cache_manager
 
+from emulated_gpu.counters import Counters
+from emulated_gpu.counting import counted
 from emulated_gpu.number_types import UNSIGNED
 from emulated_gpu.program import Code, Launch, launch
 
@@ -40,7 +42,7 @@ class Launcher:
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.metadata = metadata
-        self.kinds = list(source.signature.values())
+        self.kinds, self.names = list(source.signature.values()), list(source.signature)
         files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json")
         self.text = Path(files[f"{metadata.name}.ptx"]).read_text()
         self.code = _translated(self.text)
@@ -53,10 +55,11 @@ class Launcher:
         scratch = self.metadata.global_scratch_size or getattr(self.metadata, "profile_scratch_size", 0)
         if (y, z) != (1, 1) or scratch or self.metadata.num_ctas != 1:
             raise NotImplementedError("grids of several dimensions, scratch memory, clusters")
-        arguments, tensors = [], []
-        for kind, value in zip(self.kinds, values, strict=True):
+        arguments, tensors, names = [], [], []
+        for name, kind, value in zip(self.names, self.kinds, values, strict=True):
             if isinstance(value, torch.Tensor):
                 tensors.append(value)
+                names.append(name)
                 arguments.append(np.uint64(value.data_ptr()))
             elif kind != "constexpr":
                 number = _SCALARS[kind](value)
@@ -64,8 +67,11 @@ class Launcher:
         # Triton adds pointers to scratch memory that these kernels do not use.
         arguments += [np.uint64(0)] * (len(self.code.kernel.parameters) - len(arguments))
         gpu = active()
+        code, counters = self.code, None
+        if gpu.counts:
+            code, counters = counted(code.text), Counters(code.kernel, names)
         gpu.launches.append(
-            launch(self.code, x, arguments, tensors, self.metadata.shared, gpu.unit_warps, gpu.seed)
+            launch(code, x, arguments, tensors, self.metadata.shared, gpu.unit_warps, gpu.seed, counters)
         )
 
 
@@ -91,6 +97,7 @@ class EmulatedGPU(DriverBase):
         capability: such as 90.
         max_shared: bytes of shared memory that a program may have.
         unit_warps, seed: see `program.launch`.
+        counts: whether launches are counted (see `counters`), which takes longer.
         launchers: of every kernel that was compiled, in order.
         launches: of every launch, in order.
     """
@@ -105,6 +112,7 @@ class EmulatedGPU(DriverBase):
             unit_warps,
             seed,
         )
+        self.counts = False
         self.launchers: list[Launcher] = []
         self.launches: list[Launch] = []
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from emulated_gpu.asynchronous import Copies, Products
+from emulated_gpu.counters import Counters
 from emulated_gpu.faults import Fault
 from emulated_gpu.global_memory import Global
 from emulated_gpu.number_types import UNSIGNED, Array
 from emulated_gpu.operands import Operands
 from emulated_gpu.parse import Instruction, Kernel, parse
 from emulated_gpu.shared_memory import Shared
-from emulated_gpu.translate import action
+from emulated_gpu.translate import Wrap, action
 
 # Given a unit, go to another block (None), or stop at a barrier or the end, whose name is returned.
 End = Callable[[Any], "str | None"]
@@ -63,6 +64,8 @@ class Unit:
                 where = f"{code.kernel.name}, program {self.program.number}, warp {self.name}, {instruction}"
                 raise Fault(f"{where}: {type(error).__name__}: {error}") from error
             self.executed += len(actions) + 1
+            if self.program.counters is not None:
+                self.program.counters.block(self.block, self.mask, self.size)
             outcome = end(self)
             if outcome is not None:
                 return outcome
@@ -97,17 +100,23 @@ class Unit:
 class Code:
     """A translated kernel.
 
+    Args:
+        text: PTX.
+        wrap: see `translate.action`.
+
     Attributes:
+        text: the PTX.
         kernel: the parsed text.
         blocks: actions of each basic block, and what ends it.
         numbers: place of each register in a unit's list.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, wrap: Wrap | None = None) -> None:
+        self.text = text
         self.kernel: Kernel = parse(text)
         operands = Operands(self.kernel)
         self.blocks = [
-            ([action(each, operands) for each in block.body], self._end(operands, index, block.end))
+            ([action(each, operands, wrap) for each in block.body], self._end(operands, index, block.end))
             for index, block in enumerate(self.kernel.blocks)
         ]
         self.numbers = operands.numbers
@@ -163,9 +172,10 @@ class Program:
         shared_size: int,
         unit_warps: int,
         rng: random.Random,
+        counters: Counters | None = None,
     ) -> None:
         self.code, self.number, self.grid, self.arguments = code, number, grid, arguments
-        self.memory, self.rng = memory, rng
+        self.memory, self.rng, self.counters = memory, rng, counters
         self.num_threads = code.kernel.num_threads
         self.undefined_reads = 0
         self.shared = Shared(shared_size)
@@ -200,6 +210,7 @@ class Launch:
         seconds: time of the emulation.
         unfenced_reads: see `Shared`.
         undefined_reads: registers read before they were written.
+        counters: where they were asked for.
     """
 
     kernel: str
@@ -208,6 +219,7 @@ class Launch:
     seconds: float
     unfenced_reads: int
     undefined_reads: int
+    counters: Counters | None = None
 
 
 def launch(
@@ -218,6 +230,7 @@ def launch(
     shared_size: int,
     unit_warps: int = 1,
     seed: int = 0,
+    counters: Counters | None = None,
 ) -> Launch:
     """Run every program of a grid, one after the other in an order drawn from `seed`.
 
@@ -229,20 +242,25 @@ def launch(
         shared_size: bytes of shared memory per program.
         unit_warps: warps that run in lockstep; 1 finds races between warps, 0 (all of a program) is faster.
         seed: of the order of programs and warps.
+        counters: to fill; then the code is one of `counting.counted`.
 
     Raises:
         Fault: something that a GPU would trap at or do wrong.
     """
     start = time.perf_counter()
     memory, rng = Global(tensors), random.Random(seed)
+    if counters is not None:
+        counters.attach(memory, tensors)
+        counters.programs = grid
     numbers = list(range(grid))
     rng.shuffle(numbers)
     instructions = unfenced = undefined = 0
     with np.errstate(all="ignore"):
         for number in numbers:
-            program = Program(code, number, grid, arguments, memory, shared_size, unit_warps, rng)
+            program = Program(code, number, grid, arguments, memory, shared_size, unit_warps, rng, counters)
             program.run()
             instructions += sum(unit.executed * unit.size // 32 for unit in program.units)
             unfenced += program.shared.unfenced_reads
             undefined += program.undefined_reads
-    return Launch(code.kernel.name, grid, instructions, time.perf_counter() - start, unfenced, undefined)
+    seconds = time.perf_counter() - start
+    return Launch(code.kernel.name, grid, instructions, seconds, unfenced, undefined, counters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from emulated_gpu import arithmetic, bits, loads, moves, tensor, warp  # noqa: F401  (they fill the table)
@@ -9,14 +10,25 @@ from emulated_gpu.operands import Action, Operands
 from emulated_gpu.parse import Instruction
 from emulated_gpu.table import INSTRUCTIONS
 
+# Takes an instruction, the kernel's operands and the instruction's action; returns what runs instead.
+Wrap = Callable[[Instruction, Operands, Action], Action]
 
-def action(instruction: Instruction, operands: Operands) -> Action:
-    """What a unit of warps does at this instruction; NotImplementedError names one that is not known here."""
+
+def action(instruction: Instruction, operands: Operands, wrap: Wrap | None = None) -> Action:
+    """What a unit of warps does at this instruction; NotImplementedError names one that is not known here.
+
+    Args:
+        instruction: what to translate.
+        operands: of its kernel.
+        wrap: applied to the action inside its guard, such as `counting.observed`.
+    """
     opcode, *mods = instruction.op.split(".")
     try:
         execute = INSTRUCTIONS[opcode](operands, mods, instruction.operands)
     except (KeyError, ValueError, AttributeError, IndexError, StopIteration) as error:
         raise NotImplementedError(f"{instruction} ({type(error).__name__}: {error})") from error
+    if wrap is not None:
+        execute = wrap(instruction, operands, execute)
     if instruction.guard is None:
         return execute
     guard = operands.read(("!" if instruction.negated else "") + instruction.guard, "pred")
