@@ -42,8 +42,8 @@ def test_a_tile_of_one_grid(tmp_path, monkeypatch):
             assert record["tensor_sectors"][name] == tensor // 32
         assert sum(record[name] for name in emulated.CLASSES) == record["instructions"]
         assert record["wavefronts"] >= record["conflict_free"] > 0
-    # Two products of 64 x 64 x 64, and that of the mask's 16 features.
-    assert found["forward"]["tensor_flops"] == 2 * 64 * 64 * (2 * 64 + 16)
+    # Two products of 64 x 64 x 64, and that of the mask's 32 features.
+    assert found["forward"]["tensor_flops"] == 2 * 64 * 64 * (2 * 64 + 32)
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
@@ -57,13 +57,13 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
 def test_targets_say_what_was_missed():
     record = {
         "case": "pyramid 256px", "sectors": 100, "requested_bytes": 3200, "coalesced_sectors": 100,
-        "tensor_touched": {"Q": 1600}, "wavefronts": 12, "conflict_free": 10,
+        "tensor_touched": {"Q": 1200}, "table_touched": {"START": 400}, "wavefronts": 12, "conflict_free": 10,
     }  # fmt: skip
     lines = list(emulated.targets([{**record, "kernel": name} for name in ("forward", "dq", "dkdv")]))
     marks = [line.split("]")[0] for line in lines]
-    # Sectors are coalesced; 2 x forward and 4 x backward touch once; 1.2 wavefronts.
+    # Sectors are coalesced; 3,200 bytes for 1,600 forward, 6,400 for 2,000 backward; 1.2 wavefronts.
     assert marks == ["[reached", "[MISSED", "[MISSED", "[MISSED"]
-    assert "4.00 x touching" in lines[2]
+    assert "3.20 x touching each byte once with one head, 5.33 x where many heads" in lines[2]
 
 
 def test_committed_counts_are_of_every_counted_case():

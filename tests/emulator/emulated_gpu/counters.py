@@ -2,8 +2,9 @@
 
 Rules, all per warp instruction and for its active threads:
 
-    sector      32 aligned bytes of global memory. An instruction requests each sector once, however many
-                threads want it. Fully coalesced, the distinct bytes that it wants fill whole sectors.
+    sector      32 aligned bytes of global memory, counted from the start of a storage, as GPUs allocate. An
+                instruction requests each sector once, however many threads want it. Fully coalesced, the
+                distinct bytes that it wants fill whole sectors.
     wavefront   one pass over the 32 banks of 4 bytes of shared memory. Accesses of 8 bytes pass by half
                 warps, those of 16 bytes, ldmatrix and stmatrix by eight rows. A pass takes as many
                 wavefronts as its busiest bank has distinct words; free of conflicts it takes one.
@@ -161,13 +162,13 @@ class Counters:
         for number in np.unique(storages[active]).tolist():
             takes = active & (storages == number)
             taking = takes.any(1)
-            mine, takes = addresses[taking], takes[taking]
+            mine, takes = addresses[taking] - self._starts[number], takes[taking]
             access = self._access(instruction, self._storages[number])
             access.executed += len(mine)
             access.requested += int(takes.sum()) * width
             access.passes += int(distinct(mine // SECTOR, takes).sum())
             access.ideal += int((-(-distinct(mine, takes) * width // SECTOR)).sum())
-            halves = (np.unique(mine[takes]) - self._starts[number]) >> 1
+            halves = np.unique(mine[takes]) >> 1
             self._touched[number][halves[:, None] + np.arange(max(1, width // 2))] = True
 
     def shared_access(self, instruction: Instruction, addresses: Array, active: Array, width: int) -> None:
