@@ -42,6 +42,15 @@ class ScaleState:
     class_embedding: Tensor
     cache: KVCache | None = None
 
+    @property
+    def carries(self) -> bool:
+        """Whether a scale needs the steps of coarser scales; assumed of every subclass that says no other."""
+        return self.cache is not None or type(self) is not ScaleState
+
+    def first(self: S, rows: int) -> S:
+        """Return the state of the first rows, for a step of these alone; only if it `carries` nothing."""
+        return replace(self, class_embedding=self.class_embedding[:rows])
+
     def fork(self: S) -> S:
         """Return a copy that can take further steps without changing this state."""
         # `extend` replaces entries and never writes into their tensors, so both caches can share them.

@@ -1,15 +1,17 @@
 """The loop over scales, as VAR (arXiv 2404.02905) and MVAR (arXiv 2505.12742) released it, and SAMPLERS.
 
 Randomness: one uniform number per token, drawn on the CPU from the image's own generator. So the image of a
-seed does not depend on batch size, order or device.
+seed does not depend on batch size, order or device, and a token's number not on which scales are drawn.
 
-A new sampler is a subclass of `Sampler` in a file of this folder, and one row of `SAMPLERS`.
+A new sampler is a subclass of `Sampler` in a file of this folder, and one row of `SAMPLERS`. `hooks.py` has
+the types of the other hooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +21,14 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.registry import resolve
 from mvar_models.sampling.filters import check_filters, draw, filter_logits
 from mvar_models.sampling.guidance import (
-    guidance_weight,
+    RELEASED_SCHEDULE,
+    guidance_weights,
     guided_logits,
-    is_guided,
     progress_of,
     with_unconditional,
 )
+from mvar_models.sampling.hooks import Choice, GivenCodes, LogitsProcessor, ScaleCallback, StopSampling
+from mvar_models.sampling.uniforms import UniformNumbers
 
 SAMPLERS: dict[str, str] = {
     "ancestral": "mvar_models.sampling.sampler:Sampler",
@@ -40,9 +44,10 @@ class SampleResult:
     """What `sample` returns.
 
     Attributes:
-        indices: (B, L) int64, the drawn codes.
+        indices: (B, n) int64, the codes of the scales drawn; n is L if all are.
         f_hat: (B, z, h, h) float32, the latent that the decoder takes.
-        final_logits: (B, n, V), the guided logits of the last scale before filtering; None unless asked for.
+        final_logits: (B, n, V), the guided logits of the last scale before processors and filters; None
+            unless asked for.
     """
 
     indices: Tensor
@@ -50,33 +55,21 @@ class SampleResult:
     final_logits: Tensor | None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a sampler knows when it chooses the codes of one scale for b images of the batch.
+class Sampler:
+    """Ancestral sampling: draws each token's code from its filtered distribution. Hooks may be overridden.
 
     Attributes:
-        scale: Index of the scale; 0 is the coarsest.
-        progress: Position of the scale, from 0 (coarsest) to 1 (finest).
-        images: Which images of the batch these are.
-        uniform: (b, n) float32 in [0, 1), one number per token.
-        generators: CPU generators of these images, for further random numbers.
-        top_k: See `filter_logits`.
-        top_p: See `filter_logits`.
-        quantizer: Holds the codebook.
+        reads_generators: Whether `choose` reads `choice.generators`. If not, the uniform numbers of all
+            scales are drawn at the start. A subclass with its own `choose` is taken to read them unless it
+            says no.
     """
 
-    scale: int
-    progress: float
-    images: slice
-    uniform: Tensor
-    generators: Sequence[torch.Generator]
-    top_k: int
-    top_p: float
-    quantizer: MultiScaleQuantizer
+    reads_generators: bool = False
 
-
-class Sampler:
-    """Ancestral sampling: draws each token's code from its filtered distribution. Hooks may be overridden."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "choose" in vars(cls) and "reads_generators" not in vars(cls):
+            cls.reads_generators = True
 
     def choose(self, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Choose codes for guided logits (b, n, V).
@@ -113,11 +106,16 @@ def sample(
     labels: Tensor,
     generators: Sequence[torch.Generator],
     *,
-    guidance_scale: float,
+    guidance_scale: float | Sequence[float],
+    guidance_schedule: str = RELEASED_SCHEDULE,
     top_k: int = 0,
     top_p: float = 0.0,
     sampler: str | Sampler = "ancestral",
-    on_scale: Callable[[int, Tensor], None] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    given: GivenCodes | None = None,
+    scales: range | None = None,
+    f_hat: Tensor | None = None,
+    on_scale: ScaleCallback | None = None,
     keep_logits: bool = True,
 ) -> SampleResult:
     """Draw the codes of one image per label, scale by scale.
@@ -127,57 +125,104 @@ def sample(
         quantizer: The quantizer of the VQVAE whose codes the model predicts.
         labels: (B,) int64.
         generators: One CPU generator per image.
-        guidance_scale: Weight of classifier-free guidance at the finest scale; it grows linearly from 0.
+        guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
+        guidance_schedule: How the weight grows to that: a name in `guidance.SCHEDULES`. Released: linear.
         top_k: See `filter_logits`.
         top_p: See `filter_logits`.
         sampler: A name in `SAMPLERS` or a `Sampler`.
-        on_scale: Called after each scale with its index and f_hat so far.
+        processors: Applied in turn to the guided logits of each scale, before the filters.
+        given: Replaces codes after the choice of each scale.
+        scales: Scales to draw; default: all. Ranges that start later need `f_hat` and a model that carries
+            nothing from scale to scale, such as MVAR; VAR needs the coarser scales' keys and values.
+        f_hat: (B, z, h, h), the sum over the scales before `scales`.
+        on_scale: Called after each scale with its index and f_hat so far. A tensor that it returns replaces
+            f_hat; `StopSampling`, if raised, ends the loop. It sees f_hat itself, not a copy.
         keep_logits: Whether to return the last scale's guided logits.
 
     Raises:
-        ValueError: filters out of range, an unknown sampler, or not one generator per label.
+        ValueError: filters out of range, an unknown sampler or schedule, not one generator per label, or
+            scales that cannot be drawn by themselves.
     """
     check_filters(top_k, top_p)
     sampler = make_sampler(sampler)
-    config = model.config
-    batch, num_scales, side = labels.shape[0], len(config.sides), config.sides[-1]
+    batch, config = labels.shape[0], model.config
     if len(generators) != batch:
         raise ValueError(f"generators must be one per label ({batch}), got {len(generators)}")
-    guided = is_guided(model, guidance_scale)
-    state = model.new_state(with_unconditional(labels, config.num_classes) if guided else labels)
-    f_hat = torch.zeros((batch, config.z_channels, side, side), device=labels.device)
+    weights = guidance_weights(model, guidance_scale, guidance_schedule)
+    scales = model.check_scales(scales)
+    state = model.new_state(labels if weights is None else with_unconditional(labels, config.num_classes))
+    if scales.start and state.carries:
+        raise ValueError(
+            f"scales must start at 0, as {type(model).__name__} carries something from scale to scale, "
+            f"got {scales!r}"
+        )
+    f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, *2 * config.sides[-1:]), labels.device)
+    numbers = UniformNumbers(generators, model.pyramid, scales, sampler.reads_generators, labels.device)
     indices, kept = [], []
-    for scale in range(num_scales):
+    for scale in scales:
         inputs = (
             quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty((batch, 0, config.z_channels))
         )
-        hidden = model.step(state, torch.cat([inputs, inputs]) if guided else inputs, scale)
-        tokens, progress = hidden.shape[1], progress_of(scale, num_scales)
-        weight = guidance_weight(guidance_scale, progress) if guided else None
-        uniform = _uniform_numbers(generators, tokens).to(hidden.device)
+        weight = 0.0 if weights is None else weights[scale]
+        if weights is None:
+            hidden = model.step(state, inputs, scale)
+        elif weight == 0 and not state.carries:
+            # Nothing reads the unconditional rows of this scale.
+            hidden = model.step(state.first(batch), inputs, scale)
+        else:
+            hidden = model.step(state, torch.cat([inputs, inputs]), scale)
+        tokens, progress = hidden.shape[1], progress_of(scale, len(config.sides))
+        uniform = numbers.of_scale(scale)
         codes, vectors = [], []
         step = max(1, _LOGITS_AT_A_TIME // (tokens * config.vocab_size))
         for start in range(0, batch, step):
             images = slice(start, min(start + step, batch))
-            logits = guided_logits(model, hidden, state.class_embedding, images, weight)
-            if keep_logits and scale == num_scales - 1:
+            logits = guided_logits(model, hidden, state, images, batch, weight)
+            if keep_logits and scale == scales[-1]:
                 kept.append(logits)
             choice = Choice(
-                scale, progress, images, uniform[images], generators[images], top_k, top_p, quantizer
-            )
+                scale, progress, images, uniform[images], generators[images], top_k, top_p, quantizer,
+                labels[images], f_hat[images], scales,
+            )  # fmt: skip
+            for process in processors:
+                logits = process(logits, choice)
             chosen_codes, chosen_vectors = sampler.choose(logits, choice)
             codes.append(chosen_codes)
             vectors.append(chosen_vectors)
-        indices.append(torch.cat(codes))
-        contribution = quantizer.contribution_of_vectors(torch.cat(vectors), scale)
+        drawn, vectors_drawn = torch.cat(codes), torch.cat(vectors)
+        if given is not None:
+            drawn, vectors_drawn = given.replace(scale, f_hat, drawn, vectors_drawn)
+        indices.append(drawn)
+        contribution = quantizer.contribution_of_vectors(vectors_drawn, scale)
         f_hat = sampler.after_scale(scale, f_hat + contribution.float())
         if on_scale is not None:
-            on_scale(scale, f_hat)
+            try:
+                answer = on_scale(scale, f_hat)
+            except StopSampling:
+                break
+            f_hat = _replaced(f_hat, answer)
     return SampleResult(torch.cat(indices, dim=1), f_hat, torch.cat(kept) if kept else None)
 
 
-def _uniform_numbers(generators: Sequence[torch.Generator], tokens: int) -> Tensor:
-    """One float32 number in [0, 1) per token of each image: (B, n)."""
-    numbers = [torch.rand(tokens, generator=each, dtype=torch.float64) for each in generators]
-    # Rounding to float32 could give 1, which would be past the end of every distribution.
-    return torch.stack(numbers).float().clamp_max(1 - 2**-24)
+def _starting_f_hat(
+    f_hat: Tensor | None, scales: range, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    if scales.start == 0:
+        if f_hat is not None:
+            raise ValueError(f"f_hat is the sum over coarser scales, and {scales!r} has none before it")
+        return torch.zeros(shape, device=device)
+    if f_hat is None or tuple(f_hat.shape) != shape:
+        found = "none" if f_hat is None else tuple(f_hat.shape)
+        raise ValueError(
+            f"f_hat must be (B, z, h, h) = {shape} to start at scale {scales.start}, got {found}"
+        )
+    return f_hat.to(device=device, dtype=torch.float32)
+
+
+def _replaced(f_hat: Tensor, answer: object) -> Tensor:
+    """Return the f_hat that a callback answered with; anything but a tensor changes nothing."""
+    if not isinstance(answer, Tensor):
+        return f_hat
+    if answer.shape != f_hat.shape:
+        raise ValueError(f"on_scale must return f_hat {tuple(f_hat.shape)}, got {tuple(answer.shape)}")
+    return answer.to(device=f_hat.device, dtype=f_hat.dtype)

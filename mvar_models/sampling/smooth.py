@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mvar_models.sampling.filters import draw, filter_logits
-from mvar_models.sampling.sampler import Choice, Sampler
+from mvar_models.sampling.hooks import Choice
+from mvar_models.sampling.sampler import Sampler
 
 _TINY = 1e-20
 

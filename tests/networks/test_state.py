@@ -40,3 +40,20 @@ def test_steps_of_a_fork_repeat_those_of_the_original():
     inputs = torch.randn(1, 4, 4)
     assert torch.equal(model.step(state.fork(), inputs, 1), model.step(state, inputs, 1))
     assert state.cache.entries[0][0].shape[1] == 5
+
+
+def test_what_is_carried_from_scale_to_scale():
+    """A subclass has fields of its own, so it carries something unless it says otherwise."""
+
+    class Own(ScaleState):
+        pass
+
+    rows = torch.zeros(4, 8)
+    assert not ScaleState(rows).carries
+    assert ScaleState(rows, KVCache()).carries
+    assert Own(rows).carries
+
+
+def test_the_first_rows_of_a_state():
+    rows = torch.randn(4, 8)
+    assert torch.equal(ScaleState(rows).first(2).class_embedding, rows[:2])

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from mvar_models.sampling.guidance import combine, guidance_weight, is_guided, progress_of, with_unconditional
+from mvar_models.sampling.guidance import (
+    combine,
+    guidance_weight,
+    guidance_weights,
+    is_guided,
+    progress_of,
+    with_unconditional,
+)
 
 from tiny_models import tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 
@@ -11,6 +18,62 @@ from tiny_models import tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 def test_weights_grow_linearly_from_zero():
     weights = [guidance_weight(3.0, progress_of(scale, 4)) for scale in range(4)]
     assert weights == pytest.approx([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "schedule, expected", [("linear", (0, 1, 2)), ("constant", (2, 2, 2)), ("cosine", (0, 1, 2))]
+)
+def test_schedules_by_name(schedule, expected):
+    assert guidance_weights(tiny_mvar(), 2.0, schedule) == pytest.approx(expected)
+    assert guidance_weight(2.0, 0.25, "cosine") == pytest.approx(2 * (1 - 0.5**0.5) / 2)
+
+
+def test_weights_by_scale_are_taken_as_they_are():
+    assert guidance_weights(tiny_var(), [0, 3, 1.5]) == (0, 3, 1.5)
+    assert guidance_weights(tiny_var(), [0, 0, 0]) is None
+
+
+def test_the_released_exception_belongs_to_the_released_schedule():
+    """Released MVAR leaves guidance out at a scale of 1; a constant weight of 1 is meant as it says."""
+    assert guidance_weights(tiny_mvar(), 1.0) is None
+    assert guidance_weights(tiny_mvar(), 1.0, "constant") == (1, 1, 1)
+    assert guidance_weights(tiny_mvar(), 0.0, "constant") is None
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (dict(guidance_scale=[1.0, 2.0]), r"guidance_scale.*\(3\), got 2"),
+        (dict(guidance_schedule="steep"), "guidance_schedule.*linear, constant, cosine.*'steep'"),
+    ],
+)
+def test_wrong_guidance_is_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        tiny_sample(tiny_mvar(), [0], [0], **options)
+
+
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
+def test_a_list_of_the_linear_weights_draws_the_same(make):
+    """And weights that are zero at a later scale give that scale's conditional logits."""
+    model = make()
+    linear = tiny_sample(model, [1, 2], [3, 4], guidance_scale=3.0)
+    listed = tiny_sample(model, [1, 2], [3, 4], guidance_scale=[0, 1.5, 3.0])
+    assert torch.equal(linear.indices, listed.indices)
+    assert torch.equal(linear.final_logits, listed.final_logits)
+    free = tiny_sample(model, [1, 2], [3, 4], guidance_scale=[0, 4.0, 0])
+    inputs = tiny_vqvae().quantizer.scale_inputs(free.indices)
+    with torch.no_grad():
+        expected = model(torch.tensor([1, 2]), inputs)[:, -16:]
+    assert torch.allclose(free.final_logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("make, rows", [(tiny_var, [4, 4, 4]), (tiny_mvar, [2, 4, 4])])
+def test_no_unconditional_half_where_its_weight_is_zero(make, rows):
+    """Unless the model carries something of it to the next scale, as VAR its keys and values."""
+    model, seen = make(), []
+    model.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out.shape[0]))
+    tiny_sample(model, [1, 2], [3, 4], guidance_scale=3.0)
+    assert seen == rows
 
 
 def test_a_pyramid_of_one_scale_has_progress_zero():

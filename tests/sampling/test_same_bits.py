@@ -62,7 +62,9 @@ def check_bits(name, seeds, batch_size, **options):
     for part in torch.tensor(seeds).split(batch_size):
         labels = part % model.config.num_classes
         with torch.no_grad():
-            codes, f_hat, logits = plain_sample(model, quantizer, labels, generators(part.tolist()), **options)
+            codes, f_hat, logits = plain_sample(
+                model, quantizer, labels, generators(part.tolist()), **options
+            )
         found = sample(model, quantizer, labels, generators(part.tolist()), sampler=Sorting(), **options)
         assert torch.equal(found.indices, codes)
         assert torch.equal(found.f_hat, f_hat)
@@ -97,7 +99,11 @@ def test_images_of_the_pipeline(name, together):
         labels = torch.tensor([3, 7, 1])[rows]
         with torch.no_grad():
             _, f_hat, _ = plain_sample(
-                pipeline.model, pipeline.vqvae.quantizer, labels, generators([5 + row for row in rows]), **options
+                pipeline.model,
+                pipeline.vqvae.quantizer,
+                labels,
+                generators([5 + row for row in rows]),
+                **options,
             )
             images = (pipeline.vqvae.decode_latents(f_hat) + 1) / 2
         assert torch.equal(found[rows], images)
