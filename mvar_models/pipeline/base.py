@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER
@@ -21,11 +20,15 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.decoding import Decoded, Images, check_output_type, decode, join
+from mvar_models.pipeline.drawing import draw_batches
+from mvar_models.pipeline.editing import Editing
 from mvar_models.pipeline.loading import fitted, opened
-from mvar_models.pipeline.options import DrawOptions, Labels, as_sequence, sampler_of, seeds_of
-from mvar_models.sampling.filters import check_filters
+from mvar_models.pipeline.options import DrawOptions, Generators, Labels, Request, as_sequence
+from mvar_models.pipeline.output import PipelineOutput
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE
+from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
-from mvar_models.sampling.sampler import Sampler, sample
+from mvar_models.sampling.sampler import Sampler, SampleResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Pipeline")
 
 
-class Pipeline:
+class Pipeline(Editing):
     """A transformer, the VQVAE whose codes it predicts, and the preset that the checkpoint samples with.
 
     It serves every architecture. A subclass takes models of one architecture only.
@@ -110,6 +113,21 @@ class Pipeline:
         facts = CardFacts(type(self).__name__, self.model.config, self.model.num_parameters(), draws=True)
         return push_to_hub(self.save_pretrained, facts, repository, **options)
 
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The networks by the names of the constructor's arguments, which takes them again."""
+        return {"model": self.model, "vqvae": self.vqvae}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the transformer's weights."""
+        return self.model.dtype
+
     def to(self: P, *args: Any, **kwargs: Any) -> P:
         """Move and convert both networks, as `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
@@ -128,6 +146,7 @@ class Pipeline:
         *,
         output_type: Literal["pil"] = "pil",
         return_scales: Literal[False] = False,
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> list[Image.Image]: ...
 
@@ -138,6 +157,7 @@ class Pipeline:
         *,
         output_type: Literal["np"],
         return_scales: Literal[False] = False,
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> np.ndarray: ...
 
@@ -146,8 +166,9 @@ class Pipeline:
         self,
         labels: Labels,
         *,
-        output_type: Literal["pt"],
+        output_type: Literal["pt", "latent"],
         return_scales: Literal[False] = False,
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> Tensor: ...
 
@@ -158,6 +179,7 @@ class Pipeline:
         *,
         output_type: Literal["pil"] = "pil",
         return_scales: Literal[True],
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> tuple[list[Image.Image], list[list[Image.Image]]]: ...
 
@@ -168,6 +190,7 @@ class Pipeline:
         *,
         output_type: Literal["np"],
         return_scales: Literal[True],
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
@@ -176,10 +199,22 @@ class Pipeline:
         self,
         labels: Labels,
         *,
-        output_type: Literal["pt"],
+        output_type: Literal["pt", "latent"],
         return_scales: Literal[True],
+        return_dict: Literal[False] = False,
         **options: Unpack[DrawOptions],
     ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def __call__(
+        self,
+        labels: Labels,
+        *,
+        output_type: str = "pil",
+        return_scales: bool = False,
+        return_dict: Literal[True],
+        **options: Unpack[DrawOptions],
+    ) -> PipelineOutput: ...
 
     @torch.no_grad()
     def __call__(
@@ -187,90 +222,86 @@ class Pipeline:
         labels: Labels,
         *,
         seed: int | Sequence[int] = 0,
-        guidance_scale: float | None = None,
+        generator: Generators | None = None,
+        num_images_per_label: int = 1,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_schedule: str = RELEASED_SCHEDULE,
         top_k: int | None = None,
         top_p: float | None = None,
         sampler: str | Sampler = "ancestral",
         more_smooth: bool = False,
+        processors: Sequence[LogitsProcessor] = (),
         output_type: str = "pil",
         batch_size: int = 32,
         batch_invariant: bool | None = None,
-        on_scale: Callable[[int, Tensor], None] | None = None,
+        on_scale: ScaleCallback | None = None,
         return_scales: bool = False,
+        return_dict: bool = False,
         progress: bool = False,
-    ) -> Images | tuple[Images, Sequence[Images]]:
-        """Draw one image per label.
+    ) -> Images | tuple[Images, Sequence[Images]] | PipelineOutput:
+        """Draw one image per label, or several.
 
         Args:
             labels: Class numbers or names.
             seed: An int, and image i takes seed + i; or one int per image. The random numbers of an image
                 depend on its seed alone.
-            guidance_scale: Weight of classifier-free guidance at the finest scale. Default: the preset.
+            generator: Instead of `seed`: one CPU generator per image, each of which is drawn from; or one
+                generator, which gives each image a seed.
+            num_images_per_label: Images per label; those of a label follow each other.
+            guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
+                Default: the preset.
+            guidance_schedule: How the weight grows to that: a name in
+                `mvar_models.sampling.guidance.SCHEDULES`. Released: linear.
             top_k: Codes to draw from, at most; 0 is off. Default: the preset.
             top_p: Probability of the codes to draw from, at least; 0 is off. Default: the preset.
             sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.
             more_smooth: Same as sampler="smooth": mix codes, which looks nicer and is not for metrics.
+            processors: Change the guided logits of each scale before the filters.
             output_type: "pil"; "np" for (B, R, R, 3) uint8; "pt" for (B, 3, R, R) float32 in [0, 1] on the
-                model's device.
+                model's device; "latent" for f_hat (B, z, h, h), which is not decoded.
             batch_size: Images drawn at a time, which bounds memory.
             batch_invariant: Compute every image by itself, so that its bits do not depend on the others.
                 Products of other batch sizes round differently, which now and then changes a pixel or a code.
                 Default: on a CPU, where it costs little unless the model is tiny.
-            on_scale: Called with the index of the scale and f_hat after each scale of each batch.
+            on_scale: Called with the index of the scale and f_hat after each scale of each batch. A tensor
+                that it returns replaces f_hat.
             return_scales: Also return the images after each scale; each of them is decoded.
+            return_dict: Return a `PipelineOutput`, which has the codes and latents too.
             progress: Show a bar.
 
         Returns:
             A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of
-            that and a list of the same with one entry per scale.
+            that and a list of the same with one entry per scale. With `return_dict` a `PipelineOutput`.
 
         Raises:
-            ValueError: unknown label, sampler or output type, wrong number of seeds, filters out of range.
+            TypeError: a label or generator of another type.
+            ValueError: unknown label, sampler or output type, wrong number of seeds, numbers out of range.
         """
         check_output_type(output_type)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         numbers = [self.label_of(label) for label in as_sequence(labels)]
-        seeds = seeds_of(seed, len(numbers))
-        config = self.model.config
-        guidance_scale = float(config.guidance_scale if guidance_scale is None else guidance_scale)
-        top_k = config.top_k if top_k is None else top_k
-        top_p = config.top_p if top_p is None else top_p
-        check_filters(top_k, top_p)
-        chooser = sampler_of(sampler, more_smooth)
-        last = len(config.sides) - 1
+        request = Request.of(
+            self.model, numbers, seed=seed, generator=generator, num_images_per_label=num_images_per_label,
+            guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k, top_p=top_p,
+            sampler=sampler, more_smooth=more_smooth, processors=processors, batch_size=batch_size,
+            batch_invariant=batch_invariant, on_scale=on_scale, progress=progress,
+        )  # fmt: skip
+        last = len(self.model.config.sides) - 1
         results: list[list[Decoded]] = [[] for _ in range(last + 1 if return_scales else 1)]
-        alone = self.model.device.type == "cpu" if batch_invariant is None else batch_invariant
-        at_a_time = 1 if alone else batch_size
-        bar = tqdm(
-            total=len(numbers) * (last + 1),
-            unit="scale",
-            desc="sampling",
-            dynamic_ncols=True,
-            disable=not progress,
-        )
-        with bar:
-            for start in range(0, len(numbers), at_a_time):
-                batch = torch.tensor(numbers[start : start + at_a_time], device=self.model.device)
-                generators = [
-                    torch.Generator().manual_seed(each) for each in seeds[start : start + at_a_time]
-                ]
 
-                def after_scale(scale: int, f_hat: Tensor, count: int = len(batch)) -> None:
-                    if return_scales and scale < last:
-                        results[scale].append(decode(self.vqvae, f_hat, output_type))
-                    bar.update(count)
-                    if on_scale is not None:
-                        on_scale(scale, f_hat)
+        def after_scale(scale: int, f_hat: Tensor) -> None:
+            if return_scales and scale < last:
+                results[scale].append(decode(self.vqvae, f_hat, output_type))
 
-                drawn = sample(
-                    self.model, self.vqvae.quantizer, batch, generators,
-                    guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, sampler=chooser,
-                    on_scale=after_scale, keep_logits=False,
-                )  # fmt: skip
-                results[-1].append(decode(self.vqvae, drawn.f_hat, output_type))
+        codes: list[SampleResult] = []
+        for drawn in draw_batches(self.model, self.vqvae.quantizer, request, after_scale=after_scale):
+            results[-1].append(decode(self.vqvae, drawn.f_hat, output_type))
+            if return_dict:
+                codes.append(drawn)
         joined = [join(self.vqvae, parts, output_type) for parts in results]
-        return (joined[-1], joined) if return_scales else joined[-1]
+        scales = joined if return_scales else None
+        if return_dict:
+            return PipelineOutput.of(joined[-1], codes, self.model.config, self.device, scales)
+        return joined[-1] if scales is None else (joined[-1], scales)
 
 
 class VARPipeline(Pipeline):

@@ -18,7 +18,7 @@ Decoded = np.ndarray | Tensor
 
 # Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
 _PIXELS_AT_A_TIME = 4 * 256 * 256
-_OUTPUT_TYPES = ("pil", "np", "pt")
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_output_type(output_type: str) -> None:
@@ -28,7 +28,12 @@ def check_output_type(output_type: str) -> None:
 
 
 def decode(vqvae: VQVAE, f_hat: Tensor, output_type: str) -> Decoded:
-    """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8."""
+    """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8.
+
+    "latent" returns the latents themselves.
+    """
+    if output_type == "latent":
+        return f_hat
     step = fit_batch(_PIXELS_AT_A_TIME, vqvae.config.resolution**2)
     decoded = (vqvae.decode_latents(part.to(vqvae.dtype)) for part in f_hat.split(step))
     if output_type == "pt":
@@ -39,9 +44,11 @@ def decode(vqvae: VQVAE, f_hat: Tensor, output_type: str) -> Decoded:
 def join(vqvae: VQVAE, parts: Sequence[Decoded], output_type: str) -> Images:
     """Join the images of all batches; there may be none."""
     side = vqvae.config.resolution
-    if output_type == "pt":
+    if output_type in ("pt", "latent"):
+        z, h = vqvae.config.z_channels, vqvae.config.sides[-1]
+        shape = (3, side, side) if output_type == "pt" else (z, h, h)
         tensors = [part for part in parts if isinstance(part, Tensor)]
-        return torch.cat([torch.empty(0, 3, side, side, device=vqvae.device), *tensors])
+        return torch.cat([torch.empty(0, *shape, device=vqvae.device), *tensors])
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     array = np.concatenate([np.empty((0, side, side, 3), dtype=np.uint8), *arrays])
     return array if output_type == "np" else [Image.fromarray(values) for values in array]

@@ -1,31 +1,128 @@
-"""Arguments of a call: their types, and what is made of them."""
+"""Arguments of a call: their types, and what is made of them.
+
+Image i draws from `seed` + i, or from the i-th of the seeds or generators given, so that
+`generator=[torch.Generator().manual_seed(s)]` is `seed=[s]`. One generator alone gives a seed to each image,
+in order: it moves on from call to call, and an image still does not depend on the batch size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
-from torch import Tensor
+import torch
 
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.sampling.filters import check_filters
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE
+from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.sampler import Sampler, make_sampler
 
 Labels = int | str | Sequence[int | str]
+Generators = torch.Generator | Sequence[torch.Generator]
+
+_SEEDS = 2**63 - 1
 
 
 class DrawOptions(TypedDict, total=False):
     """Arguments of `Pipeline.__call__` that do not decide what it returns."""
 
     seed: int | Sequence[int]
-    guidance_scale: float | None
+    generator: Generators | None
+    num_images_per_label: int
+    guidance_scale: float | Sequence[float] | None
+    guidance_schedule: str
     top_k: int | None
     top_p: float | None
     sampler: str | Sampler
     more_smooth: bool
+    processors: Sequence[LogitsProcessor]
     batch_size: int
     batch_invariant: bool | None
-    on_scale: Callable[[int, Tensor], None] | None
+    on_scale: ScaleCallback | None
     progress: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call after its checks: what to draw, one entry per image, and how.
+
+    Attributes:
+        labels: Class of each image.
+        sources: Seed or generator of each image.
+        batch_size: Images computed at a time.
+        progress: Whether to show a bar.
+        on_scale: See `sample`.
+        options: Further arguments of `sample`.
+    """
+
+    labels: list[int]
+    sources: list[int] | list[torch.Generator]
+    batch_size: int
+    progress: bool
+    on_scale: ScaleCallback | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: ScaleTransformer,
+        labels: Sequence[int],
+        *,
+        seed: int | Sequence[int] = 0,
+        generator: Generators | None = None,
+        num_images_per_label: int = 1,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_schedule: str = RELEASED_SCHEDULE,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampler: str | Sampler = "ancestral",
+        more_smooth: bool = False,
+        processors: Sequence[LogitsProcessor] = (),
+        batch_size: int = 32,
+        batch_invariant: bool | None = None,
+        on_scale: ScaleCallback | None = None,
+        progress: bool = False,
+    ) -> Request:
+        """Check the arguments of `Pipeline.__call__` and fill in the checkpoint's preset.
+
+        Raises:
+            TypeError: generators of another type.
+            ValueError: unknown sampler, wrong number of seeds or generators, numbers out of range.
+        """
+        for name, value in (("batch_size", batch_size), ("num_images_per_label", num_images_per_label)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        config = model.config
+        top_k = config.top_k if top_k is None else top_k
+        top_p = config.top_p if top_p is None else top_p
+        check_filters(top_k, top_p)
+        each = [label for label in labels for _ in range(num_images_per_label)]
+        alone = model.device.type == "cpu" if batch_invariant is None else batch_invariant
+        return cls(
+            labels=each,
+            sources=sources_of(seed, generator, len(each)),
+            batch_size=1 if alone else batch_size,
+            progress=progress,
+            on_scale=on_scale,
+            options={
+                "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
+                "guidance_schedule": guidance_schedule,
+                "top_k": top_k,
+                "top_p": top_p,
+                "sampler": sampler_of(sampler, more_smooth),
+                "processors": tuple(processors),
+            },
+        )
+
+    def generators(self, images: slice) -> list[torch.Generator]:
+        """Return the generators of some of the images."""
+        return [
+            source if isinstance(source, torch.Generator) else torch.Generator().manual_seed(source)
+            for source in self.sources[images]
+        ]
 
 
 def as_sequence(labels: Labels) -> Sequence[int | str]:
@@ -42,8 +139,36 @@ def sampler_of(sampler: str | Sampler, more_smooth: bool) -> Sampler:
     return make_sampler("smooth" if more_smooth else sampler)
 
 
-def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
-    """Return one seed per image: those given, or consecutive ones."""
+def sources_of(
+    seed: int | Sequence[int], generator: Generators | None, count: int
+) -> list[int] | list[torch.Generator]:
+    """Return a seed or a generator per image; see this module.
+
+    Raises:
+        TypeError: `generator` is neither a torch.Generator nor a list of them.
+        ValueError: not one seed or generator per image, both given, or generators of another device.
+    """
+    if generator is None:
+        return _seeds(seed, count)
+    if not isinstance(seed, (int, np.integer)) or seed != 0:
+        raise ValueError(f"give one of seed and generator, got seed={seed!r} and a generator")
+    if isinstance(generator, torch.Generator):
+        drawn = torch.randint(_SEEDS, (count,), generator=generator, device=generator.device)
+        return [int(each) for each in drawn]
+    generators = list(generator)
+    for each in generators:
+        if not isinstance(each, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, got {each!r}")
+        if each.device.type != "cpu":
+            raise ValueError(
+                f"generator must be on the CPU, where random numbers are always drawn, got {each.device}"
+            )
+    if len(generators) != count:
+        raise ValueError(f"generator needs one per image ({count}), got {len(generators)}")
+    return generators
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if isinstance(seed, (int, np.integer)):
         return [int(seed) + i for i in range(count)]
     seeds = [int(each) for each in seed]

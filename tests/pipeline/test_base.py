@@ -131,8 +131,9 @@ def test_scales_on_request(pipeline, batch_invariant):
         (dict(labels=[0], top_k=-1), r"top_k.*-1"),
         (dict(labels=[0], top_p=2.0), r"top_p.*2\.0"),
         (dict(labels=[0], seed=[1, 2]), r"seed.*\(1\), got 2"),
-        (dict(labels=[0], output_type="jpeg"), r"output_type.*pil, np, pt.*'jpeg'"),
+        (dict(labels=[0], output_type="jpeg"), r"output_type.*pil, np, pt, latent.*'jpeg'"),
         (dict(labels=[0], batch_size=0), r"batch_size.*got 0"),
+        (dict(labels=[0], num_images_per_label=0), r"num_images_per_label.*got 0"),
         (dict(labels=[0], sampler="best"), r"sampler.*ancestral, smooth.*'best'"),
         (dict(labels=[0], sampler=Sampler(), more_smooth=True), r"more_smooth.*sampler"),
     ],
@@ -140,6 +141,58 @@ def test_scales_on_request(pipeline, batch_invariant):
 def test_wrong_input(pipeline, call, match):
     with pytest.raises(ValueError, match=match):
         pipeline(**call)
+
+
+def test_several_images_per_label_follow_each_other(pipeline):
+    expected = pipeline([2, 2, 0, 0], seed=[5, 6, 7, 8], output_type="np")
+    assert np.array_equal(pipeline([2, 0], num_images_per_label=2, seed=5, output_type="np"), expected)
+
+
+def test_generators_in_place_of_seeds(pipeline):
+    """A generator per image is its seed; one generator seeds every image, and moves on."""
+    expected = pipeline([0, 1], seed=[4, 9], output_type="np")
+    generators = [torch.Generator().manual_seed(seed) for seed in (4, 9)]
+    assert np.array_equal(pipeline([0, 1], generator=generators, output_type="np"), expected)
+    one = torch.Generator().manual_seed(4)
+    first = pipeline([0, 1], generator=one, output_type="np")
+    second = pipeline([0, 1], generator=one, output_type="np")
+    again = pipeline([0, 1, 0], generator=torch.Generator().manual_seed(4), output_type="np", batch_size=2)
+    assert np.array_equal(first, again[:2])
+    assert (first != second).any()
+
+
+def test_latents_are_what_the_decoder_takes(pipeline):
+    latents = pipeline([0, 1], seed=3, output_type="latent")
+    assert latents.shape == (2, 4, 4, 4) and latents.dtype == torch.float32
+    with torch.no_grad():
+        decoded = (pipeline.vqvae.decode_latents(latents) + 1) / 2
+    assert torch.allclose(decoded, pipeline([0, 1], seed=3, output_type="pt"), atol=1e-5)
+    last, scales = pipeline([0, 1], seed=3, output_type="latent", return_scales=True)
+    assert torch.equal(last, latents) and len(scales) == 3
+    assert torch.allclose(scales[0], pipeline.vqvae.quantizer.contribution(codes_of(pipeline)[:, :1], 0))
+
+
+def codes_of(pipeline):
+    return pipeline([0, 1], seed=3, return_dict=True).indices
+
+
+def test_an_output_object_on_request(pipeline):
+    output = pipeline([0, 1], seed=3, return_dict=True)
+    images = pipeline([0, 1], seed=3)
+    assert [np.array(image).tolist() for image in output.images] == [np.array(i).tolist() for i in images]
+    assert output.indices.shape == (2, 21) and output.indices.dtype == torch.int64
+    assert torch.allclose(pipeline.vqvae.quantizer.embed(output.indices), output.latents, atol=1e-5)
+    assert output.scales is None
+    output = pipeline([0, 1], seed=3, return_dict=True, return_scales=True, output_type="np")
+    assert len(output.scales) == 3 and np.array_equal(output.scales[-1], output.images)
+    assert pipeline([], return_dict=True, output_type="np").indices.shape == (0, 21)
+
+
+def test_components_make_the_same_pipeline(pipeline):
+    again = type(pipeline)(**pipeline.components)
+    assert again.model is pipeline.model and again.vqvae is pipeline.vqvae
+    assert pipeline.device == torch.device("cpu") and pipeline.dtype == torch.float32
+    assert pipeline.to(torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_models_that_do_not_fit():

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from mvar_models.pipeline.options import as_sequence, sampler_of, seeds_of
+from mvar_models.pipeline.options import as_sequence, sampler_of, sources_of
 from mvar_models.sampling.sampler import Sampler
 from mvar_models.sampling.smooth import SmoothSampler
 
@@ -15,10 +16,10 @@ def test_one_label_may_come_alone():
 
 
 def test_seeds_are_consecutive_or_given():
-    assert seeds_of(np.int64(5), 3) == [5, 6, 7]
-    assert seeds_of(np.array([3, 1]), 2) == [3, 1]
+    assert sources_of(np.int64(5), None, 3) == [5, 6, 7]
+    assert sources_of(np.array([3, 1]), None, 2) == [3, 1]
     with pytest.raises(ValueError, match=r"seed.*\(3\), got 2"):
-        seeds_of([1, 2], 3)
+        sources_of([1, 2], None, 3)
 
 
 def test_more_smooth_names_a_sampler():
@@ -26,3 +27,23 @@ def test_more_smooth_names_a_sampler():
     assert type(sampler_of("ancestral", False)) is Sampler
     with pytest.raises(ValueError, match="more_smooth"):
         sampler_of(Sampler(), True)
+
+
+def test_one_generator_seeds_every_image():
+    first = sources_of(0, torch.Generator().manual_seed(1), 3)
+    assert len(set(first)) == 3
+    assert sources_of(0, torch.Generator().manual_seed(1), 5)[:3] == first
+
+
+@pytest.mark.parametrize(
+    "seed, generator, error, match",
+    [
+        (3, torch.Generator(), ValueError, r"seed.*generator.*seed=3"),
+        ([1], torch.Generator(), ValueError, r"seed.*generator"),
+        (0, [torch.Generator()], ValueError, r"generator.*\(2\), got 1"),
+        (0, [1, 2], TypeError, r"generator.*got 1"),
+    ],
+)
+def test_generators_that_do_not_fit(seed, generator, error, match):
+    with pytest.raises(error, match=match):
+        sources_of(seed, generator, 2)
