@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.drawing_options import checkpoint_options, filter_options
 from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
-from mvar_models.registry import drawing_names
 from mvar_models.sampling.sampler import check_filters
 from mvar_models.training.processes import Processes
 
@@ -22,7 +22,7 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size")
 
 
 @click.command()
-@click.option("--model", default=None, help="Zoo name, folder, file or Hub id.")
+@checkpoint_options
 @click.option(
     "--labels",
     default=None,
@@ -30,27 +30,11 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size")
 )
 @click.option("--n", default=8, type=click.IntRange(min=1), help="Images per label.")
 @click.option("--seed", default=0, help="Image i takes seed + i.")
-@click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's.")
-@click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's.")
-@click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's.")
-@click.option("--more-smooth", is_flag=True, help="Mix codes: nicer images, but not for metrics.")
+@filter_options
+@click.option(
+    "--more-smooth", is_flag=True, help="Same as --sampler smooth: nicer images, but not for metrics."
+)
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images drawn at a time.")
-@click.option("--device", default=None, help="Default: cuda if available, else cpu.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    help="Type of the weights.",
-)
-@click.option(
-    "--arch",
-    type=click.Choice(drawing_names()),
-    default=None,
-    help="Architecture of a released .pth that does not say which it is.",
-)
-@click.option(
-    "--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own."
-)
 @click.option(
     "--per-class", type=click.IntRange(min=1), default=None, help="With --npz: images of every class."
 )
@@ -111,7 +95,11 @@ def sample(
     checkpoint = {name: given.pop(name) for name in ("model", "arch", "vqvae", "dtype")}
     pipeline = Sampling(**checkpoint).pipeline(place)
     config = pipeline.model.config
+    # Records and files made without --sampler stay as they were before there was one.
+    sampler = given.pop("sampler")
     options = {name: getattr(config, name) if value is None else value for name, value in given.items()}
+    if sampler is not None:
+        options["sampler"] = sampler
     check_filters(options["top_k"], options["top_p"])
     if npz is not None and per_class is not None:
         options.update(seed=seed, batch_size=batch_size, checkpoint=checkpoint)

@@ -47,6 +47,19 @@ def test_again_draws_the_same_bytes(tmp_path):
     assert record["versions"]["torch"]
 
 
+def test_a_sampler_by_name(tmp_path):
+    """`--sampler smooth` is `--more-smooth`, and the record has it; without it records stay as they were."""
+    folders = {"--sampler smooth": tmp_path / "a", "--more-smooth": tmp_path / "b"}
+    for option, folder in folders.items():
+        assert mvar(f"{SAMPLE} --labels 7 --n 1 {option} -o", folder).exit_code == 0
+    first, second = ((folder / "00000_7.png").read_bytes() for folder in folders.values())
+    assert first == second
+    assert record_of(tmp_path / "a")["options"]["sampler"] == "smooth"
+    assert "sampler" not in record_of(tmp_path / "b")["options"]
+    assert mvar("sample --again", tmp_path / "a" / "samples.json", "-o", tmp_path / "c").exit_code == 0
+    assert (tmp_path / "c" / "00000_7.png").read_bytes() == first
+
+
 def test_again_takes_the_batch_size_too(tmp_path):
     """On a GPU the last bits of an image depend on it."""
     first = tmp_path / "a" / "samples.json"

@@ -1,0 +1,173 @@
+"""The command `mvar edit`: in-painting, out-painting and variations of an image in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+
+from mvar_models.cli.drawing_options import checkpoint_options, filter_options
+from mvar_models.data.decode import UnreadableImage, decode
+from mvar_models.devices import default_device
+from mvar_models.files import replacing
+from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.inpainting import RULES
+
+# What each kind of edit takes besides the options of all.
+_ONLY_FOR = {
+    "mask_image": ("strength", "rule", "paste", "feather", "padding_mask_crop"),
+    "padding": ("strength", "rule", "paste", "feather"),
+    "from_scale": (),
+}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class _Padding(click.ParamType[tuple[int, ...]]):
+    """One number of pixels, or four separated by commas."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        try:
+            parts = value if isinstance(value, tuple) else tuple(int(part) for part in value.split(","))
+        except ValueError:
+            parts = ()
+        if len(parts) not in (1, 4):
+            self.fail(f"must be one number, or left,top,right,bottom, got {value!r}", param, ctx)
+        return parts * 4 if len(parts) == 1 else parts
+
+
+@click.command()
+@click.option(
+    "--image", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The image to edit."
+)
+@click.option(
+    "--mask-image",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="In-paint: draw the white part of this mask, which has the image's size.",
+)
+@click.option(
+    "--padding",
+    type=_Padding(),
+    default=None,
+    help="Out-paint: add this many pixels on every side, or as left,top,right,bottom.",
+)
+@click.option(
+    "--from-scale",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Vary: keep the scales before this one, and draw the others.",
+)
+@click.option(
+    "--labels",
+    default=None,
+    help="Class numbers or names, separated by commas; one image each. Default: the unconditional class.",
+)
+@click.option("--n", default=1, type=click.IntRange(min=1), help="Images per label.")
+@click.option("--seed", default=0, help="Image i takes seed + i.")
+@click.option(
+    "--strength", type=float, default=1.0, help="Share of the scales drawn; coarser ones are the image's own."
+)
+@click.option(
+    "--rule", type=click.Choice(list(RULES)), default="closed", help="How the part that is kept is coded."
+)
+@click.option(
+    "--paste/--no-paste", default=True, help="Keep every pixel outside the mask, or take the decoder's."
+)
+@click.option(
+    "--feather", type=int, default=None, help="Pixels of blend inside the mask. Default: side / 32."
+)
+@click.option(
+    "--padding-mask-crop",
+    type=int,
+    default=None,
+    help="Draw only a square around the mask with this margin. Default: the whole image.",
+)
+@filter_options
+@checkpoint_options
+@click.option(
+    "--out",
+    "-o",
+    default="edited.png",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write; several images are numbered.",
+)
+@click.pass_context
+def edit(
+    context: click.Context,
+    image: Path,
+    labels: str | None,
+    n: int,
+    seed: int,
+    model: str | None,
+    vqvae: str | None,
+    arch: str | None,
+    dtype: str,
+    device: str | None,
+    out: Path,
+    **given: Any,
+) -> None:
+    """Edit an image: in-paint with --mask-image, out-paint with --padding, or vary with --from-scale."""
+    kind = _kind_of(context, given)
+    if model is None:
+        raise click.UsageError("--model is missing: what should draw?")
+    if out.suffix.lower() not in _SUFFIXES:
+        raise click.UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is no folder")
+    pixels = _read(image)
+    target = _read(given["mask_image"]) if kind == "mask_image" else given[kind]
+    pipeline = pipeline_for(
+        model, arch=arch, vqvae=vqvae, device=device or default_device(), dtype=getattr(torch, dtype)
+    )
+    options = {name: given[name] for name in _ONLY_FOR[kind]}
+    options.update({name: given[name] for name in ("guidance_scale", "top_k", "top_p")})
+    if given["sampler"] is not None:
+        options["sampler"] = given["sampler"]
+    chosen = None if labels is None else [part.strip() for part in labels.split(",")]
+    methods: dict[str, Any] = {
+        "mask_image": pipeline.inpaint,
+        "padding": pipeline.outpaint,
+        "from_scale": pipeline.vary,
+    }
+    images = methods[kind](pixels, target, chosen, seed=seed, num_images_per_label=n, **options)
+    files = [out] if len(images) == 1 else [_numbered(out, index) for index in range(len(images))]
+    for drawn, file in zip(images, files):
+        with replacing(file) as temporary:
+            drawn.save(temporary)
+    click.echo(f"{files[0]}" if len(files) == 1 else f"{len(files)} images, {files[0]} to {files[-1]}")
+
+
+def _kind_of(context: click.Context, given: dict[str, Any]) -> str:
+    """Return the option that says what kind of edit this is, and refuse those of other kinds."""
+    kinds = [name for name in _ONLY_FOR if given[name] is not None]
+    if len(kinds) != 1:
+        raise click.UsageError("give one of --mask-image, --padding and --from-scale")
+    command_line = click.core.ParameterSource.COMMANDLINE
+    known = {name for names in _ONLY_FOR.values() for name in names}
+    extra = sorted(
+        "--" + name.replace("_", "-")
+        for name in known - set(_ONLY_FOR[kinds[0]])
+        if context.get_parameter_source(name) is command_line
+    )
+    if extra:
+        flag = "--" + kinds[0].replace("_", "-")
+        raise click.UsageError(f"{flag} does not go with {', '.join(extra)}; leave them out")
+    return kinds[0]
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return decode(path)
+    except UnreadableImage as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def _numbered(path: Path, index: int) -> Path:
+    return path.with_name(f"{path.stem}_{index:03d}{path.suffix}")

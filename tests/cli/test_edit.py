@@ -1,0 +1,80 @@
+"""`mvar edit` writes what the pipeline's methods return."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar_models import MVARPipeline
+
+from command_cases import mvar
+
+EDIT = "edit --model mvar-digits"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A digit and a mask of its bottom half."""
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    MVARPipeline.from_pretrained("mvar-digits")([3], seed=0)[0].save(image)
+    half = np.zeros((32, 32), dtype=np.uint8)
+    half[16:] = 255
+    Image.fromarray(half).save(mask)
+    return image, mask
+
+
+def pixels(path):
+    return np.array(Image.open(path))
+
+
+def test_inpainting(files, tmp_path):
+    image, mask = files
+    out = tmp_path / "out.png"
+    options = "--labels 5 --seed 3 --rule released --no-paste --strength 0.8 --top-k 40 --sampler smooth"
+    result = mvar(f"{EDIT} {options} --image", image, "--mask-image", mask, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.output
+    expected = MVARPipeline.from_pretrained("mvar-digits").inpaint(
+        Image.open(image), Image.open(mask), labels=[5], seed=3, rule="released", paste=False, strength=0.8,
+        top_k=40, sampler="smooth",
+    )  # fmt: skip
+    assert np.array_equal(pixels(out), np.array(expected[0]))
+
+
+def test_several_images_are_numbered(files, tmp_path):
+    image, mask = files
+    files = ("--image", image, "--mask-image", mask, "-o", tmp_path / "x.png")
+    result = mvar(f"{EDIT} --labels 3,seven --n 2", *files)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.glob("x*")) == [f"x_00{i}.png" for i in range(4)]
+    assert np.array_equal(pixels(tmp_path / "x_002.png")[:16], pixels(image)[:16])
+
+
+def test_outpainting_and_variations(files, tmp_path):
+    image, _ = files
+    out = tmp_path / "out.png"
+    assert mvar(f"{EDIT} --padding 0,4,0,2 --image", image, "-o", out).exit_code == 0
+    assert pixels(out).shape == (38, 32, 3)
+    assert np.array_equal(pixels(out)[4:36], pixels(image))
+    assert mvar(f"{EDIT} --from-scale 0 --labels 4 --seed 9 --image", image, "-o", out).exit_code == 0
+    expected = MVARPipeline.from_pretrained("mvar-digits")([4], seed=9, output_type="np")[0]
+    assert np.array_equal(pixels(out), expected)
+
+
+def test_what_cannot_be_edited_is_named(files, tmp_path):
+    image, _ = files
+    notes = tmp_path / "notes.png"
+    notes.write_text("to do\n")
+    before = sorted(tmp_path.iterdir())
+    small = "mask_image must have the size of image, 32 x 32, got 8 x 8"
+    Image.new("L", (8, 8)).save(tmp_path / "small.png")
+    for arguments, message in (
+        ((image, "--mask-image", tmp_path / "small.png"), small),
+        ((notes, "--from-scale", 1), f"{notes} is not an image"),
+        ((image, "--mask-image", tmp_path / "none.png"), "none.png cannot be opened"),
+        ((image, "--from-scale", 9), "from_scale must be between 0 and 6, got 9"),
+    ):
+        result = mvar(f"{EDIT} -o", tmp_path / "out.png", "--image", *arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+        assert "Traceback" not in result.output
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "small.png"])
