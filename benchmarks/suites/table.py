@@ -18,6 +18,7 @@ SUITES = {
     "sampling": "benchmarks.suites.sampling",
     "memory": "benchmarks.suites.memory",
     "emulated": "benchmarks.suites.emulated",
+    "editing": "benchmarks.suites.editing",
 }
 
 
