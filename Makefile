@@ -32,6 +32,8 @@ $(STAMP): pyproject.toml setup.py
 	# NATTEN is a peer in tests and benchmarks; it is built from source against the installed torch. Tests and
 	# benchmarks that need it skip themselves where the build fails.
 	-$(PY) -m pip install --quiet setuptools wheel && $(PY) -m pip install --quiet --no-build-isolation --no-deps natten==0.21.7
+	# A peer of the Inception network in tests. It requires torchvision, which its network does without.
+	-$(PY) -m pip install --quiet --no-deps torch-fidelity==0.4.0
 	touch $@
 
 # Fine-tunes the embedded VAR into MVAR on handwritten digits, compares the two, writes demo_out/.

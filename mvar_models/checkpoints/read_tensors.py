@@ -105,7 +105,7 @@ def read_values(path: Path) -> Any:
     """
     with path.open("rb") as file:
         head = file.read(512)
-    _refuse_impostors(path, head)
+    refuse_impostors(path, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of length, then JSON
         try:
             return load_file(path)
@@ -133,8 +133,16 @@ def read_values(path: Path) -> Any:
         raise ValueError(_why_unreadable(path, str(error).strip() or type(error).__name__)) from None
 
 
-def _refuse_impostors(path: Path, head: bytes) -> None:
-    """What failed downloads leave behind."""
+def refuse_impostors(path: Path, head: bytes) -> None:
+    """Refuse what failed downloads leave behind.
+
+    Args:
+        path: The file, for the message.
+        head: Its first 512 bytes.
+
+    Raises:
+        ValueError: the file is empty, a web page, a Git LFS pointer or a text.
+    """
     if not head:
         raise ValueError(f"{path} is empty; download or copy it again")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):

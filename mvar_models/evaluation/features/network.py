@@ -16,7 +16,9 @@ from mvar_models.devices import checked_device
 from mvar_models.registry import resolve
 
 FEATURES: dict[str, str] = {
+    "dinov2": "mvar_models.evaluation.features.dinov2:DINOv2",
     "efficientnet-lite0": "mvar_models.evaluation.features.efficientnet_lite:EfficientNetLite0",
+    "inception-tf": "mvar_models.evaluation.features.inception:InceptionTF",
     "pixels": "mvar_models.evaluation.features.pixels:Pixels",
 }
 DEFAULT_FEATURES = "efficientnet-lite0"
@@ -71,7 +73,8 @@ def feature_network(
         name: A row of `FEATURES`.
         device: Where it runs; None is the CPU.
         dtype: Type it computes in; its outputs are float32 whatever it is.
-        weights: File of its weights, for a network whose weights are not installed with a package.
+        weights: File of its weights, for a network whose weights are not installed with a package; "download"
+            to fetch them, where the network knows a place.
 
     Raises:
         ValueError: no network of that name, or an argument does not fit it.
