@@ -197,7 +197,6 @@ TESTED_IN = {
     "mvar_kernels.backends.triton.launch": "triton/test_memory.py",
     "mvar_kernels.backends.triton.primitives": "triton/test_cosine.py",
     "mvar_kernels.backends.triton.tile_config": "kernels/test_tile_choice.py",
-    "mvar_kernels.backends.triton.tile_table": "kernels/test_tile_choice.py",
     "mvar_models.cli.finetune": "cli/test_training.py",
     "mvar_models.cli.train": "cli/test_training.py",
     "mvar_models.cli.train_vqvae": "cli/test_training.py",

@@ -106,7 +106,7 @@ def largest_error(actual, expected):
     )
 
 
-def _plain_pytorch(inputs, neighborhood, scale):
+def plain_pytorch(inputs, neighborhood, scale):
     """Return output and gradients of what one would write with SDPA, in the type of the inputs."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in inputs[:4]]
     query, key, value, factor = leaves
@@ -155,7 +155,7 @@ def errors_beside_plain_pytorch(
         inputs[4] = inputs[4].abs()
     scale = 1.0 if factor is not None else 32**-0.5
     true_out, _, true_grads = in_float64(inputs, neighborhood, scale, use_lse=False)
-    plain_out, plain_grads = _plain_pytorch(inputs, neighborhood, scale)
+    plain_out, plain_grads = plain_pytorch(inputs, neighborhood, scale)
     query, key, value, logit_scale, grad_out, _ = inputs
     module = load(backend)
     out, lse = module.forward(query, key, value, logit_scale, neighborhood, scale)
