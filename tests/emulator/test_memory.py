@@ -141,8 +141,8 @@ def test_registers_that_were_never_written_are_counted_and_look_bad():
 
 
 def test_what_it_does_not_know_stops_it_by_name():
-    with pytest.raises(NotImplementedError, match=r"tcgen05\.mma"):
-        run_on("tcgen05.mma.cta_group::1.kind::f16 [%r1], %rd1, %rd2, %r2, %p1;", torch.zeros(1))
+    with pytest.raises(NotImplementedError, match=r"tcgen05\.cp"):
+        run_on("tcgen05.cp.cta_group::1.128x256b [%r1], %rd1;", torch.zeros(1))
 
 
 def test_counts():

@@ -5,24 +5,9 @@ import pytest
 import torch
 from emulated import execute, run_on
 from emulated_gpu.faults import Fault
+from matrix_layouts import WIDTHS, descriptor, draw, fill_shared, halves, swizzled
 
 RNG = np.random.default_rng(4)
-KINDS = {"f16": np.float16, "bf16": np.float32, "tf32": np.float32}
-
-
-def halves(values, kind):
-    """The bits of an element: 16 for halves, 32 for TF32."""
-    if kind == "f16":
-        return int(np.float16(values).view(np.uint16))
-    return int(np.float32(values).view(np.uint32)) >> (16 if kind == "bf16" else 0)
-
-
-def draw(shape, kind):
-    """Values that the type holds exactly."""
-    values = RNG.standard_normal(shape).astype(np.float32)
-    if kind == "f16":
-        return values.astype(np.float16).astype(np.float32)
-    return (values.view(np.uint32) & np.uint32(0xFFFF0000 if kind == "bf16" else 0xFFFFE000)).view(np.float32)
 
 
 def packed(matrix, places, kind):
@@ -37,7 +22,11 @@ def packed(matrix, places, kind):
 def test_mma(kind):
     """Who holds what: A rows g and g + 8, columns by groups of lanes; B columns g; C rows g and g + 8."""
     depth = 8 if kind == "tf32" else 16
-    a, b, c = draw((16, depth), kind), draw((depth, 8), kind), RNG.standard_normal((16, 8)).astype(np.float32)
+    a, b, c = (
+        draw(RNG, (16, depth), kind),
+        draw(RNG, (depth, 8), kind),
+        RNG.standard_normal((16, 8)).astype(np.float32),
+    )
     registers = {f"r{i}": np.zeros(32, np.uint32) for i in range(6)}
     addends = {f"f{i}": np.zeros(32, np.float32) for i in range(4)}
     for lane in range(32):
@@ -58,15 +47,6 @@ def test_mma(kind):
         for i in range(4):
             value = got[f"f{10 + i}"][lane : lane + 1].view(np.float32)[0]
             assert value == expected[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2]
-
-
-def fill_shared(size):
-    """Copies `size` bytes of the first tensor to shared memory, 4 bytes per thread of one warp at a time."""
-    lines = ["mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.b32 %r3, global_smem; add.s32 %r4, %r2, %r3;"]
-    lines += ["cvt.u64.u32 %rd1, %r2; add.s64 %rd2, %rd30, %rd1; add.s64 %rd3, %rd31, %rd1;"]
-    for start in range(0, size, 128):
-        lines += [f"ld.global.b32 %r5, [%rd2 + {start}]; st.shared.b32 [%r4 + {start}], %r5;"]
-    return "\n".join([*lines, "bar.sync 0;"])
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -104,29 +84,13 @@ def test_stmatrix_is_the_inverse_of_ldmatrix():
     assert torch.equal(source, target)
 
 
-WIDTHS = {0: 16, 1: 128, 2: 64, 3: 32}
-
-
-def swizzled(row, byte, width):
-    """Offset of a byte in the canonical K-major layout.
-
-    8 rows per block, 16-byte units mixed with the line.
-    """
-    offset = row // 8 * 8 * width + row % 8 * width + byte
-    return offset ^ (((offset >> 7) & (width // 16 - 1)) << 4)
-
-
-def descriptor(start, mode, stride, leading=0):
-    return start >> 4 | (leading >> 4) << 16 | (stride >> 4) << 32 | mode << 62
-
-
 @pytest.mark.parametrize("mode", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("keep", [0, 1])
 def test_wgmma(mode, kind, keep):
     """64 x 8 x 16 from shared memory, operands laid out element by element by the swizzling formula."""
     width, base = WIDTHS[mode], 1024
-    a, b = draw((64, 16), kind), draw((8, 16), kind)
+    a, b = draw(RNG, (64, 16), kind), draw(RNG, (8, 16), kind)
     memory = np.zeros(16384, np.uint16)
     for matrix, start in ((a, 0), (b, 8192)):
         for row in range(matrix.shape[0]):

@@ -82,6 +82,21 @@ def _family(name: str) -> str:
     return re.sub(r"\d+$", "", name)
 
 
+def _with_distinct_labels(text: str) -> str:
+    """The text with the labels of inline assembly numbered, as each pair of braces has labels of its own."""
+    number = 0
+
+    def renamed(scope: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        code = scope[0]
+        for label in re.findall(r"^\s*(\w+):\s*$", code, re.MULTILINE):
+            code = re.sub(rf"(?<![\w$]){label}(?!\w)", f"{label}_{number}", code)
+        return code
+
+    return re.sub(r"^\s*\{\s*$.*?^\s*\}\s*$", renamed, text, flags=re.MULTILINE | re.DOTALL)
+
+
 def parse(text: str) -> Kernel:
     """The first kernel of a PTX module; ValueError where there is none."""
     entry = re.search(r"\.entry\s+([\w$]+)\s*\(", text)
@@ -91,6 +106,7 @@ def parse(text: str) -> Kernel:
     declared = re.sub(r"//[^\n]*", "", text[entry.end() : close])
     parameters = re.findall(r"\.param\s+\.(\w+)[^,]*?([\w$]+)\s*(?:,|$)", declared.strip())
     opening = text.index("{", close)
+    text = text[: opening + 1] + _with_distinct_labels(text[opening + 1 :])
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", text[close:opening])
     names = [(name, kind) for kind, name in parameters]
     kernel = Kernel(entry[1], names, int(threads[1]) if threads else 0, {}, [Block()], {})
@@ -107,7 +123,7 @@ def _statements(text: str, opening: int) -> Iterator[tuple[int, str]]:
         code = raw.split("//")[0].strip()
         if code.startswith((".loc", ".file")):
             continue
-        if re.fullmatch(r"[$\w]+:", code) and not pending.strip():
+        if re.fullmatch(r"[$\w]+:", code) and not pending.strip("{} "):
             yield number, code
             continue
         for piece in re.split(r"(;|\{|\})", code):

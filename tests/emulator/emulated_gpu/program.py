@@ -14,12 +14,16 @@ from emulated_gpu.asynchronous import Copies, Products
 from emulated_gpu.counters import Counters
 from emulated_gpu.faults import Fault
 from emulated_gpu.global_memory import Global
+from emulated_gpu.mbarrier import Barriers
 from emulated_gpu.number_types import UNSIGNED, Array
 from emulated_gpu.operands import Operands
 from emulated_gpu.parse import Instruction, Kernel, parse
 from emulated_gpu.shared_memory import Shared
+from emulated_gpu.tensor_memory import TensorMemory
 from emulated_gpu.translate import Wrap, action
 
+# Instructions of a turn of the loop that asks whether an mbarrier's phase has ended.
+_LONGEST_WAIT_LOOP = 4
 # Given a unit, go to another block (None), or stop at a barrier or the end, whose name is returned.
 End = Callable[[Any], "str | None"]
 
@@ -33,6 +37,7 @@ class Unit:
         name: number of its first warp.
         mask: (threads,) which are active; None is all.
         epoch: barriers passed.
+        waits: whether it has just asked in vain whether an mbarrier's phase has ended.
         registers: one array per register, None before the first write.
     """
 
@@ -49,9 +54,10 @@ class Unit:
         self.copies = Copies(self)
         self.products = Products(self)
         self.executed = 0
+        self.waits = False
 
     def run(self) -> str:
-        """Execute until a barrier or the end; says which."""
+        """Execute until a barrier, the end, or an mbarrier whose phase has not ended; says which."""
         code = self.program.code
         while True:
             actions, end = code.blocks[self.block]
@@ -69,6 +75,9 @@ class Unit:
             outcome = end(self)
             if outcome is not None:
                 return outcome
+            if self.waits:
+                self.waits = False
+                return "mbarrier"
 
     def value(self, index: int, bits: int) -> Any:
         """A register's bits; before the first write a NaN or a large number, and a count of such reads."""
@@ -179,6 +188,7 @@ class Program:
         self.num_threads = code.kernel.num_threads
         self.undefined_reads = 0
         self.shared = Shared(shared_size)
+        self.barriers, self.tensor_memory = Barriers(), TensorMemory(self)
         size = unit_warps * 32 or self.num_threads
         self.units = [Unit(self, first, size) for first in range(0, self.num_threads, size)]
 
@@ -188,15 +198,31 @@ class Program:
         while True:
             order = list(self.units)
             self.rng.shuffle(order)
-            outcomes = {unit.run() for unit in order}
+            outcomes = self._run_to_barrier(order)
             if len(outcomes) > 1:
                 raise Fault(f"warps of one program wait at different places: {sorted(outcomes)}")
             if outcomes == {"end"}:
                 break
             for unit in self.units:
                 unit.epoch += 1
-        if any(unit.products.any for unit in self.units):
+        if any(unit.products.any for unit in self.units) or self.tensor_memory.queue:
             raise Fault("a program ends with products under way")
+        if self.tensor_memory.columns:
+            raise Fault("a program ends and keeps its tensor memory")
+
+    def _run_to_barrier(self, units: list[Unit]) -> set[str]:
+        """Run all units; those that wait at an mbarrier run again once others have, who may arrive there."""
+        outcomes: set[str] = set()
+        while units:
+            before = [unit.executed for unit in units]
+            results = [unit.run() for unit in units]
+            outcomes |= set(results) - {"mbarrier"}
+            waiting = [unit for unit, result in zip(units, results) if result == "mbarrier"]
+            steps = [unit.executed - count for unit, count in zip(units, before)]
+            if len(waiting) == len(units) and max(steps) <= _LONGEST_WAIT_LOOP:
+                raise Fault("all warps wait at mbarriers where nothing will arrive")
+            units = waiting
+        return outcomes
 
 
 @dataclass

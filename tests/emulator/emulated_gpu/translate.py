@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from emulated_gpu import arithmetic, bits, loads, moves, tensor, warp  # noqa: F401  (they fill the table)
+from emulated_gpu import (  # noqa: F401  (they fill the table)
+    arithmetic,
+    bits,
+    loads,
+    mbarrier,
+    moves,
+    tcgen05,
+    tensor,
+    warp,
+)
 from emulated_gpu.operands import Action, Operands
 from emulated_gpu.parse import Instruction
 from emulated_gpu.table import INSTRUCTIONS
