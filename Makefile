@@ -49,14 +49,16 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m "not slow" tests --ignore=tests/triton --ignore=tests/emulator
 
-# The GPU tests on an emulated GPU, which executes the PTX that Triton compiles: sm_80 and sm_90 side by side, about
-# 20 minutes on two cores. WARPS=1 runs one warp at a time and finds races; 0, all in lockstep, is faster.
+# The GPU tests on an emulated GPU, which executes the PTX that Triton compiles, WORKERS targets side by side: all of
+# tests/triton on sm_80 and sm_90, the sweep of the tile table on the others. About 40 minutes on two cores.
+# CAPABILITIES="90" chooses. WARPS=1 runs one warp at a time and finds races; all in lockstep, the default, is faster.
+CAPABILITIES ?= 80 90 100 120
 test-emulated: $(STAMP)
-	for capability in 80 90; do \
-	  EMULATED=$$capability EMULATED_WARPS=$(or $(WARPS),0) PYTHONPATH=.:tests/support:tests/emulator \
-	  OMP_NUM_THREADS=1 $(PY) -m pytest -p emulated_plugin -p no:cacheprovider -q tests/triton > emulated-$$capability.txt 2>&1 & \
-	  pids="$$pids $$!"; \
-	done; status=0; for pid in $$pids; do wait $$pid || status=1; done; tail -n 12 emulated-80.txt emulated-90.txt; exit $$status
+	printf '%s\n' $(CAPABILITIES) | xargs -P $(WORKERS) -I CAPABILITY sh -c ' \
+	  case CAPABILITY in 80|90) tests=tests/triton;; *) tests=tests/triton/test_tile_table.py;; esac; \
+	  EMULATED=CAPABILITY EMULATED_WARPS=$(WARPS) PYTHONPATH=.:tests/support:tests/emulator OMP_NUM_THREADS=1 \
+	  $(PY) -m pytest -p emulated_plugin -p no:cacheprovider -q $$tests > emulated-CAPABILITY.txt 2>&1'; \
+	status=$$?; tail -n 12 $(CAPABILITIES:%=emulated-%.txt); exit $$status
 
 # On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:
