@@ -10,6 +10,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 
 from mvar_models.evaluation.features.inception_layout import CLASSES, FEATURES, SPATIAL
 from mvar_models.evaluation.features.inception_weights import STATE_DICT, load_inception
@@ -55,7 +56,7 @@ class InceptionTF:
             return FeatureOutputs(*(torch.empty(0, size, device=self.device) for size in sizes))
         values = images.to(self.device).permute(0, 3, 1, 2)
         # PyTorch convolves float32 in TF32 on GPUs unless told otherwise.
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
+        with cudnn.flags(
+            enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
         ):
             return self._network(values)

@@ -16,8 +16,8 @@ from mvar_models.devices import checked_device
 from mvar_models.registry import resolve
 
 FEATURES: dict[str, str] = {
-    "dinov2": "mvar_models.evaluation.features.dinov2:DINOv2",
     "efficientnet-lite0": "mvar_models.evaluation.features.efficientnet_lite:EfficientNetLite0",
+    "dinov2": "mvar_models.evaluation.features.dinov2:DINOv2",
     "inception-tf": "mvar_models.evaluation.features.inception:InceptionTF",
     "pixels": "mvar_models.evaluation.features.pixels:Pixels",
 }
