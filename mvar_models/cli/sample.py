@@ -13,6 +13,7 @@ from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
+from mvar_models.sampling.preset import read_preset
 from mvar_models.sampling.sampler import check_filters
 from mvar_models.training.processes import Processes
 
@@ -31,6 +32,12 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size")
 @click.option("--n", default=8, type=click.IntRange(min=1), help="Images per label.")
 @click.option("--seed", default=0, help="Image i takes seed + i.")
 @filter_options
+@click.option(
+    "--preset",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="File of guidance scale, top-k and top-p, as mvar sweep writes it, instead of the checkpoint's own.",
+)
 @click.option(
     "--more-smooth", is_flag=True, help="Same as --sampler smooth: nicer images, but not for metrics."
 )
@@ -63,6 +70,7 @@ def sample(
     labels: str | None,
     n: int,
     seed: int,
+    preset: Path | None,
     per_class: int | None,
     npz: Path | None,
     again: Path | None,
@@ -93,8 +101,9 @@ def sample(
     if npz is not None and labels is not None:
         raise click.UsageError("--npz takes every class; leave out --labels")
     checkpoint = {name: given.pop(name) for name in ("model", "arch", "vqvae", "dtype")}
+    settings = {} if preset is None else read_preset(preset).to_dict()
     pipeline = Sampling(**checkpoint).pipeline(place)
-    config = pipeline.model.config
+    config = pipeline.model.config.replace(**settings)
     # Records and files made without --sampler stay as they were before there was one.
     sampler = given.pop("sampler")
     options = {name: getattr(config, name) if value is None else value for name, value in given.items()}

@@ -28,6 +28,7 @@ from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
+from mvar_models.sampling.preset import read_preset
 from mvar_models.sampling.sampler import Sampler, SampleResult
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Pipeline(Editing):
         name: str | os.PathLike[str] | Checkpoint,
         *,
         vqvae: VQVAE | str | os.PathLike[str] | None = None,
+        preset: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> P:
         """Load a model and its VQVAE.
@@ -76,13 +78,18 @@ class Pipeline(Editing):
             name: As for the model's `from_pretrained`.
             vqvae: A VQVAE or its name, if the checkpoint's own is not wanted. Default: the one in the
                 checkpoint's `vqvae` folder, else the one that its configuration names.
+            preset: JSON file of guidance_scale, top_k and top_p, as `mvar sweep` writes it, to draw with
+                instead of the checkpoint's own. `save_pretrained` keeps it.
             options: As for the model's `from_pretrained`.
         """
+        settings = None if preset is None else read_preset(preset)
         checkpoint = opened(name, options)
         network: type[ScaleTransformer] = cls.model_class
         if network is ScaleTransformer:
             network = checkpoint.architecture().network_class()
         model = network.from_pretrained(checkpoint, **options)
+        if settings is not None:
+            model.config = model.config.replace(**settings.to_dict())
         if not isinstance(vqvae, VQVAE):
             options.pop("num_classes", None)
             vqvae = VQVAE.from_pretrained(checkpoint.open_vqvae(vqvae), **options)

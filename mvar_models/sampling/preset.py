@@ -1,0 +1,70 @@
+"""How a checkpoint draws unless a call says otherwise, as a file that `mvar sweep` writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mvar_models.files import write_text
+from mvar_models.sampling.filters import check_filters
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of sampling, under the names that config.json and a pipeline's call have for them.
+
+    Attributes:
+        guidance_scale: Weight of classifier-free guidance at the finest scale.
+        top_k: Codes to draw from, at most; 0 is off.
+        top_p: Probability of the codes to draw from, at least; 0 is off.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    guidance_scale: float
+    top_k: int
+    top_p: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
+        check_filters(self.top_k, self.top_p)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the values by name: `pipeline(labels, **preset.to_dict())`."""
+        return asdict(self)
+
+    def write(self, file: Path) -> None:
+        """Write a JSON file that `read_preset` reads."""
+        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_preset(file: str | os.PathLike[str]) -> Preset:
+    """Read a preset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or values out of range.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"preset: {path} is no file; a preset is what `mvar sweep` writes")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"preset: {path} is not JSON: {error}") from None
+    expected = {"guidance_scale": (int, float), "top_k": int, "top_p": (int, float)}
+    if not isinstance(values, dict) or set(values) != set(expected):
+        found = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"preset: {path} must hold {', '.join(expected)} and nothing else, got {found}")
+    for name, kinds in expected.items():
+        if not isinstance(values[name], kinds) or isinstance(values[name], bool):  # type: ignore[arg-type]
+            raise ValueError(f"preset: {name} in {path} must be a number, got {values[name]!r}")
+    try:
+        return Preset(float(values["guidance_scale"]), values["top_k"], float(values["top_p"]))
+    except ValueError as error:
+        raise ValueError(f"preset: {path}: {error}") from None

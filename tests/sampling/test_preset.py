@@ -1,0 +1,82 @@
+"""Presets as files: written, read, taken by a pipeline and by `mvar sample`; wrong ones are one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mvar_models import MVARPipeline
+from mvar_models.sampling.preset import Preset, read_preset
+
+from command_cases import mvar
+
+PRESET = Preset(guidance_scale=3.5, top_k=17, top_p=0.5)
+
+
+@pytest.fixture
+def file(tmp_path):
+    PRESET.write(tmp_path / "preset.json")
+    return tmp_path / "preset.json"
+
+
+def test_a_file_holds_the_arguments_of_a_call(file):
+    assert json.loads(file.read_text()) == {"guidance_scale": 3.5, "top_k": 17, "top_p": 0.5}
+    assert read_preset(file) == PRESET
+
+
+def test_a_pipeline_takes_a_preset_and_keeps_it(file, tmp_path):
+    plain, other = (MVARPipeline.from_pretrained("mvar-digits", **more) for more in ({}, {"preset": file}))
+    images = other([1, 2], seed=3, output_type="np")
+    assert np.array_equal(images, plain([1, 2], seed=3, output_type="np", **PRESET.to_dict()))
+    assert not np.array_equal(images, plain([1, 2], seed=3, output_type="np"))
+    saved = MVARPipeline.from_pretrained(other.save_pretrained(tmp_path / "saved"))
+    assert saved.model.config.guidance_scale == 3.5
+    assert (saved.model.config.top_k, saved.model.config.top_p) == (17, 0.5)
+
+
+def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
+    command = "sample --model mvar-digits --labels 7 --n 1 --top-k 3 --preset"
+    result = mvar(command, file, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "out" / "samples.json").read_text())["options"]
+    assert {name: options[name] for name in PRESET.to_dict()} == {
+        "guidance_scale": 3.5,
+        "top_k": 3,
+        "top_p": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "is not JSON"),
+        ("[1, 2]", "must hold guidance_scale, top_k, top_p and nothing else, got list"),
+        ('{"guidance_scale": 1, "top_k": 0}', "got guidance_scale, top_k"),
+        (
+            '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}',
+            "nothing else, got guidance_scale, seed",
+        ),
+        ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale in .* must be a number, got '1'"),
+        ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k in .* must be a number, got 0\.5"),
+        ('{"guidance_scale": 1, "top_k": true, "top_p": 0}', "top_k in .* must be a number, got True"),
+        ('{"guidance_scale": NaN, "top_k": 0, "top_p": 0}', "guidance_scale must be finite, got nan"),
+        ('{"guidance_scale": 1, "top_k": -1, "top_p": 0}', "top_k must be 0 .* got -1"),
+        ('{"guidance_scale": 1, "top_k": 0, "top_p": 1.5}', r"top_p must be between .* got 1\.5"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, text, reason):
+    path = tmp_path / "preset.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_preset(path)
+    assert str(caught.value).startswith("preset: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    result = mvar("sample --model mvar-digits --preset", tmp_path / "none.json")
+    assert result.exit_code == 1
+    assert (
+        result.output.strip()
+        == f"Error: preset: {tmp_path / 'none.json'} is no file; a preset is what `mvar sweep` writes"
+    )
