@@ -49,10 +49,10 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m "not slow" tests --ignore=tests/triton --ignore=tests/emulator
 
-# The GPU tests on an emulated GPU, which executes the PTX that Triton compiles, WORKERS targets side by side: all of
-# tests/triton on sm_80 and sm_90, the sweep of the tile table on the others. About 40 minutes on two cores.
-# CAPABILITIES="90" chooses. WARPS=1 runs one warp at a time and finds races; all in lockstep, the default, is faster.
-CAPABILITIES ?= 80 90 100 120
+# The GPU tests on emulated GPUs, which execute the PTX that Triton compiles, and for gfx942 its LLVM IR, WORKERS targets
+# side by side: all of tests/triton on sm_80 and sm_90, the sweep of the tile table on the others. About 45 minutes on
+# two cores. CAPABILITIES="90" chooses. WARPS=1 runs one warp at a time and finds races; in lockstep is faster.
+CAPABILITIES ?= 80 90 100 120 gfx942
 test-emulated: $(STAMP)
 	printf '%s\n' $(CAPABILITIES) | xargs -P $(WORKERS) -I CAPABILITY sh -c ' \
 	  case CAPABILITY in 80|90) tests=tests/triton;; *) tests=tests/triton/test_tile_table.py;; esac; \

@@ -15,11 +15,11 @@ from emulated_gpu.driver import EmulatedGPU
 from emulated_gpu.driver import install as install_driver
 
 
-def install(capability: int, **options: Any) -> EmulatedGPU:
-    """Make the backend take CPU tensors, compile them for a compute capability, and run them here.
+def install(target: int | str, **options: Any) -> EmulatedGPU:
+    """Make the backend take CPU tensors, compile them for a GPU, and run them here.
 
     Args:
-        capability: such as 80 or 90.
+        target: a compute capability such as 80 or 90, or "gfx942".
         options: `unit_warps` and `seed` of `driver.install`.
 
     Raises:
@@ -29,24 +29,28 @@ def install(capability: int, **options: Any) -> EmulatedGPU:
     if any(getattr(module, "INTERPRETED", False) for module in modules):
         raise RuntimeError("the emulated GPU runs compiled kernels; unset TRITON_INTERPRET")
     _forget_compiled_kernels()
-    architecture = f"sm_{capability}"
+    architecture = target if isinstance(target, str) else f"sm_{target}"
     backend._interpreted = lambda: True  # asked only whether tensors on the CPU are taken
     for module in modules:
         if hasattr(module, "architecture_of"):
             module.architecture_of = lambda device: architecture
     shared = next(module.SHARED_BYTES for module in modules if hasattr(module, "SHARED_BYTES"))
-    return install_driver(capability, shared[architecture], **options)
+    if isinstance(target, str):
+        from emulated_amd.driver import install as install_amd
+
+        return install_amd(target, shared[architecture], **options)
+    return install_driver(target, shared[architecture], **options)
 
 
 @contextmanager
-def emulated(capability: int, **options: Any) -> Iterator[EmulatedGPU]:
+def emulated(target: int | str, **options: Any) -> Iterator[EmulatedGPU]:
     """Inside, as after `install`; afterwards the backend is as it was."""
     before = [(backend, "_interpreted", backend._interpreted)]
     before += [(m, "architecture_of", m.architecture_of) for m in _modules() if hasattr(m, "architecture_of")]
     # `reset_active` would look for a real GPU.
     driver = triton.runtime.driver._active
     try:
-        yield install(capability, **options)
+        yield install(target, **options)
     finally:
         triton.runtime.driver._active = driver
         for module, name, value in before:
