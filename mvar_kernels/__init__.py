@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from mvar_kernels.attention import neighborhood_attn, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.module import SpatialMarkovAttention
 from mvar_kernels.pyramid import Neighborhood, Pyramid
+from mvar_kernels.sampling import sample_codes
 
 try:
     __version__ = version("mvar")
@@ -18,5 +19,6 @@ __all__ = [
     "__version__",
     "neighborhood_attn",
     "pyramid_markov_attn",
+    "sample_codes",
     "spatial_markov_attn",
 ]

@@ -4,7 +4,8 @@
 
 Without `--variants` that is the usual variant of each kernel: whole windows, key and value of one stride, no
 gradient through lse. With it, every other one too, one difference at a time (`VARIANTS`), and the kernel that
-computes norms. The exit code is 1 if a kernel spills registers or needs too much shared memory.
+computes norms. The kernel of `sample_codes` follows for each of `VOCABULARIES`, unless a head dimension is
+given. The exit code is 1 if a kernel spills registers or needs too much shared memory.
 
 This needs triton 3.3 or newer, but no GPU, and cannot share a process with TRITON_INTERPRET=1. Registers,
 spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; those of AMD
@@ -30,6 +31,10 @@ from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row
 TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
 _ELEMENTS = {2: "bf16", 4: "fp32"}
 _FEATURES = 32
+_FLOATS = ("scale", "guidance", "grown", "top_p")
+# Vocabularies of `sample_codes`: that of the released models, one that needs a mask, the largest whose rows
+# stay in registers, and the largest of all.
+VOCABULARIES = (4_096, 4_095, 16_384, 65_536)
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|IMMA|DMMA|v_mfma\w*)")
 _ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
 # Shorter loops, such as those that wait at a barrier, are not main loops.
@@ -78,7 +83,9 @@ def _signature(
     """
     pointers = {
         **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "X"), f"*{element}"),
-        **dict.fromkeys(("OUT", "LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR"), "*fp32"),
+        **dict.fromkeys(("LOGITS", "UNCONDITIONAL"), f"*{element}"),
+        **dict.fromkeys(("OUT", "LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR", "UNIFORM"), "*fp32"),
+        "CODES": "*i64",
         **dict.fromkeys(("FIXED", "START", "LOOPED", "FIXED_MASK", "LOOPED_MASK"), "*i32"),
         **dict.fromkeys(("FIXED_MASKS", "LOOPED_MASKS"), "*bf16"),
     }
@@ -91,8 +98,8 @@ def _signature(
             signature[name] = pointers[name]
         else:
             wide = constants.get("WIDE") and name.startswith("stride_")
-            signature[name] = "fp32" if name == "scale" else "i64" if wide else "i32"
-        if name in pointers or (name.startswith("stride_") and name not in constants):
+            signature[name] = "fp32" if name in _FLOATS else "i64" if wide else "i32"
+        if name not in constants and (name in pointers or name.startswith("stride_")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, attributes
 
@@ -114,6 +121,49 @@ def compile_kernel(
         ImportError: triton is absent, or older than 3.3, whose compiler takes other arguments.
     """
     import triton
+
+    names = list(function.arg_names)
+    fixed = {
+        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk,
+        "E": _FEATURES, "WIDE": False, "PRECISION": "ieee", "CAST": False,
+        **dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_gd", "stride_d"), 1), **constants,
+    }  # fmt: skip
+    fixed = {name: value for name, value in fixed.items() if name in names}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    return _compile(function, target, fixed, *_signature(names, element, fixed), options)
+
+
+def compile_sample_kernel(target: str, element: str, vocabulary: int) -> tuple[Any, Config]:
+    """Compile the kernel of `sample_codes` with guidance, top_k and top_p; return its configuration too.
+
+    Args:
+        target: such as "cuda:90".
+        element: type of the logits: "fp16", "bf16" or "fp32".
+        vocabulary: logits per row.
+
+    Raises:
+        ImportError: as for `compile_kernel`.
+    """
+    from mvar_kernels.backends.triton.kernel_sample import block_of, sample_kernel
+
+    size, num_warps = block_of(vocabulary)
+    fixed = {"V": vocabulary, "BV": size, "stride_lv": 1, "stride_uv": 1}
+    fixed.update(dict.fromkeys(("GUIDED", "TOP_K", "TOP_P"), True))
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
+    signature, attributes = _signature(list(sample_kernel.arg_names), element, fixed)
+    kernel = _compile(sample_kernel, target, fixed, signature, attributes, options)
+    return kernel, Config(1, 1, size, num_warps, 1)
+
+
+def _compile(
+    function: Any,
+    target: str,
+    fixed: dict[str, Any],
+    signature: dict[str, str],
+    attributes: dict[tuple[int, ...], list[list[Any]]],
+    options: dict[str, Any],
+) -> Any:
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -123,16 +173,7 @@ def compile_kernel(
     gpu = (
         GPUTarget("cuda", int(architecture), 32) if backend == "cuda" else GPUTarget("hip", architecture, 64)
     )
-    names = list(function.arg_names)
-    fixed = {
-        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk,
-        "E": _FEATURES, "WIDE": False, "PRECISION": "ieee", "CAST": False,
-        **dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_gd", "stride_d"), 1), **constants,
-    }  # fmt: skip
-    fixed = {name: value for name, value in fixed.items() if name in names}
-    signature, attributes = _signature(names, element, fixed)
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     return triton.compile(source, target=gpu, options=options)
 
 
@@ -207,14 +248,42 @@ def _main_loops(code: list[tuple[int, str]]) -> list[int]:
 
 
 def run(targets: list[str], head_dim: int | None = None, variants: bool = False) -> list[dict[str, Any]]:
-    """Return one report per kernel, variant, row and target; only rows for `head_dim` if it is given."""
+    """Return one report per kernel, variant, row and target; only rows for `head_dim` if it is given.
+
+    Those of `sample_codes` have the vocabulary as their variant, and no head dimension.
+    """
     names = list(VARIANTS) if variants else ["usual"]
-    return [
-        result
-        for target in targets
-        for row in _rows(target, head_dim)
-        for result in _row_reports(target, row, names)
-    ]
+    results: list[dict[str, Any]] = []
+    for target in targets:
+        for row in _rows(target, head_dim):
+            results += _row_reports(target, row, names)
+        if head_dim is None:
+            results += _sample_reports(target, ("bf16", "fp32", "fp16") if variants else ("bf16",))
+    return results
+
+
+def _sample_reports(target: str, elements: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for vocabulary in VOCABULARIES:
+        for element in elements:
+            kernel, config = compile_sample_kernel(target, element, vocabulary)
+            key = {
+                "target": target,
+                "kernel": "sample",
+                "variant": f"V {vocabulary}",
+                "cosine": False,
+                "head_dim": None,
+                "element": element,
+            }
+            yield _finding(key, config, report(kernel, target))
+
+
+def _finding(key: dict[str, Any], config: Config, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return one entry of the report, with what is wrong with the kernel."""
+    limit = SHARED_BYTES[architecture_name(key["target"])]
+    problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
+    if figures["shared"] > limit:
+        problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
+    return {**key, "config": list(config), **figures, "problems": problems}
 
 
 def _rows(target: str, head_dim: int | None) -> tuple[Row, ...]:
@@ -233,7 +302,6 @@ def architecture_name(target: str) -> str:
 
 
 def _row_reports(target: str, row: Row, variants: list[str]) -> Iterator[dict[str, Any]]:
-    limit = SHARED_BYTES[architecture_name(target)]
     for variant_name in variants:
         for name, function, config, usual in _with_norms(row, variant_name):
             constants, element = {**usual, **VARIANTS[variant_name]}, _ELEMENTS[row.bytes]
@@ -242,9 +310,6 @@ def _row_reports(target: str, row: Row, variants: list[str]) -> Iterator[dict[st
             if not _differs(variant_name, function, row):
                 continue
             figures = report(compile_kernel(function, target, element, config, constants, dim), target)
-            problems = [f"spills {figures['spilled']} bytes"] if figures["spilled"] else []
-            if figures["shared"] > limit:
-                problems.append(f"needs {figures['shared']} of {limit} bytes of shared memory")
             key = {
                 "target": target,
                 "kernel": name,
@@ -253,7 +318,7 @@ def _row_reports(target: str, row: Row, variants: list[str]) -> Iterator[dict[st
                 "head_dim": row.max_dim,
                 "element": element,
             }
-            yield {**key, "config": list(config), **figures, "problems": problems}
+            yield _finding(key, config, figures)
 
 
 def _with_norms(row: Row, variant_name: str) -> Iterator[tuple[str, Any, Config, dict[str, Any]]]:

@@ -17,7 +17,7 @@ KERNELS = (
     ("mvar_kernels.backends",),
     ("mvar_kernels.dispatch",),
     ("mvar_kernels.ops",),
-    ("mvar_kernels.attention",),
+    ("mvar_kernels.attention", "mvar_kernels.sampling"),
     ("mvar_kernels.module",),
     ("mvar_kernels", "mvar_kernels.selfcheck", "mvar_kernels.aot", "mvar_kernels.__main__"),
 )
@@ -188,6 +188,7 @@ def test_a_package_that_defines_something_is_no_mere_sign(tmp_path):
 
 # Modules without a test file of their own name, and where their tests are.
 TESTED_IN = {
+    "mvar_kernels.backends.common.codes": "kernels/test_sampling.py",
     "mvar_kernels.backends.reference": "kernels/test_attention.py",
     "mvar_kernels.backends.sdpa": "kernels/test_attention.py",
     "mvar_kernels.backends.tiled.layout": "kernels/test_tiled.py",

@@ -1,4 +1,4 @@
-"""Forward and backward compile for GPUs that are not here, spill nothing and fit in shared memory."""
+"""All kernels compile for GPUs that are not here, spill nothing and fit in shared memory."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from mvar_kernels.aot import architecture_name
+from mvar_kernels.aot import VOCABULARIES, architecture_name
 from mvar_kernels.backends.triton.tile_choice import rows_for
 
 TRITON = version("triton") if importlib.util.find_spec("triton") else None
@@ -46,12 +46,23 @@ def test_every_row_compiles_without_spills(target):
         if r["problems"]
     ]
     assert not problems and code == 0
-    assert {r["kernel"] for r in results} == {"forward", "dq", "dkdv"} and len(results) == 3 * len(
+    attention = [r for r in results if r["kernel"] != "sample"]
+    assert {r["kernel"] for r in attention} == {"forward", "dq", "dkdv"} and len(attention) == 3 * len(
         rows_for(architecture_name(target))
     )
-    assert all(r["tensor_core"] > 0 for r in results if r["element"] == "bf16"), (
+    assert all(r["tensor_core"] > 0 for r in attention if r["element"] == "bf16"), (
         "products should run on tensor cores"
     )
+    check_sample_kernel(target, [r for r in results if r["kernel"] == "sample"])
+
+
+def check_sample_kernel(target, results):
+    """Each bisection compares and adds the 32 logits of a thread, and little more."""
+    assert [r["variant"] for r in results] == [f"V {vocabulary}" for vocabulary in VOCABULARIES]
+    assert all(r["shared"] <= 1024 for r in results), "a row of logits stays in registers"
+    for r in results[:3] if target.startswith("cuda") else ():
+        top_k, top_p, *_ = r["loops"]
+        assert max(top_k, top_p) <= 160, r["variant"]
 
 
 _LOOPS_CODE = """

@@ -28,7 +28,7 @@ NORM_ROWS = 32
 _SMALLEST_SCALE = 1e-12
 
 
-def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's device current, as that is where kernels are launched."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
@@ -127,7 +127,7 @@ def forward(
     by_query = _tables(neighborhood, "query", config, query)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
-    with _device(query):
+    with on_device_of(query):
         inverses = _inverses(query, key, logit_scale, scale)
         forward_kernel[(by_query.num_tiles * batch * heads,)](
             query, key, value, out, lse, *inverses,
@@ -170,7 +170,7 @@ def backward(
     constants = {"COSINE": cosine, **_constants(query, (query, key, value, grad_out))}
     shapes = heads, length, key.shape[1], scale
     strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
-    with _device(query):
+    with on_device_of(query):
         inverses = _inverses(query, key, logit_scale, scale)
         by_query = _tables(neighborhood, "query", row.dq, query)
         backward_dq[(by_query.num_tiles * batch * heads,)](
