@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import pipeline_for
 from mvar_models.tokens.encode import tokenize_split
 from mvar_models.training.run_tokens import TokenSets
 from mvar_models.training.runs import start_transformer_run, train_transformer
@@ -41,6 +43,7 @@ _BATCH_SIZE = 16
 _COPIES = 12
 _DRAW_BATCH = 100
 _COLUMNS = 8
+_CLASSES = 10
 
 # Name in the report, architecture, what is said of it. The runs differ in the architecture alone.
 _RUNS = (
@@ -102,6 +105,7 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
         "environment": environment(),
     }
     _plot(out, results, curves, drawn, untuned, source.class_names)
+    plots.edits(out / "editing.png", _edit(source, str(runs / "mvar" / "model")))
     report.write(out, results, vqvae.config.sides)
     yield from report.summary(out, results)
 
@@ -178,6 +182,20 @@ def _draw(out: Path, runs: Path, samples: int) -> dict[str, Drawn]:
         name: draw_in_process(model, per_class, _DRAW_BATCH, out / f"{name}_samples.npz")
         for name, model in models.items()
     }
+
+
+def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:
+    """In-paint the bottom half of a held-out digit of each class, as its own class and as the next one."""
+    pipeline = pipeline_for(model)
+    first = [source.held_out[source.labels[source.held_out] == number][0] for number in range(_CLASSES)]
+    digits = (source.images(np.array(first)) + 1) / 2
+    mask = torch.zeros(digits.shape[-2:], dtype=torch.bool)
+    mask[mask.shape[0] // 2 :] = True
+    rows = {"held-out digits": digits, "the part to draw": torch.where(mask, 0.5, digits)}
+    for title, shift in (("as its class", 0), ("as the next", 1)):
+        labels = [(number + shift) % _CLASSES for number in range(_CLASSES)]
+        rows[title] = pipeline.inpaint(digits, mask, labels, seed=0, output_type="pt")
+    return {title: to_uint8(images * 2 - 1) for title, images in rows.items()}
 
 
 def _judge(source: Digits, vqvae: VQVAE, drawn: dict[str, Drawn]) -> dict[str, Any]:

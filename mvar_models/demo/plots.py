@@ -1,4 +1,4 @@
-"""The demo's three figures. Needs matplotlib (the `demo` extra)."""
+"""The demo's four figures. Needs matplotlib (the `demo` extra)."""
 
 from __future__ import annotations
 
@@ -96,6 +96,23 @@ def attention(path: Path, pyramid: Pyramid) -> None:
         axis.set_title(f"{title}: {pairs:,} of {mask.numel():,} pairs ({pairs / mask.numel():.1%})")
         axis.set_xlabel("key token")
         axis.set_ylabel("query token")
+    _finish(plt, figure, path)
+
+
+def edits(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """Plot rows of images, each under the one that it was made from.
+
+    Args:
+        path: File to write.
+        rows: Title -> (n, R, R, 3) images.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 1.1 * len(rows)))
+    for axis, (title, images) in zip(axes, rows.items()):
+        axis.imshow(np.concatenate(list(images), axis=1), interpolation="nearest")
+        axis.set_ylabel(title, rotation=0, ha="right", va="center")
+        axis.set_xticks([])
+        axis.set_yticks([])
     _finish(plt, figure, path)
 
 

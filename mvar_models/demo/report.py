@@ -50,7 +50,8 @@ def _markdown(results: dict[str, Any], sides: Sequence[int]) -> Iterator[str]:
     yield from _validation_table(results["validation"], sides)
     yield from _quality_table(results)
     yield from _cost_table(results)
-    yield "![samples](samples.png)\n\n![training](training.png)\n\n![attention](attention.png)"
+    yield "![samples](samples.png)\n\n![training](training.png)\n\n![attention](attention.png)\n"
+    yield "## Editing\n\n![Bottom halves of held-out digits, in-painted by MVAR](editing.png)"
 
 
 _ROWS = (
@@ -129,5 +130,5 @@ def summary(out: Path, results: dict[str, Any]) -> Iterator[str]:
         f"agreement: VAR {agreement['var']:.1%}, MVAR {agreement['mvar']:.1%}; Frechet distance: "
         f"VAR {frechet['var']:.1f}, MVAR {frechet['mvar']:.1f}, real {frechet['real']:.1f}"
     )
-    samples, training, attention = (out / f"{name}.png" for name in ("samples", "training", "attention"))
-    yield f"look at {samples}, {training}, {attention}; read {out / 'report.md'}"
+    files = [str(out / f"{name}.png") for name in ("samples", "training", "attention", "editing")]
+    yield f"look at {', '.join(files)}; read {out / 'report.md'}"

@@ -25,7 +25,7 @@ def test_a_short_demo_writes_everything(tmp_path):
     assert "VAR, trained for as long (control)" in text
     assert "held-out real digits" in text
     assert set(figures["gates"]) == set(report.gates(figures))
-    for name in ("samples", "training", "attention"):
+    for name in ("samples", "training", "attention", "editing"):
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 500
             assert np.array(picture.convert("L")).std() > 10
