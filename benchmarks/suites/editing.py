@@ -34,7 +34,11 @@ _BATCH = 75
 
 
 def run(settings: Settings) -> list[str]:
-    """Measure every model, hole, class and rule; write the table and twelve edits as an image."""
+    """Measure every model, hole, class and rule; write the table, and edits of twelve digits as an image.
+
+    The image has, for each hole, the digits, what is left of them, then one row per class and rule, as in the
+    table.
+    """
     digits, judge = judged_digits()
     count, seeds = (20, 1) if settings.quick else (_DIGITS, _SEEDS)
     chosen = digits.held_out[:count]
@@ -45,10 +49,12 @@ def run(settings: Settings) -> list[str]:
         pipeline = pipeline_for(name, device=str(settings.device))
         for hole, mask in holes(images.shape[-1]).items():
             click.echo(f"{name}, {hole} ...", err=True)
+            if name == MODELS[-1]:
+                shown += strip(images) + strip(torch.where(mask, 0.5, images))
             for record, drawn in measured(pipeline, judge, images, labels, mask, seeds):
                 records.append({"model": name, "hole": hole, **record})
-                if name == MODELS[-1] and record["class"] == "other":
-                    shown += strip(images, mask, drawn, first=record["rule"] == next(iter(RULES)))
+                if name == MODELS[-1]:
+                    shown += strip(drawn)
     lines = [summary(count, seeds, judge), "", *table(records)]
     report.write(settings.out, "editing", settings.facts, records, [machine.line(settings.facts), "", *lines])
     with replacing(settings.out / "editing.png") as temporary:
@@ -133,11 +139,9 @@ def seam(images: Tensor, mask: Tensor) -> float:
     return float(torch.cat([across.flatten(), down.flatten()]).mean())
 
 
-def strip(images: Tensor, mask: Tensor, drawn: Tensor, first: bool) -> list[Image.Image]:
-    """Return twelve edits side by side; the first ones come below their originals, whole and masked."""
-    grey = torch.where(mask, torch.full_like(images, 0.5), images)
-    rows = [images, grey, drawn] if first else [drawn]
-    return [Image.fromarray(values) for row in rows for values in to_uint8(row[:_SHOWN] * 2 - 1)]
+def strip(images: Tensor) -> list[Image.Image]:
+    """Return the first twelve of images (n, 3, R, R) in [0, 1]: a row of editing.png."""
+    return [Image.fromarray(values) for values in to_uint8(images[:_SHOWN] * 2 - 1)]
 
 
 def summary(count: int, seeds: int, judge: DigitJudge) -> str:

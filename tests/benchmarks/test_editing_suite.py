@@ -26,8 +26,8 @@ def test_the_suite_writes_a_table_and_an_image(tmp_path, monkeypatch):
     # The released rule knows what was in the hole: it draws the digit that was there, whatever is asked for.
     centre = {r["rule"]: r["agreement"] for r in records if (r["hole"], r["class"]) == ("centre", "other")}
     assert centre["released"] < centre["closed"]
-    # Two holes, each with originals, masked originals and one row per rule.
-    assert Image.open(tmp_path / "editing.png").size == (12 * 34 - 2, 8 * 34 - 2)
+    # Two holes, each with originals, masked originals and one row per class and rule.
+    assert Image.open(tmp_path / "editing.png").size == (12 * 34 - 2, 12 * 34 - 2)
     assert "| mvar-digits | centre | other | closed |" in (tmp_path / "editing.md").read_text()
 
 
