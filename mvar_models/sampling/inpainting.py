@@ -38,6 +38,7 @@ class ReleasedRule:
         self._kept = [self._kept_at(keep, side).flatten(1) for side in quantizer.sides]
 
     @classmethod
+    @torch.no_grad()
     def of(cls, vqvae: VQVAE, images: Tensor, redrawn: Tensor) -> ReleasedRule:
         """Make the rule for images (B, 3, R, R) in [-1, 1] of which `redrawn` (B, R, R) bool is drawn."""
         factor = redrawn.shape[-1] // vqvae.config.sides[-1]
@@ -86,6 +87,7 @@ class ClosedRule:
         self._kept = [F.adaptive_max_pool2d(drawn, side).flatten(1) == 0 for side in quantizer.sides]
 
     @classmethod
+    @torch.no_grad()
     def of(cls, vqvae: VQVAE, images: Tensor, redrawn: Tensor) -> ClosedRule:
         """Make the rule for images (B, 3, R, R) in [-1, 1] of which `redrawn` (B, R, R) bool is drawn."""
         side = vqvae.config.sides[-1]

@@ -82,9 +82,13 @@ def test_the_blend_lies_inside_the_mask():
     weights = blend_weights(mask_of(9, 9, slice(1, 8), slice(1, 8)), 3)
     row = weights[4]
     assert torch.allclose(row, torch.tensor([0, 1, 2, 3, 3, 3, 2, 1, 0]) / 3)
+    corner = blend_weights(mask_of(9, 9, slice(1, 9), slice(1, 9)), 8)
+    assert torch.equal(corner, torch.minimum(*torch.meshgrid(*[torch.arange(9.0)] * 2, indexing="ij")) / 8)
+    lonely = ~mask_of(5, 5, 2, 2)
+    assert blend_weights(lonely, 4)[0].tolist() == [1, 0.75, 0.5, 0.75, 1], "rows plus columns"
     hard = blend_weights(mask_of(9, 9, slice(1, 8), slice(1, 8)), 0)
     assert hard[4].tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]
-    assert blend_weights(torch.ones(4, 4, dtype=torch.bool), 3).eq(1).all(), "no edge, no blend"
+    assert blend_weights(torch.ones(4, 4, dtype=torch.bool), 99).eq(1).all(), "no edge, no blend"
 
 
 def test_nothing_of_the_hole_stays_in_the_blend(seed):
