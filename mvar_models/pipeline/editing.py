@@ -39,9 +39,9 @@ class Editing:
     model: ScaleTransformer
     vqvae: VQVAE
 
-    def label_of(self, label: int | str) -> int:
-        """Return the number of a class."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def label_of(self, label: int | str) -> int: ...
 
     @overload
     def inpaint(
@@ -122,7 +122,8 @@ class Editing:
                 sizes = f"{size_of(pixels)}, got {size_of(mask)}"
                 raise ValueError(f"mask_image must have the size of image, {sizes}")
         canvases = [Canvas.of(pixels, mask, padding_mask_crop) for pixels, mask in pairs]
-        edit = Edit(canvases, rule, self._own_scales(strength), paste, feather)
+        own = own_scales(strength, len(self.model.config.sides))
+        edit = Edit(canvases, rule, own, paste, feather)
         return self._edited(edit, labels, output_type, return_dict, options)
 
     @overload
@@ -186,7 +187,8 @@ class Editing:
         """
         sides = _four(padding)
         canvases = [Canvas.of(*extended(each, sides)) for each in images_of(image)]
-        edit = Edit(canvases, rule, self._own_scales(strength), paste, feather)
+        own = own_scales(strength, len(self.model.config.sides))
+        edit = Edit(canvases, rule, own, paste, feather)
         return self._edited(edit, labels, output_type, return_dict, options)
 
     @overload
@@ -253,11 +255,6 @@ class Editing:
         edit = Edit(canvases, None, from_scale, paste=False, feather=None)
         return self._edited(edit, labels, output_type, return_dict, options)
 
-    def _own_scales(self, strength: float) -> int:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be between 0 and 1, got {strength}")
-        return math.floor((1 - strength) * len(self.model.config.sides) + _ROUNDING)
-
     def _edited(
         self, edit: Edit, labels: Labels | None, output_type: str, return_dict: bool, options: DrawOptions
     ) -> Any:
@@ -268,6 +265,17 @@ class Editing:
             numbers = [self.label_of(label) for label in as_sequence(labels)]
         output = draw_edit(self.model, self.vqvae, edit, numbers, output_type, options)
         return output if return_dict else output.images
+
+
+def own_scales(strength: float, num_scales: int) -> int:
+    """Return how many of the coarsest scales are an image's own: floor((1 - strength) S).
+
+    Raises:
+        ValueError: `strength` is outside 0 .. 1.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be between 0 and 1, got {strength}")
+    return math.floor((1 - strength) * num_scales + _ROUNDING)
 
 
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from mvar_models import MVARPipeline, VARPipeline
+from mvar_models.pipeline.editing import own_scales
 from mvar_models.sampling.inpainting import RULES
 from mvar_models.sampling.sampler import sample
 
@@ -158,9 +159,7 @@ def test_strength_keeps_the_coarse_codes(pipeline, image, strength, own):
 
 def test_ten_scales_at_a_strength_of_nine_tenths_keep_one():
     """1 - 0.9 is a little less than 0.1 in floating point."""
-    pipeline = MAKE["mvar"]()
-    pipeline.model.config = pipeline.model.config.replace(sides=tuple(range(1, 11)))
-    assert [pipeline._own_scales(strength) for strength in (0.9, 0.7, 0.55, 0.1)] == [1, 3, 4, 9]
+    assert [own_scales(strength, 10) for strength in (1, 0.9, 0.7, 0.55, 0.1, 0)] == [0, 1, 3, 4, 9, 10]
 
 
 @pytest.mark.parametrize("from_scale", range(4))
