@@ -54,7 +54,7 @@ def filter_options(command: F) -> F:
     return _with(command, _FILTERS)
 
 
-def _with(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+def _with(command: F, options: tuple[Callable[[Any], Any], ...]) -> F:
     # The last decorator comes first in the help.
     for option in reversed(options):
         command = option(command)

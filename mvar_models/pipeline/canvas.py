@@ -141,5 +141,5 @@ def _placed(first: int, last: int, side: int, size: int) -> int:
 def _resized(image: Tensor, side: int) -> Tensor:
     if image.shape[-1] == side:
         return image
-    options = {"mode": "bicubic", "antialias": True, "align_corners": False}
-    return F.interpolate(image[None], size=(side, side), **options)[0].clamp(0, 1)
+    resized = F.interpolate(image[None], (side, side), mode="bicubic", align_corners=False, antialias=True)
+    return resized[0].clamp(0, 1)
