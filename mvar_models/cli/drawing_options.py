@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -32,6 +33,12 @@ _CHECKPOINT = (
     click.option("--device", default=None, help="Default: cuda if available, else cpu."),
 )
 _FILTERS = (
+    click.option(
+        "--preset",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=None,
+        help="File of guidance scale, top-k and top-p, as mvar sweep writes it. Default: the checkpoint's.",
+    ),
     click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's."),
     click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's."),
     click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's."),

@@ -110,6 +110,7 @@ def edit(
     arch: str | None,
     dtype: str,
     device: str | None,
+    preset: Path | None,
     out: Path,
     **given: Any,
 ) -> None:
@@ -123,9 +124,8 @@ def edit(
         raise FileNotFoundError(f"{out.parent} is no folder")
     pixels = _read(image)
     target = _read(given["mask_image"]) if kind == "mask_image" else given[kind]
-    pipeline = pipeline_for(
-        model, arch=arch, vqvae=vqvae, device=device or default_device(), dtype=getattr(torch, dtype)
-    )
+    place, kind_of_weights = device or default_device(), getattr(torch, dtype)
+    pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
     options = {name: given[name] for name in _ONLY_FOR[kind]}
     options.update({name: given[name] for name in ("guidance_scale", "top_k", "top_p")})
     if given["sampler"] is not None:

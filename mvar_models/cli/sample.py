@@ -33,12 +33,6 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size")
 @click.option("--seed", default=0, help="Image i takes seed + i.")
 @filter_options
 @click.option(
-    "--preset",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="File of guidance scale, top-k and top-p, as mvar sweep writes it, instead of the checkpoint's own.",
-)
-@click.option(
     "--more-smooth", is_flag=True, help="Same as --sampler smooth: nicer images, but not for metrics."
 )
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images drawn at a time.")

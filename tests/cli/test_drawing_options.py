@@ -6,7 +6,18 @@ from mvar_models.cli.edit import edit
 from mvar_models.cli.sample import sample
 from mvar_models.sampling.sampler import SAMPLERS
 
-SHARED = {"model", "vqvae", "arch", "dtype", "device", "guidance_scale", "top_k", "top_p", "sampler"}
+SHARED = {
+    "model",
+    "vqvae",
+    "arch",
+    "dtype",
+    "device",
+    "guidance_scale",
+    "top_k",
+    "top_p",
+    "sampler",
+    "preset",
+}
 
 
 @pytest.mark.parametrize("command", [sample, edit])
