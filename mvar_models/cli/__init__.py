@@ -28,6 +28,7 @@ COMMANDS: dict[str, Row] = {
     "finetune": Row("mvar_models.cli.finetune:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),
     "sample": Row("mvar_models.cli.sample:sample", "Draw images, or the file that FID programs read."),
+    "sweep": Row("mvar_models.cli.sweep:sweep_command", "Find a model's best guidance, top-k and top-p."),
     "tokenize": Row("mvar_models.cli.tokenize:tokenize", "Encode images once, for any number of runs."),
     "train": Row("mvar_models.cli.train:train", "Train a VAR or an MVAR from scratch."),
     "train-vqvae": Row("mvar_models.cli.train_vqvae:train_vqvae", "Train a VQVAE on your own images."),

@@ -72,7 +72,7 @@ def test_half_precision_is_near_and_leaves_the_rest_float32(weights, seed):
     network = load_inception(weights).convolve_in(torch.bfloat16)
     found = network(images)
     assert network.fc.weight.dtype is torch.float32
-    assert network.get_submodule("Mixed_5b.branch1x1").weight.dtype is torch.bfloat16
+    assert network.layer("Mixed_5b.branch1x1").weight.dtype is torch.bfloat16
     for name in ("features", "spatial", "logits"):
         ours, theirs = getattr(found, name), getattr(exact, name)
         assert ours.dtype is torch.float32

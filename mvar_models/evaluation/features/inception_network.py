@@ -40,6 +40,12 @@ class InceptionV3(nn.Module):
             width = block.channels
         self.fc = nn.Linear(width, CLASSES, bias=False)
 
+    def layer(self, name: str) -> nn.Conv2d:
+        """Return a convolution by its name in the layout, with its block: "Mixed_6d.branch1x1"."""
+        found = self.get_submodule(name)
+        assert isinstance(found, nn.Conv2d)
+        return found
+
     def convolve_in(self, dtype: torch.dtype) -> InceptionV3:
         """Convert the convolutions; what follows them stays float32."""
         for module in self.modules():
@@ -50,9 +56,9 @@ class InceptionV3(nn.Module):
     def forward(self, images: Tensor) -> FeatureOutputs:
         """Compute the outputs of images (n, 3, H, W) with values from 0 to 255, of any size."""
         maps = (tf1_resize(images.float(), SIDE) - 128) / 128
-        maps = maps.to(self.get_submodule(STEM[0].name).weight.dtype)
+        maps = maps.to(self.layer(STEM[0].name).weight.dtype)
         for unit in STEM:
-            maps = F.relu(self.get_submodule(unit.name)(maps), inplace=True)
+            maps = F.relu(self.layer(unit.name)(maps), inplace=True)
             if unit.name in HALVED_AFTER:
                 maps = F.max_pool2d(maps, 3, stride=2)
         spatial = maps

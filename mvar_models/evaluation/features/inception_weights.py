@@ -51,7 +51,7 @@ def state_shapes(network: InceptionV3) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a state dict with unfolded batch norms."""
     shapes = {}
     for layer in tf_scopes():
-        weight = network.get_submodule(layer).weight
+        weight = network.layer(layer).weight
         shapes[f"{layer}.conv.weight"] = tuple(weight.shape)
         shapes |= {f"{layer}.bn.{part}": (weight.shape[0],) for part in _NORM}
     return {**shapes, "fc.weight": tuple(network.fc.weight.shape)}

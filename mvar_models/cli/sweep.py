@@ -1,0 +1,168 @@
+"""The command `mvar sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from mvar_models.cli.progress import count_progress
+from mvar_models.data.open import open_images
+from mvar_models.evaluation.features.network import (
+    DEFAULT_FEATURES,
+    FEATURES,
+    FeatureNetwork,
+    feature_network,
+)
+from mvar_models.evaluation.frechet import frechet_distance
+from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
+from mvar_models.evaluation.sweep import Cell, preset_grid, sweep, write_summary
+from mvar_models.images import to_uint8
+from mvar_models.pipeline import pipeline_for
+from mvar_models.training.processes import Processes
+
+# The figure that decides: the Frechet distance of the features.
+_METRIC = "fd"
+
+
+class _Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = "integers" if kind is int else "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be {self.name} separated by commas", param, ctx)
+
+
+@click.command("sweep")
+@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option(
+    "--reference", required=True, help="A dataset as for --data; its training part is compared with."
+)
+@click.option(
+    "--guidance-scale", type=_Numbers(float), default="0,0.5,1,1.5,2,3,4", help="Values, with commas between."
+)
+@click.option("--top-k", type=_Numbers(int), default=None, help="Values. Default: the checkpoint's.")
+@click.option("--top-p", type=_Numbers(float), default=None, help="Values. Default: the checkpoint's.")
+@click.option(
+    "--features",
+    type=click.Choice(list(FEATURES)),
+    default=DEFAULT_FEATURES,
+    help="Feature network; only the distance of inception-tf is an FID.",
+)
+@click.option(
+    "--weights",
+    default=None,
+    help="File of the feature network's weights, or 'download', where it needs one.",
+)
+@click.option("--per-class", type=click.IntRange(min=1), default=10, help="Images of every class and preset.")
+@click.option("--seed", default=0, help="Image i takes seed + i, under every preset.")
+@click.option("--arch", default=None, help="Architecture of a released .pth that does not say which it is.")
+@click.option(
+    "--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own."
+)
+@click.option("--device", default=None, help="Default: cuda if available, else cpu.")
+@click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images at a time.")
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to create or to continue.",
+)
+def sweep_command(
+    model: str,
+    reference: str,
+    guidance_scale: tuple[float, ...],
+    top_k: tuple[int, ...] | None,
+    top_p: tuple[float, ...] | None,
+    features: str,
+    weights: str | None,
+    per_class: int,
+    seed: int,
+    arch: str | None,
+    vqvae: str | None,
+    device: str | None,
+    batch_size: int,
+    out: Path,
+) -> None:
+    """Find the best guidance scale, top-k and top-p of a model by drawing with every combination.
+
+    Writes heat_map.png, sweep.json with all figures, and preset.json with the best preset, which
+    `mvar sample --preset` takes. A stopped sweep continues, and a finished one takes further values. Under
+    torchrun the processes share the work; the figures are the same.
+    """
+    pyplot()  # its absence should be known before hours of drawing
+    processes = Processes.from_environment(device)
+    place = str(processes.device)
+    network = feature_network(features, device=place, weights=weights)
+    pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
+    config = pipeline.model.config
+    presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,))
+    judge = _judge(reference, network, pipeline.vqvae.config.resolution, batch_size)
+    total = config.num_classes * per_class
+    if processes.first:
+        click.echo(f"{len(presets)} presets, {total:,} images each, by {_METRIC} of {features}")
+    settings = {
+        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference,
+        "metric": _METRIC,
+        "features": features, "weights": network.weights,
+    }  # fmt: skip
+    with count_progress("batch", shown=processes.first) as report:
+        cells = sweep(
+            pipeline, judge, presets, out, settings=settings, per_class=per_class, seed=seed,
+            batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, report=report,
+            on_cell=lambda cell: click.echo(f"{_line(cell)}: {_METRIC} {cell.figures[_METRIC]:.4g}"),
+        )  # fmt: skip
+    if len(cells) < len(presets):
+        click.echo(
+            f"process {processes.rank} is done; the heat map appears when all {processes.world_size} are, "
+            "or when the command is run again"
+        )
+        return
+    _finish(out, cells, f"{model}, {total:,} images per preset: {_METRIC} of {features}")
+
+
+def _judge(
+    reference: str, network: FeatureNetwork, resolution: int, batch_size: int
+) -> Callable[[Path], dict[str, float]]:
+    """Return what judges a file of images; the reference's features are computed once."""
+
+    def features_of(images: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(images).split(batch_size)
+        return torch.cat([network(part).features.cpu() for part in parts]).numpy()
+
+    source = open_images(reference, resolution)
+    members = np.array_split(source.train, -(-len(source.train) // batch_size))
+    real = np.concatenate([features_of(to_uint8(source.images(part))) for part in members])
+
+    def judge(file: Path) -> dict[str, float]:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {_METRIC: frechet_distance(features_of(arrays["arr_0"]), real)}
+
+    return judge
+
+
+def _finish(out: Path, cells: list[Cell], title: str) -> None:
+    best = write_summary(out, cells, _METRIC)
+    draw_heat_map(out / "heat_map.png", cells, _METRIC, title)
+    click.echo(f"best: {_line(best)}, {_METRIC} {best.figures[_METRIC]:.4g}; see {out / 'heat_map.png'}")
+    click.echo(f"to draw with it: mvar sample --preset {out / 'preset.json'}")
+
+
+def _line(cell: Cell) -> str:
+    preset = cell.preset
+    return f"guidance_scale {preset.guidance_scale:g}, top_k {preset.top_k}, top_p {preset.top_p:g}"

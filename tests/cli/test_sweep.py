@@ -1,0 +1,64 @@
+"""`mvar sweep`: a grid on the digits, what it writes, and wrong input in one line."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from mvar_models.data.digits import Digits
+from mvar_models.evaluation.features.network import feature_network
+from mvar_models.evaluation.frechet import frechet_distance
+from mvar_models.images import to_uint8
+from mvar_models.pipeline import pipeline_for
+
+from command_cases import mvar
+
+SWEEP = "sweep --model mvar-digits --reference digits --features pixels --per-class 1 --seed 4"
+
+
+def test_a_grid_on_the_digits(tmp_path):
+    result = mvar(f"{SWEEP} --guidance-scale 0,3 -o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "2 presets, 10 images each, by fd of pixels"
+    assert len([line for line in lines if line.startswith("guidance_scale ")]) == 2
+    summary = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert summary["best"]["figures"]["fd"] == min(cell["figures"]["fd"] for cell in summary["cells"])
+    best = {name: summary["best"][name] for name in ("guidance_scale", "top_k", "top_p")}
+    assert json.loads((tmp_path / "out" / "preset.json").read_text()) == best
+    assert Image.open(tmp_path / "out" / "heat_map.png").width > 300
+    # The figure is the distance of these images from the training digits.
+    images = pipeline_for("mvar-digits")(list(range(10)), seed=4, output_type="np", **best)
+    source, network = Digits(32), feature_network("pixels")
+    ours, real = (
+        network(torch.from_numpy(each)).features.numpy()
+        for each in (images, to_uint8(source.images(source.train)))
+    )
+    assert summary["best"]["figures"]["fd"] == pytest.approx(frechet_distance(ours, real), rel=1e-4)
+    # Again: nothing is drawn, and the same is found.
+    again = mvar(f"{SWEEP} --guidance-scale 0,3 -o", tmp_path / "out")
+    assert again.output.splitlines()[1:] == lines[1:]
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ("--guidance-scale 1,x", "'1,x' must be numbers separated by commas"),
+        ("--top-k 1.5", "'1.5' must be integers separated by commas"),
+        ("--top-k=-1", "top_k must be 0 (off) or a positive number of codes, got -1"),
+        ("--top-p 2", "top_p must be between 0 (off) and 1, got 2.0"),
+        ("--guidance-scale inf", "guidance_scale must be finite, got inf"),
+        ("--features inception-tf", "inception-tf needs pt_inception-2015-12-05-6726825d.pth"),
+        ("--reference nothing-of-that-name", "nothing-of-that-name"),
+        ("--model nothing-of-that-name", "nothing-of-that-name"),
+        ("--per-class 0", "0 is not in the range"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, options, reason, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-cache"))
+    result = mvar(f"{SWEEP} --guidance-scale 1 {options} -o", tmp_path / "out")
+    assert result.exit_code in (1, 2)
+    assert reason in result.output
+    assert len([line for line in result.output.splitlines() if line.startswith("Error: ")]) == 1
+    assert "Traceback" not in result.output

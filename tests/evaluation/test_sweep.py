@@ -1,0 +1,139 @@
+"""A sweep draws what the pipeline draws, keeps what is finished, and finds the best preset."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mvar_models import MVARPipeline
+from mvar_models.evaluation.sweep import Cell, best_cell, preset_grid, sweep, write_summary
+from mvar_models.sampling.preset import Preset, read_preset
+
+SETTINGS = {"model": "mvar-digits", "metric": "fd"}
+GRID = preset_grid([0.0, 2.0], [0, 5], [0.9])
+
+
+@pytest.fixture
+def pipeline():
+    """Two classes, and images whose pixels are the seed: drawing is not what most tests here are about."""
+
+    def draw(labels, *, seed, output_type, batch_size=32, guidance_scale, top_k, top_p):
+        return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
+
+    draw.model = SimpleNamespace(config=SimpleNamespace(num_classes=2))
+    draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4))
+    return draw
+
+
+class Judge:
+    """Returns the number of its call, and keeps the images; the call numbered `fails_at` fails."""
+
+    def __init__(self, fails_at=None):
+        self.seen, self.fails_at = [], fails_at
+
+    def __call__(self, file):
+        if len(self.seen) == self.fails_at:
+            raise KeyboardInterrupt
+        with np.load(file) as arrays:
+            self.seen.append(arrays["arr_0"])
+        return {"fd": float(len(self.seen)), "recall": 0.5}
+
+
+def run(pipeline, judge, folder, presets=GRID, **options):
+    options = {"settings": SETTINGS, "per_class": 1, "batch_size": 5, **options}
+    return sweep(pipeline, judge, presets, folder, **options)
+
+
+def test_the_grid_is_every_combination_once():
+    assert GRID == [
+        Preset(0.0, 0, 0.9), Preset(0.0, 5, 0.9), Preset(2.0, 0, 0.9), Preset(2.0, 5, 0.9),
+    ]  # fmt: skip
+    assert preset_grid([1.0, 1.0], [0], [0.0]) == [Preset(1.0, 0, 0.0)]
+    with pytest.raises(ValueError, match="top_k needs at least one value"):
+        preset_grid([1.0], [], [0.0])
+    with pytest.raises(ValueError, match=r"top_p must be between .* got 2"):
+        preset_grid([1.0], [0], [2])
+
+
+def test_the_best_is_low_or_high_as_the_metric_says():
+    def cells(name, *values):
+        return [Cell(Preset(float(i), 0, 0.0), {name: value}) for i, value in enumerate(values)]
+
+    assert best_cell(cells("fd", 3.0, 1.0, math.nan, 1.0), "fd").preset.guidance_scale == 1
+    assert best_cell(cells("near_copies", 0.3, 0.1), "near_copies").preset.guidance_scale == 1
+    assert best_cell(cells("recall", 0.3, math.nan, 0.6, 0.6), "recall").preset.guidance_scale == 2
+    with pytest.raises(ValueError, match="fd is not finite for any of the 2 presets"):
+        best_cell(cells("fd", math.nan, math.inf), "fd")
+
+
+def test_images_are_those_of_the_pipeline_with_that_preset(tmp_path):
+    pipeline = MVARPipeline.from_pretrained("mvar-digits")
+    judge, seen, told = Judge(), [], []
+    cells = run(
+        pipeline, judge, tmp_path / "out", seed=7, on_cell=seen.append, report=lambda *done: told.append(done)
+    )
+    assert [cell.preset for cell in cells] == GRID
+    assert [cell.figures for cell in cells] == [{"fd": i + 1.0, "recall": 0.5} for i in range(4)]
+    assert seen == cells
+    for preset, images in zip(GRID, judge.seen):
+        expected = pipeline(list(range(10)), seed=7, output_type="np", **preset.to_dict())
+        assert np.array_equal(images, expected), preset
+    assert told[-1] == (8, 8) and told == sorted(told)
+    # A small file per preset remains, and no images.
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(names) == 5 and all(name.endswith(".json") for name in names)
+
+
+def test_a_stopped_sweep_continues_and_a_larger_one_draws_what_is_new(pipeline, tmp_path):
+    first = Judge(fails_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipeline, first, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("guidance*.json")}
+    assert len(kept) == 2
+    second = Judge()
+    cells = run(pipeline, second, tmp_path)
+    assert len(second.seen) == 2
+    assert [cell.figures["fd"] for cell in cells] == [1, 2, 1, 2]
+    assert all((tmp_path / name).read_bytes() == content for name, content in kept.items())
+    third = Judge()
+    larger = preset_grid([0.0, 1.0, 2.0], [0, 5], [0.9])
+    assert len(run(pipeline, third, tmp_path, larger)) == 6
+    assert len(third.seen) == 2
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"per_class": 2}, {"settings": {**SETTINGS, "metric": "kid"}}]
+)
+def test_another_sweep_in_the_folder_is_refused(pipeline, tmp_path, change):
+    run(pipeline, Judge(), tmp_path, GRID[:1])
+    name = next(iter(change)) if "settings" not in change else "metric"
+    with pytest.raises(ValueError, match=rf"holds a sweep made with other settings \({name} differ\)"):
+        run(pipeline, Judge(), tmp_path, GRID[:1], **change)
+
+
+def test_processes_share_the_presets(pipeline, tmp_path):
+    first, second = Judge(), Judge()
+    assert len(run(pipeline, first, tmp_path, GRID[:3], rank=0, world_size=2)) == 2
+    cells = run(pipeline, second, tmp_path, GRID[:3], rank=1, world_size=2)
+    assert [cell.preset for cell in cells] == GRID[:3]
+    assert (len(first.seen), len(second.seen)) == (2, 1)
+
+
+def test_no_presets_are_refused(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        run(pipeline, Judge(), tmp_path, [])
+
+
+def test_the_summary_names_the_best(pipeline, tmp_path):
+    cells = run(pipeline, Judge(), tmp_path, GRID[:2])
+    assert write_summary(tmp_path, cells, "fd") == cells[0]
+    assert read_preset(tmp_path / "preset.json") == GRID[0]
+    summary = json.loads((tmp_path / "sweep.json").read_text())
+    assert summary["best"] == {"guidance_scale": 0.0, "top_k": 0, "top_p": 0.9, "figures": cells[0].figures}
+    assert [cell["figures"]["fd"] for cell in summary["cells"]] == [1, 2]
+    assert (summary["metric"], summary["better"]) == ("fd", "lower")
+    assert summary["settings"]["model"] == "mvar-digits"
+    assert summary["versions"]["torch"]
