@@ -2,10 +2,10 @@
 
     python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--variants] [--json]
 
-Without `--variants` that is the usual variant of each kernel: whole windows, key and value of one stride, no
-gradient through lse. With it, every other one too, one difference at a time (`VARIANTS`), and the kernel that
-computes norms. The kernel of `sample_codes` follows for each of `VOCABULARIES`, unless a head dimension is
-given. The exit code is 1 if a kernel spills registers or needs too much shared memory.
+Without `--variants` that is the usual variant of each kernel: key and value of one stride, no gradient
+through lse. With it, every other one too, one difference at a time (`VARIANTS`), and the kernel that computes
+norms. The kernel of `sample_codes` follows for each of `VOCABULARIES`, unless a head dimension is given. The
+exit code is 1 if a kernel spills registers or needs too much shared memory.
 
 This needs triton 3.3 or newer, but no GPU, and cannot share a process with TRITON_INTERPRET=1. Registers,
 spills and instruction counts of NVIDIA targets come from `cuobjdump`, which triton ships; those of AMD
@@ -30,7 +30,7 @@ from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
 _ELEMENTS = {2: "bf16", 4: "fp32"}
-_FEATURES = 32
+_FEATURES = 16
 _FLOATS = ("scale", "guidance", "grown", "top_p")
 # Vocabularies of `sample_codes`: that of the released models, one that needs a mask, the largest whose rows
 # stay in registers, and the largest of all.
@@ -45,7 +45,6 @@ _SHORTEST_MAIN_LOOP = 40
 # type.
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
-    "split": {"SPLIT": True},
     "lse": {"HAS_DLSE": True},
     "strides": {"SAME_KV_STRIDE": False},
     "wide": {"WIDE": True},
@@ -68,8 +67,8 @@ def variant(name: str, cosine: bool) -> tuple[Any, dict[str, Any]]:
     from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 
     return {
-        "forward": (forward_kernel, {"SPLIT": False, "COSINE": cosine, "SAME_KV_STRIDE": True}),
-        "dq": (backward_dq, {"SPLIT": False, "COSINE": cosine, "HAS_DLSE": False, "SAME_KV_STRIDE": True}),
+        "forward": (forward_kernel, {"COSINE": cosine, "SAME_KV_STRIDE": True}),
+        "dq": (backward_dq, {"COSINE": cosine, "HAS_DLSE": False, "SAME_KV_STRIDE": True}),
         "dkdv": (backward_dkdv, {"COSINE": cosine}),
     }[name]
 

@@ -23,10 +23,8 @@ def expanded(neighborhood, by, height=8, width=8, chunk=64):
         fixed = t.fixed[tile].long()
         owned[fixed] += 1
         chunks = range(int(t.start[tile]), int(t.start[tile + 1]))
-        if not t.split:
-            assert len({int(t.fixed_mask[c]) for c in chunks}) <= 1, "the kernel reads one fixed mask a tile"
         for c in chunks:
-            score = t.fixed_masks[t.fixed_mask[c]] @ t.looped_masks[t.looped_mask[c]].T
+            score = t.fixed_masks[t.fixed_mask[tile]] @ t.looped_masks[t.looped_mask[c]].T
             assert ((score == 0) | (score <= -(2.0**100))).all()
             mask.index_put_(
                 (fixed[:, None].expand(-1, chunk), t.looped[c].long()[None].expand(len(fixed), -1)),
@@ -76,16 +74,37 @@ def test_other_tile_shapes(shape, seed):
 
 
 @pytest.mark.parametrize("grid, window", [((40, 40), (31, 31)), ((70, 70), (63, 64)), ((33, 20), (9, 15))])
-def test_windows_too_large_for_the_features_are_split(grid, window):
+def test_large_windows_need_no_more_features(grid, window):
     neighborhood = Neighborhood.of_grids(grid, grid, window)
     check(neighborhood)
-    assert expanded(neighborhood, "query")[1].split
+    assert {expanded(neighborhood, by)[1].num_features for by in ("query", "key")} == {16}
 
 
 def test_counts_of_the_256_px_pyramid():
     """Small scales share tiles; a change that loses this would show here."""
     _, t = expanded(PYRAMID_256.neighborhood(), "query")
-    assert (t.num_tiles, t.num_chunks, t.split) == (13, 22, False)
+    assert (t.num_tiles, t.num_chunks, t.num_features) == (13, 22, 16)
+
+
+@pytest.mark.parametrize("height, width, features", [(16, 8, 32), (4, 28, 32), (8, 8, 16)])
+def test_larger_tiles_have_more_features(height, width, features):
+    neighborhood = Neighborhood.of_grids((20, 40), (20, 40), (7, 7))
+    check(neighborhood, height=height, width=width)
+    assert expanded(neighborhood, "query", height, width)[1].num_features == features
+
+
+def test_a_tile_with_more_rows_and_columns_than_features_is_refused():
+    with pytest.raises(ValueError, match="at most 32 together, got 16 x 32"):
+        expanded(Neighborhood.of_grids((4, 4), (4, 4), (3, 3)), "query", 16, 32)
+
+
+def test_parts_that_share_a_tile_fit_its_features():
+    """Windowed grids of 2 x 2 to 4 x 4 have 4, 6 and 8 features; the third begins another tile."""
+    neighborhood = Pyramid((2, 3, 4), [(1, 2), (1, 2), (1, 2)]).neighborhood()
+    check(neighborhood)
+    for by in ("query", "key"):
+        _, t = expanded(neighborhood, by)
+        assert (t.num_tiles, t.num_features) == (2, 16)
 
 
 def test_equal_masks_are_stored_once():

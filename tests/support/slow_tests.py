@@ -26,7 +26,7 @@ SLOW = (
     "kernels/test_aot.py",
     "kernels/test_natten.py",
     "kernels/test_ops.py::test_everything_but_triton_works_without_triton",
-    "kernels/test_schedule.py::test_windows_too_large_for_the_features_are_split",
+    "kernels/test_schedule.py::test_large_windows_need_no_more_features",
     "networks/test_recompute.py",
     "pipeline/test_base.py::test_a_saved_pipeline_draws_the_same_in_a_fresh_process",
     "sampling/test_same_digits.py",

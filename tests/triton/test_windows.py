@@ -28,12 +28,12 @@ def test_windows_exactly(part, seed):
 
 
 @pytest.mark.parametrize("grid, window", [((24, 24), (7, 7)), ((16, 18), (15, 9)), ((40, 9), (31, 3))])
-def test_windows_exactly_where_tiles_are_interior_or_split(grid, window):
+def test_windows_exactly_where_tiles_are_interior_or_windows_large(grid, window):
     assert_windows_in_slices(Neighborhood.of_grids(grid, grid, window), "triton", DEVICE, f"{grid} {window}")
 
 
 @pytest.mark.parametrize("grid, window", [((40, 40), (31, 31)), ((20, 40), (13, 25))])
-def test_split_windows(grid, window):
+def test_large_windows(grid, window):
     compare(Neighborhood.of_grids(grid, grid, window), batch=1, heads=1, dim=8, use_lse=False)
 
 

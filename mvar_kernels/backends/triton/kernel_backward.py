@@ -30,7 +30,7 @@ def backward_dq(
     stride_vb, stride_vl, stride_vh, stride_vd,
     stride_gb, stride_gl, stride_gh, stride_gd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr,
+    COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     """Write DQ, DELTA and, with cosine attention, DFACTOR of one tile of queries.
@@ -73,8 +73,7 @@ def backward_dq(
         flip = 0
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
-    if not SPLIT:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
+    b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
     b_dq = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
@@ -84,8 +83,6 @@ def backward_dq(
         b_v = load_rows(
             p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False
         )
-        if SPLIT:
-            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
         # [BM, BN]
         b_s = scores(b_q, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
@@ -150,7 +147,7 @@ def backward_dkdv(
     b_dk = tl.zeros([BM, BD], dtype=tl.float32)
     b_dv = tl.zeros([BM, BD], dtype=tl.float32)
     if i_first < i_last:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
+        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
         for i_chunk in range(i_first, i_last):
             b_queries = tl.load(LOOPED + i_chunk * BN + o_n)
             # [BN, BD]

@@ -30,7 +30,7 @@ def forward_kernel(
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
-    SPLIT: tl.constexpr, COSINE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    COSINE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
     """Write O (B, LQ, H, D) and LSE (B, H, LQ) of one tile of queries, for one batch element and head."""
@@ -61,8 +61,7 @@ def forward_kernel(
         least = least_score(scale, COSINE)
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
-    if not SPLIT:
-        b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_first) + flip, BM, E)
+    b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
     # Above every hidden score and below every visible one, so that a row whose first chunk is hidden adds
     # exact zeros.
     b_max = tl.full([BM], least, dtype=tl.float32)
@@ -72,8 +71,6 @@ def forward_kernel(
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
         # [BN, BD]
         b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
-        if SPLIT:
-            b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_chunk) + flip, BM, E)
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
         # [BM, BN]
         b_s = scores(b_q, b_k, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)

@@ -134,7 +134,7 @@ def forward(
             *by_query.pointers,
             by_query.num_tiles, heads, length, key.shape[1], scale,
             *query.stride(), *key.stride(), *value.stride(),
-            SPLIT=by_query.split, COSINE=logit_scale is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
+            COSINE=logit_scale is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
             **_constants(query, (query, key, value)), **_options(config, by_query),
         )  # fmt: skip
     return out, lse
@@ -177,7 +177,7 @@ def backward(
             query, key, value, out.contiguous(), grad_out, dq, lse, dlse, delta, *inverses, per_query,
             *by_query.pointers,
             by_query.num_tiles, *shapes, *strides,
-            SPLIT=by_query.split, HAS_DLSE=grad_lse is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
+            HAS_DLSE=grad_lse is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
             **constants, **_options(row.dq, by_query),
         )  # fmt: skip
         by_key = _tables(neighborhood, "key", row.dkdv, query)

@@ -5,13 +5,11 @@ Forward and dq fix queries and loop over keys; dk, dv fix keys and loop over que
 accumulated across programs. Tokens come with mask features (`tile_parts.py`), whose products the tensor cores
 add to the scores.
 
-Padding: chunks repeat one of their own tokens, so that no foreign memory is read, and one more feature hides
-it.
+Padding: chunks repeat one of their own tokens, so that no foreign memory is read, hidden from all features.
 
 The reason: testing windows inside the kernel took three times as many instructions as this, most of them not
 on tensor cores (docs/measurements.md). Parts that fit one tile together (the small scales of a pyramid) share
-it. Where a window is too large for the features, the tile is split: every chunk is a smaller rectangle with
-query features of its own.
+it.
 """
 
 from __future__ import annotations
@@ -26,16 +24,15 @@ import torch
 
 from mvar_kernels.backends.triton.tile_parts import (
     NEGATIVE,
-    TilePart,
     TileTokens,
     tiles_of_keys,
     tiles_of_queries,
 )
 from mvar_kernels.pyramid import Neighborhood
 
+# The tensor cores multiply 16 features at a time. Tiles of more than 8 x 8 need more than 16.
+FEATURES = 16
 MAX_FEATURES = 32
-_FEW_FEATURES = 16
-_SPLIT_COLS = 16
 
 
 class Tables(NamedTuple):
@@ -45,11 +42,10 @@ class Tables(NamedTuple):
         fixed: (T, BM) tokens; the sequence's length where there is none.
         start: (T + 1) first chunk of each tile.
         looped: (C, BN) tokens.
-        fixed_mask: (C) which of `fixed_masks` belongs to a chunk.
+        fixed_mask: (T) which of `fixed_masks` belongs to a tile.
         looped_mask: (C) which of `looped_masks` belongs to a chunk.
         fixed_masks: (n, BM, E), each followed by its negative, for negative factors of cosine attention.
         looped_masks: (m, BN, E).
-        split: whether chunks of one tile differ in their fixed mask.
     """
 
     fixed: torch.Tensor
@@ -59,12 +55,11 @@ class Tables(NamedTuple):
     looped_mask: torch.Tensor
     fixed_masks: torch.Tensor
     looped_masks: torch.Tensor
-    split: bool
 
     @property
     def pointers(self) -> tuple[torch.Tensor, ...]:
         """The tensors, in the order of the kernels' arguments."""
-        return self[:7]
+        return tuple(self)
 
     @property
     def num_tiles(self) -> int:
@@ -101,7 +96,14 @@ def tables(
         chunk: looped tokens per chunk.
         dtype: type of the masks.
         device: where the tables go.
+
+    Raises:
+        ValueError: tiles of this size have more rows and columns than there are features.
     """
+    if height + width > MAX_FEATURES:
+        raise ValueError(
+            f"height and width of a tile are at most {MAX_FEATURES} together, got {height} x {width}"
+        )
     cut = tiles_of_queries if by == "query" else tiles_of_keys
     length = neighborhood.num_queries if by == "query" else neighborhood.num_keys
     builder = _Builder(by, height * width, chunk, length)
@@ -115,13 +117,12 @@ def _pack(tiles: list[TileTokens], by: str, size: int, chunk: int) -> list[list[
     groups: list[list[TileTokens]] = []
     room = (0, 0, 0)
     for tile in tiles:
-        need = len(tile.fixed), tile.num_looped(by), tile.num_features
+        need = len(tile.fixed), tile.num_looped(by), tile.num_features(by)
         if groups and all(have >= want for have, want in zip(room, need)):
             groups[-1].append(tile)
         else:
             groups.append([tile])
-            # One feature is left for padding.
-            room = (size, chunk, MAX_FEATURES - 1)
+            room = (size, chunk, FEATURES)
         room = (room[0] - need[0], room[1] - need[1], room[2] - need[2])
     return groups
 
@@ -142,11 +143,18 @@ def _to_device(device: torch.device, tensors: Iterable[torch.Tensor]) -> list[to
 
 
 class _Chunk(NamedTuple):
-    """Looped tokens (BN) and the numbers of the two masks between them and the tile's fixed tokens."""
+    """Looped tokens (BN) and the number of their mask."""
 
     tokens: np.ndarray
-    fixed_mask: int
     looped_mask: int
+
+
+class _Tile(NamedTuple):
+    """Fixed tokens (BM), the number of their mask, and the chunks."""
+
+    fixed: np.ndarray
+    fixed_mask: int
+    chunks: list[_Chunk]
 
 
 class _Builder:
@@ -164,125 +172,81 @@ class _Builder:
         self.size = size
         self.chunk = chunk
         self.length = length
-        self.split = False
-        self._tiles: list[tuple[np.ndarray, list[_Chunk]]] = []
+        self._tiles: list[_Tile] = []
         self._fixed_masks: dict[bytes, int] = {}
         self._looped_masks: dict[bytes, int] = {}
 
     def add(self, group: list[TileTokens]) -> None:
         """Add one tile that all of the group share."""
         fixed = np.concatenate([tokens.fixed for tokens in group])
-        parts = [part for tokens in group for part in tokens.parts]
-        needed = sum(tokens.num_features for tokens in group) + (self.by == "query")
-        if self.by == "query" and needed > MAX_FEATURES:
-            chunks = [
-                self._chunk(fixed, *self._factors([TileTokens(fixed, (part,))]))
-                for part in self._split(parts[0])
-            ]
-            self.split = True
-        else:
-            fixed_mask, looped_mask, tokens = self._factors(group)
-            pieces = [slice(i, i + self.chunk) for i in range(0, len(tokens), self.chunk)]
-            chunks = [self._chunk(fixed, fixed_mask, looped_mask[i], tokens[i]) for i in pieces]
-        padded = np.pad(fixed, (0, self.size - len(fixed)), constant_values=self.length)
-        self._tiles.append((padded, chunks))
-
-    def _split(self, part: TilePart) -> list[TilePart]:
-        """Cut the keys into rectangles whose rows and columns fit the features and whose keys fit a chunk."""
-        block, tile = part
-        cols = min(_SPLIT_COLS, len(tile.key_cols), self.chunk)
-        rows = max(1, min(self.chunk // cols, MAX_FEATURES - 1 - cols))
-        return [
-            TilePart(block, tile._replace(key_rows=key_rows, key_cols=key_cols))
-            for key_rows in _cuts(tile.key_rows, rows)
-            for key_cols in _cuts(tile.key_cols, cols)
-        ]
+        fixed_mask, looped_mask, looped = self._factors(group)
+        missing = self.size - len(fixed)
+        pieces = [slice(i, i + self.chunk) for i in range(0, len(looped), self.chunk)]
+        self._tiles.append(
+            _Tile(
+                np.pad(fixed, (0, missing), constant_values=self.length),
+                _number_of(np.pad(fixed_mask, ((0, missing), (0, 0))), self._fixed_masks),
+                [self._chunk(looped_mask[piece], looped[piece]) for piece in pieces],
+            )
+        )
 
     def _factors(self, group: list[TileTokens]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the masks of the fixed and of the looped tokens, and the looped tokens.
 
-        Each of the group owns a range of features, and its queries are NEGATIVE at all others.
+        Each of the group owns a range of features, and its looped tokens are NEGATIVE at all others.
         """
-        total = sum(tokens.num_features for tokens in group)
-        fixed_mask, looped_mask = [], [np.zeros((0, total), dtype=np.float32)]
+        total = sum(tokens.num_features(self.by) for tokens in group)
+        fixed_masks = [np.zeros((0, total), dtype=np.float32)]
+        looped_masks = [np.zeros((0, total), dtype=np.float32)]
         looped = [np.zeros(0, dtype=np.int64)]
         first = 0
         for tokens in group:
-            own = slice(first, first + tokens.num_features)
-            first += tokens.num_features
-            foreign = np.full((1, total), NEGATIVE, dtype=np.float32)
-            foreign[:, own] = 0
-            fixed_keys = np.zeros((len(tokens.fixed), total), dtype=np.float32)
+            own = slice(first, first + tokens.num_features(self.by))
+            first = own.stop
+            fixed_mask = np.zeros((len(tokens.fixed), total), dtype=np.float32)
             for part in tokens.parts:
-                queries = np.repeat(foreign, len(part.queries), axis=0)
-                keys = np.zeros((len(part.keys), total), dtype=np.float32)
-                queries[:, own] = part.query_features()
-                keys[:, own] = part.key_features()
-                if self.by == "query":
-                    fixed_mask.append(queries)
-                    looped_mask.append(keys)
-                    looped.append(part.keys)
-                else:
-                    # The same for every part, as keys have several parts only where all of them are dense.
-                    fixed_keys = keys
-                    looped_mask.append(queries)
-                    looped.append(part.queries)
-            if self.by == "key":
-                fixed_mask.append(fixed_keys)
-        return np.concatenate(fixed_mask), np.concatenate(looped_mask), np.concatenate(looped)
+                # The same for every part, as tokens have several parts only where all of them are dense.
+                fixed_mask[:, own] = part.fixed_features(self.by)
+                looped.append(part.keys if self.by == "query" else part.queries)
+                looped_mask = np.full((len(looped[-1]), total), NEGATIVE, dtype=np.float32)
+                looped_mask[:, own] = part.looped_features(self.by)
+                looped_masks.append(looped_mask)
+            fixed_masks.append(fixed_mask)
+        return np.concatenate(fixed_masks), np.concatenate(looped_masks), np.concatenate(looped)
 
-    def _chunk(
-        self, fixed: np.ndarray, fixed_mask: np.ndarray, looped_mask: np.ndarray, tokens: np.ndarray
-    ) -> _Chunk:
-        padding, features = self.chunk - len(tokens), fixed_mask.shape[1]
-        fixed_mask = np.pad(fixed_mask, ((0, self.size - len(fixed)), (0, 1)))
-        looped_mask = np.pad(looped_mask, ((0, padding), (0, 1)))
-        if self.by == "query":
-            fixed_mask[:, features] = NEGATIVE
-            looped_mask[len(tokens) :, features] = 1
-        else:
-            # Every key is 1 at some feature already, so padded queries need no feature of their own.
-            looped_mask[len(tokens) :, :features] = NEGATIVE
-            fixed_mask, looped_mask = fixed_mask[:, :features], looped_mask[:, :features]
-        return _Chunk(
-            np.pad(tokens, (0, padding), mode="edge"),
-            _number_of(fixed_mask, self._fixed_masks),
-            _number_of(looped_mask, self._looped_masks),
-        )
+    def _chunk(self, looped_mask: np.ndarray, tokens: np.ndarray) -> _Chunk:
+        # Every fixed token is 1 at some feature.
+        missing = self.chunk - len(tokens)
+        mask = np.pad(looped_mask, ((0, missing), (0, 0)), constant_values=NEGATIVE)
+        return _Chunk(np.pad(tokens, (0, missing), mode="edge"), _number_of(mask, self._looped_masks))
 
     def finish(self, dtype: torch.dtype, device: torch.device) -> Tables:
         """Return the tables of all tiles that were added."""
         # Long tiles first: the short ones fill the tail of the launch.
-        tiles = sorted(self._tiles, key=lambda tile: -len(tile[1]))
-        chunks = [chunk for _, own in tiles for chunk in own]
-        starts = np.concatenate([[0], np.cumsum([len(own) for _, own in tiles])])
+        tiles = sorted(self._tiles, key=lambda tile: -len(tile.chunks))
+        chunks = [chunk for tile in tiles for chunk in tile.chunks]
+        starts = np.concatenate([[0], np.cumsum([len(tile.chunks) for tile in tiles])])
         fixed_masks = _stacked(self._fixed_masks, self.size)
         looped_masks = _stacked(self._looped_masks, self.chunk)
-        # With half of the features the products of the masks cost half.
-        few = not (fixed_masks[:, :, _FEW_FEATURES:].any() or looped_masks[:, :, _FEW_FEATURES:].any())
-        used = slice(0, _FEW_FEATURES if few else MAX_FEATURES)
+        few = not (fixed_masks[:, :, FEATURES:].any() or looped_masks[:, :, FEATURES:].any())
+        used = slice(0, FEATURES if few else MAX_FEATURES)
         both_signs = np.stack([fixed_masks, -fixed_masks], axis=1).reshape(-1, self.size, MAX_FEATURES)
-        fixed, start, looped, fixed_mask, looped_mask, fixed_masks_on, looped_masks_on = _to_device(
-            device,
-            (
-                _ints([fixed for fixed, _ in tiles]),
-                _ints(starts),
-                # A launch without chunks reads none of these, but needs a pointer.
-                _ints([chunk.tokens for chunk in chunks] or np.zeros((1, self.chunk))),
-                # Each fixed mask is stored with its negative behind it.
-                _ints([2 * chunk.fixed_mask for chunk in chunks] or [0]),
-                _ints([chunk.looped_mask for chunk in chunks] or [0]),
-                torch.from_numpy(np.ascontiguousarray(both_signs[:, :, used])).to(dtype),
-                torch.from_numpy(np.ascontiguousarray(looped_masks[:, :, used])).to(dtype),
-            ),
-        )
         return Tables(
-            fixed, start, looped, fixed_mask, looped_mask, fixed_masks_on, looped_masks_on, self.split
+            *_to_device(
+                device,
+                (
+                    _ints([tile.fixed for tile in tiles]),
+                    _ints(starts),
+                    # A launch without chunks reads none of these, but needs a pointer.
+                    _ints([chunk.tokens for chunk in chunks] or np.zeros((1, self.chunk))),
+                    # Each fixed mask is stored with its negative behind it.
+                    _ints([2 * tile.fixed_mask for tile in tiles]),
+                    _ints([chunk.looped_mask for chunk in chunks] or [0]),
+                    torch.from_numpy(np.ascontiguousarray(both_signs[:, :, used])).to(dtype),
+                    torch.from_numpy(np.ascontiguousarray(looped_masks[:, :, used])).to(dtype),
+                ),
+            )
         )
-
-
-def _cuts(keys: range, step: int) -> list[range]:
-    return [keys[i : i + step] for i in range(0, len(keys), step)]
 
 
 def _ints(values: object) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """Which tokens each tile holds and loops over, and the mask features of each of them.
 
-Whether a query sees a key of its tile is the sign of a product of two short vectors, one of each: 0 where it
-does, hugely negative where it does not.
+Whether a fixed token and a looped one of its tile see each other is the sign of a product of two short
+vectors, one of each: 0 where they do, hugely negative where they do not.
 
-    windowed part   one feature per key row and one per key column of the part; a key is 1 at its row and its
-    column, and a
-                    query is NEGATIVE at the rows and columns outside its window
-    dense part      one feature, needed only where parts share a tile; a query is NEGATIVE at the features of
-    other parts
+    windowed part   one feature per row and one per column of the fixed tokens' rectangle; a fixed token is 1
+                    at its row and its column, and a looped token is NEGATIVE at those that do not see it
+    dense part      one feature, needed only where parts share a tile; a looped token is NEGATIVE at the
+                    features of other parts
+
+Features follow the fixed tokens because a tile bounds how many rows and columns those have, whatever the
+window: 16 for 8 x 8. Features of the looped tokens were 29 for 8 x 8 tiles and windows of 7.
 """
 
 from __future__ import annotations
@@ -50,29 +52,34 @@ class TilePart(NamedTuple):
         width, offset = self.block.key_grid[1], self.block.key_offset
         return _tokens(self.tile.key_rows, self.tile.key_cols, width, offset)
 
-    @property
-    def num_features(self) -> int:
-        return 1 if self.block.is_dense else len(self.tile.key_rows) + len(self.tile.key_cols)
+    def num_features(self, by: str) -> int:
+        """Count the features; `by` is "query" or "key" (what is fixed)."""
+        return 1 if self.block.is_dense else sum(map(len, self._fixed(by)))
 
-    def key_features(self) -> np.ndarray:
-        """Return (keys, features): 1 at the key's row and at its column."""
-        rows, cols = len(self.tile.key_rows), len(self.tile.key_cols)
+    def fixed_features(self, by: str) -> np.ndarray:
+        """Return (fixed tokens, features): 1 at the token's row and at its column."""
+        rows, cols = map(len, self._fixed(by))
         if self.block.is_dense:
             return np.ones((rows * cols, 1), dtype=np.float32)
-        key = np.arange(rows * cols)
+        token = np.arange(rows * cols)
         features = np.zeros((rows * cols, rows + cols), dtype=np.float32)
-        features[key, key // cols] = 1
-        features[key, rows + key % cols] = 1
+        features[token, token // cols] = 1
+        features[token, rows + token % cols] = 1
         return features
 
-    def query_features(self) -> np.ndarray:
-        """Return (queries, features): NEGATIVE at the rows and columns that the query does not see."""
-        height, width = len(self.tile.query_rows), len(self.tile.query_cols)
+    def looped_features(self, by: str) -> np.ndarray:
+        """Return (looped tokens, features): NEGATIVE at the rows and columns that do not see the token."""
         if self.block.is_dense:
-            return np.zeros((height * width, 1), dtype=np.float32)
+            return np.zeros((len(self.keys if by == "query" else self.queries), 1), dtype=np.float32)
         rows = self._outside(0, self.tile.query_rows, self.tile.key_rows)
         cols = self._outside(1, self.tile.query_cols, self.tile.key_cols)
-        return np.concatenate([np.repeat(rows, width, axis=0), np.tile(cols, (height, 1))], axis=1)
+        if by == "query":
+            rows, cols = rows.T, cols.T
+        return np.concatenate([np.repeat(rows, len(cols), axis=0), np.tile(cols, (len(rows), 1))], axis=1)
+
+    def _fixed(self, by: str) -> tuple[range, range]:
+        tile = self.tile
+        return (tile.query_rows, tile.query_cols) if by == "query" else (tile.key_rows, tile.key_cols)
 
     def _outside(self, axis: int, queries: range, keys: range) -> np.ndarray:
         """Return (queries, keys) along one axis: NEGATIVE outside of the window."""
@@ -98,9 +105,8 @@ class TileTokens(NamedTuple):
     fixed: np.ndarray
     parts: tuple[TilePart, ...]
 
-    @property
-    def num_features(self) -> int:
-        return max((part.num_features for part in self.parts), default=1)
+    def num_features(self, by: str) -> int:
+        return max((part.num_features(by) for part in self.parts), default=1)
 
     def num_looped(self, by: str) -> int:
         """Count the tokens that the tile loops over; `by` is "query" or "key" (what is fixed)."""
