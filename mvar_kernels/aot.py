@@ -83,7 +83,8 @@ def _signature(
     pointers = {
         **dict.fromkeys(("Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "X"), f"*{element}"),
         **dict.fromkeys(("LOGITS", "UNCONDITIONAL"), f"*{element}"),
-        **dict.fromkeys(("OUT", "LSE", "DLSE", "DELTA", "RQ", "RK", "FACTOR", "DFACTOR", "UNIFORM"), "*fp32"),
+        **dict.fromkeys(("OUT", "LSE", "LSE2", "DLSE", "DELTA"), "*fp32"),
+        **dict.fromkeys(("RQ", "RK", "FACTOR", "DFACTOR", "UNIFORM"), "*fp32"),
         "CODES": "*i64",
         **dict.fromkeys(("FIXED", "START", "LOOPED", "FIXED_MASK", "LOOPED_MASK"), "*i32"),
         **dict.fromkeys(("FIXED_MASKS", "LOOPED_MASKS"), "*bf16"),

@@ -33,22 +33,9 @@ CLASSES = (
 )  # fmt: skip
 # The tensors that a kernel moves; everything else is tables, which all heads share.
 TENSORS = (
-    "Q",
-    "K",
-    "V",
-    "O",
-    "DO",
-    "DQ",
-    "DK",
-    "DV",
-    "LSE",
-    "DLSE",
-    "DELTA",
-    "RQ",
-    "RK",
-    "FACTOR",
+    "Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "LSE", "LSE2", "DLSE", "DELTA", "RQ", "RK", "FACTOR",
     "DFACTOR",
-)
+)  # fmt: skip
 # At 256 px: sectors over the bytes that threads want, sectors over touching each byte once, and wavefronts
 # over those without bank conflicts.
 MOST_SECTORS, MOST_TOUCHED, MOST_WAVEFRONTS = 1.1, {"forward": 1.6, "backward": 2.1}, 1.15

@@ -42,8 +42,8 @@ def test_a_tile_of_one_grid(tmp_path, monkeypatch):
             assert record["tensor_sectors"][name] == tensor // 32
         assert sum(record[name] for name in emulated.CLASSES) == record["instructions"]
         assert record["wavefronts"] >= record["conflict_free"] > 0
-    # Two products of 64 x 64 x 64, and that of the mask's 32 features.
-    assert found["forward"]["tensor_flops"] == 2 * 64 * 64 * (2 * 64 + 32)
+    # Two products of 64 x 64 x 64, and that of the mask's 16 features.
+    assert found["forward"]["tensor_flops"] == 2 * 64 * 64 * (2 * 64 + 16)
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """Backward: one kernel for dq, which keeps queries like forward, and one for dk and dv, which keeps keys.
 
 Every program owns what it writes: no atomics, nothing summed across programs, the same bits on every run. dq
-runs first and leaves delta = rowsum(dO O) - dLSE for dk and dv.
+runs first and leaves delta = rowsum(dO O) - dLSE for dk and dv, and lse in base 2, which every chunk of those
+would multiply again.
 """
 
 import triton
@@ -9,6 +10,7 @@ import triton.language as tl
 
 from mvar_kernels.backends.triton.primitives import (
     LOG2E,
+    chunks_of_queries,
     dot,
     factor_parts,
     load_mask,
@@ -22,7 +24,7 @@ from mvar_kernels.backends.triton.primitives import (
 
 @triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
 def backward_dq(
-    Q, K, V, O, DO, DQ, LSE, DLSE, DELTA, RQ, RK, FACTOR, DFACTOR,
+    Q, K, V, O, DO, DQ, LSE, DLSE, DELTA, LSE2, RQ, RK, FACTOR, DFACTOR,
     FIXED, START, LOOPED, FIXED_MASK, LOOPED_MASK, FIXED_MASKS, LOOPED_MASKS,
     T, H, LQ, LK, scale,
     stride_qb, stride_ql, stride_qh, stride_qd,
@@ -33,7 +35,7 @@ def backward_dq(
     COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
-    """Write DQ, DELTA and, with cosine attention, DFACTOR of one tile of queries.
+    """Write DQ, DELTA, LSE2 and, with cosine attention, DFACTOR of one tile of queries.
 
     DFACTOR (B, H, LQ) is each query's part of the gradient of logit_scale, before the sum and the factor
     `scale`.
@@ -63,6 +65,7 @@ def backward_dq(
         b_delta = b_delta - tl.load(DLSE + o_row + b_tokens, mask=m_tokens, other=0.0)
     tl.store(DELTA + o_row + b_tokens, b_delta, mask=m_tokens)
     b_lse = tl.load(LSE + o_row + b_tokens, mask=m_tokens, other=0.0) * LOG2E
+    tl.store(LSE2 + o_row + b_tokens, b_lse, mask=m_tokens)
     if COSINE:
         factor, sign, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_inverse = tl.load(RQ + o_row + b_tokens, mask=m_tokens, other=1.0)
@@ -72,7 +75,7 @@ def backward_dq(
         b_factor = tl.full([BM], scale * LOG2E, dtype=tl.float32)
         flip = 0
 
-    i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
+    i_first, i_last = chunks_of_queries(START, i_tile, CAST)
     b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
     b_dq = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
@@ -106,7 +109,7 @@ def backward_dq(
 
 @triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
 def backward_dkdv(
-    Q, K, V, DO, DK, DV, LSE, DELTA, RQ, RK, FACTOR,
+    Q, K, V, DO, DK, DV, LSE2, DELTA, RQ, RK, FACTOR,
     FIXED, START, LOOPED, FIXED_MASK, LOOPED_MASK, FIXED_MASKS, LOOPED_MASKS,
     T, H, LQ, LK, scale,
     stride_qb, stride_ql, stride_qh, stride_qd,
@@ -127,7 +130,7 @@ def backward_dkdv(
     p_q, p_g = Q + i_b * stride_qb + i_h * stride_qh, DO + i_b * stride_gb + i_h * stride_gh
     p_k, p_v = K + i_b * stride_kb + i_h * stride_kh, V + i_b * stride_vb + i_h * stride_vh
     o_out = i_b * LK * H * D + i_h * D
-    p_lse, p_delta = LSE + i_bh.to(tl.int64) * LQ, DELTA + i_bh.to(tl.int64) * LQ
+    p_lse, p_delta = LSE2 + i_bh.to(tl.int64) * LQ, DELTA + i_bh.to(tl.int64) * LQ
 
     b_tokens = tl.load(FIXED + i_tile * BM + o_m)
     m_tokens = b_tokens < LK
@@ -159,7 +162,7 @@ def backward_dkdv(
             if COSINE:
                 b_rq = tl.load(p_rq + b_queries)
                 b_s = b_s * b_rq[None, :]
-            b_p = tl.exp2(b_s * b_factor[:, None] - (tl.load(p_lse + b_queries) * LOG2E)[None, :])
+            b_p = tl.exp2(b_s * b_factor[:, None] - tl.load(p_lse + b_queries)[None, :])
             b_dv = dot(b_p.to(b_do.dtype), b_do, b_dv, PRECISION, CAST)
             b_dp = dot(b_v, tl.trans(b_do), tl.zeros([BM, BN], dtype=tl.float32), PRECISION, CAST)
             b_ds = b_p * (b_dp - tl.load(p_delta + b_queries)[None, :])

@@ -163,7 +163,7 @@ def backward(
     dq, dk, dv = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
-    delta = torch.empty_like(lse)
+    delta, lse_base_2 = torch.empty_like(lse), torch.empty_like(lse)
     # `lse` is a placeholder for what the kernel does not touch.
     per_query = torch.empty_like(lse) if cosine else lse
     dlse = lse if grad_lse is None else grad_lse.contiguous()
@@ -174,7 +174,8 @@ def backward(
         inverses = _inverses(query, key, logit_scale, scale)
         by_query = _tables(neighborhood, "query", row.dq, query)
         backward_dq[(by_query.num_tiles * batch * heads,)](
-            query, key, value, out.contiguous(), grad_out, dq, lse, dlse, delta, *inverses, per_query,
+            query, key, value, out.contiguous(), grad_out, dq, lse, dlse, delta, lse_base_2, *inverses,
+            per_query,
             *by_query.pointers,
             by_query.num_tiles, *shapes, *strides,
             HAS_DLSE=grad_lse is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
@@ -182,7 +183,7 @@ def backward(
         )  # fmt: skip
         by_key = _tables(neighborhood, "key", row.dkdv, query)
         backward_dkdv[(by_key.num_tiles * batch * heads,)](
-            query, key, value, grad_out, dk, dv, lse, delta, *inverses,
+            query, key, value, grad_out, dk, dv, lse_base_2, delta, *inverses,
             *by_key.pointers,
             by_key.num_tiles, *shapes, *strides,
             **constants, **_options(row.dkdv, by_key),

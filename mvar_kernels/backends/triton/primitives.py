@@ -21,6 +21,9 @@ HALF_TF32_BIT = tl.constexpr(2.0**-11)
 # 1e-12.
 LEAST_DOT = tl.constexpr(-(2.0**60))
 
+# Older versions of triton lack it; all it does is to shorten the code.
+HAS_ASSUME = tl.constexpr(hasattr(tl, "assume"))
+
 
 @triton.jit
 def load_rows(
@@ -62,6 +65,16 @@ def store_rows(
     p_rows = p_base + b_rows[:, None] * stride_l + o_d[None, :]
     m_all = m_rows[:, None] if D == BD else m_rows[:, None] & (o_d < D)[None, :]
     tl.store(p_rows, b_values.to(p_base.dtype.element_ty), mask=m_all)
+
+
+@triton.jit
+def chunks_of_queries(p_start, i_tile, CAST: tl.constexpr):
+    """Return the first chunk of a tile of queries and the one after its last; every query sees a key."""
+    i_first, i_last = tl.load(p_start + i_tile), tl.load(p_start + i_tile + 1)
+    # A loop that runs at least once needs its initial values once (32 instructions less).
+    if HAS_ASSUME and not CAST:
+        tl.assume(i_first < i_last)
+    return i_first, i_last
 
 
 @triton.jit
