@@ -61,13 +61,14 @@ def forward_kernel(
         flip = 0
         least = least_score(scale, COSINE)
 
-    i_first, i_last = chunks_of_queries(START, i_tile, CAST)
+    i_first, i_last = chunks_of_queries(START, i_tile, not CAST)
     b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
     # Above every hidden score and below every visible one, so that a row whose first chunk is hidden adds
     # exact zeros.
     b_max = tl.full([BM], least, dtype=tl.float32)
-    # Eight partial sums per row: adding up across threads waits until after the loop.
-    b_sum = tl.zeros([BM, 8], dtype=tl.float32)
+    # With partial sums per row, adding up across threads waits until after the loop. D > 64 lacks registers.
+    PARTS: tl.constexpr = 8 if BD <= 64 else 1
+    b_sum = tl.zeros([BM, PARTS], dtype=tl.float32)
     b_acc = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
@@ -81,7 +82,7 @@ def forward_kernel(
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1) * b_factor)
         b_p = tl.exp2(b_s * b_factor[:, None] - b_new_max[:, None])
         b_decay = tl.exp2(b_max - b_new_max)
-        b_sum = b_sum * b_decay[:, None] + tl.sum(tl.reshape(b_p, [BM, BN // 8, 8]), 1)
+        b_sum = b_sum * b_decay[:, None] + tl.sum(tl.reshape(b_p, [BM, BN // PARTS, PARTS]), 1)
         # With one stride the compiler computes the offsets of key and value once.
         b_v = load_rows(
             p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False

@@ -68,11 +68,11 @@ def store_rows(
 
 
 @triton.jit
-def chunks_of_queries(p_start, i_tile, CAST: tl.constexpr):
+def chunks_of_queries(p_start, i_tile, ASSUME: tl.constexpr):
     """Return the first chunk of a tile of queries and the one after its last; every query sees a key."""
     i_first, i_last = tl.load(p_start + i_tile), tl.load(p_start + i_tile + 1)
     # A loop that runs at least once needs its initial values once (32 instructions less).
-    if HAS_ASSUME and not CAST:
+    if HAS_ASSUME and ASSUME:
         tl.assume(i_first < i_last)
     return i_first, i_last
 
