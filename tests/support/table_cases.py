@@ -37,8 +37,8 @@ class Variant(NamedTuple):
     """What selects other machine code for the same row, or another path through it.
 
     Attributes:
-        split: the window is too large for the mask features (SPLIT). Factors of cosine attention are negative
-            here.
+        split: the window has more rows and columns than the mask has features. Factors of cosine attention
+            are negative here.
         wide: 64-bit offsets (WIDE), forced; tests/triton/test_memory.py has tensors that need them.
         use_lse: a gradient reaches lse (HAS_DLSE).
         packed: key and value have one stride (SAME_KV_STRIDE); otherwise every operand lies alone in NaN.
