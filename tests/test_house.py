@@ -191,6 +191,7 @@ TESTED_IN = {
     "mvar_kernels.backends.common.codes": "kernels/test_sampling.py",
     "mvar_kernels.backends.reference": "kernels/test_attention.py",
     "mvar_kernels.backends.sdpa": "kernels/test_attention.py",
+    "mvar_kernels.backends.tiled.attend": "kernels/test_tiled.py",
     "mvar_kernels.backends.tiled.layout": "kernels/test_tiled.py",
     "mvar_kernels.backends.tiled.workspace": "kernels/test_tiled.py",
     "mvar_kernels.backends.triton.kernel_backward": "triton/test_against_float64.py",

@@ -1,14 +1,119 @@
 """The tiled backend: its layout and the scratch memory that it keeps between calls."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from mvar_kernels import Neighborhood, spatial_markov_attn
+from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, spatial_markov_attn
 from mvar_kernels.backends import tiled
-from mvar_kernels.backends.tiled import workspace
+from mvar_kernels.backends.tiled import attend, tasks, workspace
 from mvar_kernels.backends.tiled.layout import computed_scores, layout_of
+
+from kernel_cases import assert_close, draw_inputs, in_float64, random_head, random_neighborhood
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """Return a function that lets so many cores share even the smallest call, in tasks of one tile."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(tasks, "_LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(tasks, "_ELEMENTS", 1 << 9)
+    monkeypatch.setattr(tiled, "_FORWARD_ELEMENTS", 1)
+    monkeypatch.setattr(tiled, "_BACKWARD_ELEMENTS", 1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(inputs, neighborhood, use_lse=True):
+    """Return out, lse and all gradients of the tiled backend."""
+    query, key, value, logit_scale, grad_out, grad_lse = inputs
+    out, lse = tiled.forward(query, key, value, logit_scale, neighborhood, 0.4)
+    grad_lse = grad_lse if use_lse else None
+    grads = tiled.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, 0.4)
+    return [out, lse, *(grad for grad in grads if grad is not None)]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_the_same_bits_on_any_number_of_cores(workers, cosine):
+    """Every key gets its summands in one order, whoever computes them and whenever."""
+    neighborhood = Neighborhood.of_grids((26, 35), (26, 35), (7, 5))
+    inputs = draw_inputs(neighborhood, dim=64, cosine=cosine)
+    expected = None
+    for threads in (1, 2, 3, 4, 2):
+        workers(threads)
+        actual = results(inputs, neighborhood, use_lse=False)
+        expected = expected or actual
+        for name, one, other in zip(("out", "lse", "dq", "dk", "dv", "dfactor"), actual, expected):
+            assert torch.equal(one, other), (name, threads)
+
+
+def test_the_same_bits_on_every_run(workers, seed):
+    """Grids, pyramids and VAR's mask, with and without a gradient of lse."""
+    rng = random.Random(seed)
+    workers(3)
+    for index in range(8):
+        neighborhood, use_lse = random_neighborhood(rng), rng.random() < 0.3
+        inputs = draw_inputs(neighborhood, heads=rng.randint(1, 3), seed=index, **random_head(rng))
+        first, second = (results(inputs, neighborhood, use_lse) for _ in range(2))
+        for name, one, other in zip(("out", "lse", "dq", "dk", "dv", "dfactor"), first, second):
+            assert torch.equal(one, other), (name, index, neighborhood)
+
+
+def test_shared_calls_against_float64(workers, seed):
+    workers(3)
+    rng = random.Random(seed)
+    for index in range(4):
+        neighborhood = random_neighborhood(rng)
+        inputs = draw_inputs(neighborhood, seed=index, **random_head(rng))
+        expected_out, expected_lse, gradients = in_float64(inputs, neighborhood, 0.4)
+        truths = [expected_out, expected_lse, *(each for each in gradients if each is not None)]
+        for actual, truth in zip(results(inputs, neighborhood), truths):
+            assert_close(actual, truth, 3e-5 * max(1.0, truth.abs().max().item()), f"{index} {neighborhood}")
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_shared_calls_in_every_mode(workers, cosine):
+    """Inference mode, no_grad, autocast and gradients, in this order, from this thread and from others."""
+    workers(3)
+    neighborhood = Pyramid((2, 5, (11, 19)), 3).neighborhood()
+    query, key, value, logit_scale, grad_out, _ = draw_inputs(neighborhood, cosine=cosine)
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+
+    def call(_):
+        return neighborhood_attn(*leaves, neighborhood, logit_scale=logit_scale, backend="tiled")
+
+    with torch.inference_mode():
+        first = call(0)
+    assert first.is_inference()
+    with torch.no_grad():
+        assert torch.equal(call(0), first)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(0).dtype == torch.bfloat16
+    gradients = torch.autograd.grad(call(0), leaves, grad_out)
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(call, range(8)):
+            assert torch.equal(out, first) and not out.is_inference()
+            again = torch.autograd.grad(out, leaves, grad_out)
+            assert all(torch.equal(one, other) for one, other in zip(again, gradients))
+
+
+def test_a_failure_in_a_worker_reaches_the_caller(workers, monkeypatch):
+    workers(3)
+    query = torch.randn(1, 30, 30, 2, 8, requires_grad=True)
+    expected = spatial_markov_attn(query, query, query, 5, backend="tiled")
+
+    def fails(*arguments):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attend, "scatter_tiles", fails)
+        with pytest.raises(MemoryError, match="no room"):
+            spatial_markov_attn(query, query, query, 5, backend="tiled")
+        with pytest.raises(MemoryError, match="no room"):
+            expected.sum().backward()
+    assert torch.equal(spatial_markov_attn(query, query, query, 5, backend="tiled"), expected)
 
 
 @pytest.mark.parametrize("grid, window", [((8, 8), (3, 3)), ((13, 21), (5, 2)), ((3, 30), (7, 7))])
@@ -55,6 +160,6 @@ def test_memory_kept_between_calls_does_no_harm(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         asked = [(side, dtype) for side in (9, 20, 13) for dtype in (torch.float32, torch.float64)] * 4
         assert all(actual < 1e-5 for actual in pool.map(lambda each: error(*each), asked))
-    assert error(17, torch.float32) < 1e-5 and tiled._workspace.buffers
+    assert error(17, torch.float32) < 1e-5 and attend.scratch.buffers
     monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
-    assert error(17, torch.float32) < 1e-5 and not tiled._workspace.buffers
+    assert error(17, torch.float32) < 1e-5 and not attend.scratch.buffers

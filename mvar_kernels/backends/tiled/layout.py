@@ -8,12 +8,14 @@ windows of 7).
 from __future__ import annotations
 
 import functools
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mvar_kernels.backends.common.rectangles import query_tiles
+from mvar_kernels.backends.common.rectangles import GridTile, query_tiles
+from mvar_kernels.backends.tiled.turns import in_turns
 from mvar_kernels.pyramid import WindowBlock
 
 TILE = 8
@@ -39,15 +41,17 @@ class RowStrip(NamedTuple):
 
 
 class TileRun(NamedTuple):
-    """Consecutive tiles whose strips begin at the same key rows of their rectangles.
+    """Consecutive tiles of one turn whose strips begin at the same key rows of their rectangles.
 
     Attributes:
         tiles: which tiles.
         first_key_rows: for each strip, its first key row counted inside the rectangle.
+        turn: tiles of one turn see no common key (`turns.py`).
     """
 
     tiles: slice
     first_key_rows: tuple[int, ...]
+    turn: int
 
 
 class SlotRect(NamedTuple):
@@ -68,10 +72,11 @@ class Layout(NamedTuple):
         queries: (T, M) query of each slot; slots beyond the grid repeat a query of the tile.
         real: (T, M) False for those repeated slots; None if there are none.
         keys: (T, N) key of each slot.
+        seen: the tiles with the keys that they see; rectangles may be larger.
         key_corners: first key row and column of each tile's rectangle.
         key_rect: rows and columns of every rectangle.
         strips: the strips of a tile, top to bottom.
-        runs: all tiles in order, as runs.
+        runs: all tiles in order, as runs; turns never decrease.
     """
 
     rects: tuple[SlotRect, ...]
@@ -79,6 +84,7 @@ class Layout(NamedTuple):
     queries: Tensor
     real: Tensor | None
     keys: Tensor
+    seen: tuple[GridTile, ...]
     key_corners: tuple[tuple[int, int], ...]
     key_rect: tuple[int, int]
     strips: tuple[RowStrip, ...]
@@ -90,12 +96,11 @@ class Layout(NamedTuple):
         return slice(first_key_row * width, (first_key_row + strip.num_key_rows) * width)
 
 
-# Tensors that were created under inference mode could not be used by a later backward.
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def layout_of(block: WindowBlock, dtype: torch.dtype, device: torch.device) -> Layout:
     """Cut a block into tiles; `dtype` is that of the masks."""
-    tiles = query_tiles(block, TILE, TILE)
+    turns = in_turns(query_tiles(block, TILE, TILE))
+    tiles = [tile for turn in turns for tile in turn]
     (grid_h, grid_w), (keys_h, keys_w) = block.query_grid, block.key_grid
     height, width = min(TILE, grid_h), min(TILE, grid_w)
     rect_h, rect_w = max(len(tile.key_rows) for tile in tiles), max(len(tile.key_cols) for tile in tiles)
@@ -136,10 +141,14 @@ def layout_of(block: WindowBlock, dtype: torch.dtype, device: torch.device) -> L
         (query_i * grid_w + query_j).to(device),
         None if real.all() else real.to(device),
         (keys_i * keys_w + keys_j).to(device),
+        tuple(tiles),
         tuple((row, col) for row, col in corner.tolist()),
         (rect_h, rect_w),
         tuple(strips),
-        _runs(list(zip(*first_key_rows))),
+        _runs(
+            [number for number, turn in enumerate(turns) for _ in turn],
+            list(zip(*first_key_rows)),
+        ),
     )
 
 
@@ -157,12 +166,13 @@ def _rows_and_cols(height: int, width: int) -> tuple[Tensor, Tensor]:
     return rows.flatten(), cols.flatten()
 
 
-def _runs(first_key_rows: list[tuple[int, ...]]) -> tuple[TileRun, ...]:
+def _runs(turns: list[int], first_key_rows: list[tuple[int, ...]]) -> tuple[TileRun, ...]:
+    """Join neighbouring tiles with equal entries in both lists."""
     runs, begin = [], 0
-    for tile in range(1, len(first_key_rows) + 1):
-        if tile == len(first_key_rows) or first_key_rows[tile] != first_key_rows[begin]:
-            runs.append(TileRun(slice(begin, tile), first_key_rows[begin]))
-            begin = tile
+    for (turn, first_rows), tiles in groupby(zip(turns, first_key_rows)):
+        count = len(list(tiles))
+        runs.append(TileRun(slice(begin, begin + count), first_rows, turn))
+        begin += count
     return tuple(runs)
 
 

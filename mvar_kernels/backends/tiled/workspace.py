@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from mvar_kernels.backends.tiled.layout import SlotRect
 
-# Scratch bytes that each calling thread keeps between calls, per thread that works for it. 64 x 64 with 8
-# heads of 64 needs half of it.
+# Scratch bytes that each thread keeps between calls, per core that its operations use. 64 x 64 with 8 heads
+# of 64 needs half of it.
 KEPT_BYTES = 8 << 20
 
 
 class Workspace(threading.local):
-    """Scratch memory for the gathered rows of one piece, one set for every thread that calls.
+    """Scratch memory for the gathered rows of one task, one set for every thread.
 
-    It is kept from piece to piece and, on a CPU, from call to call, because page faults of fresh memory cost
-    more than the copies that go into it.
+    It is kept from task to task and, on a CPU, from call to call, because page faults of fresh memory cost
+    more than the copies that go into it. It belongs to inference mode, which every task runs under.
     """
 
     def __init__(self) -> None:
@@ -50,22 +48,15 @@ class Workspace(threading.local):
     def _buffer(self, key: tuple[int, torch.dtype, torch.device], size: int) -> Tensor:
         buffer = self.buffers.get(key)
         if buffer is None or len(buffer) < size:
-            # A buffer that was created under inference mode could not be written by a later call outside of
-            # it.
-            with torch.inference_mode(False):
-                buffer = self.buffers[key] = torch.empty(size, dtype=key[1], device=key[2])
+            buffer = self.buffers[key] = torch.empty(size, dtype=key[1], device=key[2])
         return buffer[:size]
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Use the workspace for one call; afterwards free it if it is too large or not on the CPU."""
-        try:
-            yield
-        finally:
-            held = sum(buffer.nbytes for buffer in self.buffers.values())
-            elsewhere = any(device.type != "cpu" for _, _, device in self.buffers)
-            if elsewhere or held > KEPT_BYTES * torch.get_num_threads():
-                self.buffers.clear()
+    def trim(self) -> None:
+        """Free this thread's scratch memory if it is too large or not on the CPU."""
+        held = sum(buffer.nbytes for buffer in self.buffers.values())
+        elsewhere = any(device.type != "cpu" for _, _, device in self.buffers)
+        if elsewhere or held > KEPT_BYTES * torch.get_num_threads():
+            self.buffers.clear()
 
 
 def scatter_tiles(
@@ -81,24 +72,26 @@ def scatter_tiles(
         rects: where each tile lies in the target.
     """
     per_tile = tiles.reshape(len(target), len(rects), -1, width, target.shape[-1])
-    # Strided copies of rectangles, as these use all threads and index_copy_ uses one.
-    for group, first in _side_by_side(rects):
+    # Strided copies of rectangles, as index_copy_ takes twice as long.
+    for group, first, step in _in_line(rects):
         # (B, rows, tiles, columns, F)
         rows = per_tile[:, group, : max(0, first.height - first_row), : first.width].transpose(1, 2)
         count, height = rows.shape[2], rows.shape[1]
         span = target.narrow(1, first.row + min(first_row, first.height), height)
-        span = span.narrow(2, first.col, count * first.width)
-        span.unflatten(2, (count, first.width)).copy_(rows)
+        span = span.narrow(2, first.col, (count - 1) * step + first.width).unfold(2, first.width, step)
+        span.copy_(rows.transpose(-1, -2))
 
 
 @functools.lru_cache(maxsize=1024)
-def _side_by_side(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect], ...]:
-    """Group neighbouring tiles of one size in a row of tiles; return each group with its first place."""
+def _in_line(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect, int], ...]:
+    """Group tiles of one size at equal steps in a row; return each group, its first place and the step."""
     groups, begin = [], 0
+    step = rects[0].width
     for tile in range(1, len(rects) + 1):
         first = rects[begin]
-        next_col = first.col + (tile - begin) * first.width
-        if tile == len(rects) or rects[tile] != first._replace(col=next_col):
-            groups.append((slice(begin, tile), first))
+        if tile == begin + 1 and tile < len(rects):
+            step = max(first.width, rects[tile].col - first.col)
+        if tile == len(rects) or rects[tile] != first._replace(col=first.col + (tile - begin) * step):
+            groups.append((slice(begin, tile), first, step))
             begin = tile
     return tuple(groups)

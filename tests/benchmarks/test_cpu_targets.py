@@ -1,0 +1,41 @@
+"""The CPU targets, alone and beside a busy process."""
+
+import time
+
+import pytest
+
+from benchmarks.core.measure import Timing
+from benchmarks.core.neighbours import LOOP, neighbour
+from benchmarks.suites import cpu_targets
+
+
+def timings(dense, tiled):
+    """Return the timings of 64 x 64 in both directions."""
+    return {
+        ("grid 64", direction, name): Timing(seconds, seconds, seconds, seconds, 5, rounds=(seconds,))
+        for direction in ("forward", "both")
+        for name, seconds in (("SDPA, dense mask", dense), ("mvar tiled", tiled))
+    }
+
+
+def test_what_is_left_is_compared_with_the_same_run_alone():
+    beside = {"a busy loop": timings(24.0, 4.0), "a second PyTorch program": timings(24.0, 24.0)}
+    lines = list(cpu_targets._speed_lines(timings(12.0, 1.0), beside))
+    assert [line.split("]")[0] for line in lines] == ["[reached"] * 4 + ["[no target"] * 2
+    assert "beside a busy loop: 6.0 x, 50% of what it is alone (at least 50%)" in lines[2]
+    slower = {"a busy loop": timings(24.0, 4.1)}
+    assert "[MISSED]" in list(cpu_targets._speed_lines(timings(12.0, 1.0), slower))[2]
+    assert "[MISSED]" in next(cpu_targets._speed_lines(timings(8.9, 1.0), {}))
+
+
+def test_a_neighbour_computes_until_the_block_ends():
+    with neighbour(LOOP) as process:
+        time.sleep(0.2)
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
+def test_a_neighbour_that_ends_early_fails_the_measurement():
+    ends = neighbour("print(flush=True)\nraise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="ended by itself, with exit code 3"), ends as process:
+        process.wait()
