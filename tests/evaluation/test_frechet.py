@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mvar_models.evaluation.frechet import frechet_distance
+from mvar_models.evaluation.frechet import frechet_between, frechet_distance, rank_warning
+from mvar_models.evaluation.moments import Moments
 
 
 def vectors(mean, covariance, count=40):
@@ -49,3 +50,29 @@ def test_scaled_features_scale_the_squared_distance():
     first, second = vectors([0, 1], [[2, 1], [1, 3]]), vectors([2, 0], [[4, -1], [-1, 1]])
     expected = 1e-4 * frechet_distance(first, second)
     assert frechet_distance(0.01 * first, 0.01 * second) == pytest.approx(expected, rel=1e-6)
+
+
+def test_few_vectors_and_many_agree():
+    """With fewer vectors than numbers the distance is computed without the covariances."""
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((6, 9)), rng.standard_normal((7, 9)) + 1
+    by_moments = frechet_between(Moments.of(first), Moments.of(second))
+    assert frechet_distance(first, second) == pytest.approx(by_moments, rel=1e-6)
+
+
+def test_a_matrix_with_negative_eigenvalues_is_refused():
+    wrong = Moments.ready(np.zeros(2), np.diag([1.0, -0.5]), 10)
+    with pytest.raises(ValueError, match=r"no covariance, its eigenvalues go from -0\.5 to 1"):
+        frechet_between(wrong, wrong)
+
+
+def test_another_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"reference have 2 numbers.*drawn images have 3"):
+        frechet_between(Moments.of(np.eye(3)), Moments.of(np.eye(2)))
+
+
+def test_too_few_images_are_warned_of_with_the_number_that_would_do(caplog):
+    frechet_between(Moments.of(np.eye(3)), Moments.of(np.eye(3)))
+    assert "4 images for full rank" in caplog.text
+    assert "201 images for full rank" in rank_warning(Moments.ready(np.zeros(200), np.eye(200), 50), "drawn")
+    assert rank_warning(Moments.ready(np.zeros(200), np.eye(200), 201), "drawn") is None
