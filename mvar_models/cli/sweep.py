@@ -117,8 +117,7 @@ def sweep_command(
     if processes.first:
         click.echo(f"{len(presets)} presets, {total:,} images each, by {_METRIC} of {features}")
     settings = {
-        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference,
-        "metric": _METRIC,
+        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": _METRIC,
         "features": features, "weights": network.weights,
     }  # fmt: skip
     with count_progress("batch", shown=processes.first) as report:
