@@ -7,12 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# What a neighbour runs. Each prints a line when it is busy, and stays so until it is stopped.
-LOOP = "print(flush=True)\nwhile True: pass"
-PYTORCH = (
-    "import torch\nmatrix = torch.randn(1024, 1024)\nmatrix @ matrix\nprint(flush=True)\n"
-    "while True: matrix @ matrix"
-)
+# What a neighbour runs. Each prints a line when it is busy, and stays so until it is stopped. It also ends
+# with the process that started it, which may be killed before it can stop anything.
+_BUSY = "import os\nparent = os.getppid()\nprint(flush=True)\nwhile os.getppid() == parent: "
+LOOP = f"{_BUSY}sum(range(10000))"
+PYTORCH = f"import torch\nmatrix = torch.randn(1024, 1024)\nmatrix @ matrix\n{_BUSY}matrix @ matrix"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 """The CPU targets, alone and beside a busy process."""
 
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +43,27 @@ def test_a_neighbour_that_ends_early_fails_the_measurement():
     ends = neighbour("print(flush=True)\nraise SystemExit(3)")
     with pytest.raises(RuntimeError, match="ended by itself, with exit code 3"), ends as process:
         process.wait()
+
+
+def test_a_neighbour_ends_with_the_process_that_started_it():
+    """A suite that is killed cannot stop it, and it would slow the machine for ever."""
+    script = (
+        "import os, signal\nfrom benchmarks.core.neighbours import LOOP, neighbour\n"
+        "with neighbour(LOOP) as process:\n"
+        "    print(process.pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while is_busy(int(killed.stdout)):
+        assert time.monotonic() < deadline, "the neighbour is still busy"
+        time.sleep(0.05)
+
+
+def is_busy(pid):
+    """Whether a process runs; one that has ended and that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
