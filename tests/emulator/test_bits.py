@@ -22,6 +22,10 @@ def test_not():
     assert execute("not.b32 %r0, %r1;", r1=A)["r0"].tolist() == [a ^ 0xFFFFFFFF for a in A.tolist()]
 
 
+def test_popc():
+    assert execute("popc.b32 %r0, %r1;", r1=A)["r0"].tolist() == [a.bit_count() for a in A.tolist()]
+
+
 def test_shifts_past_the_width_give_zero_or_the_sign():
     by = np.arange(32, dtype=np.uint32) * 3
     left = execute("shl.b32 %r0, %r1, %r2;", r1=A, r2=by)["r0"]

@@ -30,6 +30,16 @@ def bitwise_not(operands: Operands, mods: list[str], texts: list[str]) -> Action
     return operands.arithmetic(mods, texts, np.invert)
 
 
+@instruction("popc")
+def count_ones(operands: Operands, mods: list[str], texts: list[str]) -> Action:
+    def ones(value: Array) -> Array:
+        # np.bitwise_count needs NumPy 2.
+        bits = np.unpackbits(np.ascontiguousarray(value).view(np.uint8))
+        return bits.reshape(value.size, -1).sum(axis=1).astype(np.uint32).reshape(value.shape)
+
+    return operands.elementwise(texts, [mods[-1]], ones)
+
+
 @instruction("shl")
 def shift_left(operands: Operands, mods: list[str], texts: list[str]) -> Action:
     bits = bits_of(mods[-1])
