@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvar_kernels import sample_codes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.registry import resolve
-from mvar_models.sampling.filters import check_filters, draw, filter_logits
+from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.guidance import (
     RELEASED_SCHEDULE,
     guidance_weights,
@@ -33,9 +34,10 @@ from mvar_models.sampling.uniforms import UniformNumbers
 SAMPLERS: dict[str, str] = {
     "ancestral": "mvar_models.sampling.sampler:Sampler",
     "smooth": "mvar_models.sampling.smooth:SmoothSampler",
+    "sorted": "mvar_models.sampling.sorting:SortingSampler",
 }
 
-# Logits that exist at a time: 256 tokens of 4,096 codes are 4 MiB per image, and the filters hold six copies.
+# Logits that exist at a time: 256 tokens of 4,096 codes are 4 MiB per image, and guidance holds four copies.
 _LOGITS_AT_A_TIME = 1 << 22
 
 
@@ -77,7 +79,7 @@ class Sampler:
         Returns:
             The codes (b, n) int64, and the vectors (b, n, z) that are added to f_hat for them.
         """
-        codes = draw(filter_logits(logits, choice.top_k, choice.top_p), choice.uniform)
+        codes = sample_codes(logits, choice.uniform, top_k=choice.top_k, top_p=choice.top_p)
         return codes, choice.quantizer.codebook(codes)
 
     def after_scale(self, scale: int, f_hat: Tensor) -> Tensor:
