@@ -54,7 +54,8 @@ def preset_grid(
     for name, values in axes.items():
         if not values:
             raise ValueError(f"{name} needs at least one value")
-    return list(dict.fromkeys(Preset(*values) for values in product(*axes.values())))
+    every = product(guidance_scales, top_ks, top_ps)
+    return list(dict.fromkeys(Preset(guidance, top_k, top_p) for guidance, top_k, top_p in every))
 
 
 def best_cell(cells: Sequence[Cell], metric: str) -> Cell:

@@ -90,8 +90,8 @@ def _grid_17(narrow: int) -> tuple[Branch, ...]:
     )
     return (
         Branch("", (Unit("branch1x1", 192),)),
-        Branch("tower", tuple(Unit(f"branch7x7_{i}", *rest) for i, *rest in single)),
-        Branch("tower_1", tuple(Unit(f"branch7x7dbl_{i}", *rest) for i, *rest in double)),
+        Branch("tower", tuple(Unit(f"branch7x7_{i}", width, kernel) for i, width, kernel in single)),
+        Branch("tower_1", tuple(Unit(f"branch7x7dbl_{i}", width, kernel) for i, width, kernel in double)),
         Branch("tower_2", (Unit("branch_pool", 192),), pool="average"),
     )
 

@@ -44,7 +44,7 @@ def load_inception(path: Path) -> InceptionV3:
     shapes = state_shapes(network)
     state = graph_state(path, shapes) if path.suffix == _GRAPH_SUFFIX else _read_state(path, shapes)
     network.load_state_dict(fold(state), assign=True)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's annotation lacks it
 
 
 def state_shapes(network: InceptionV3) -> dict[str, tuple[int, ...]]:
