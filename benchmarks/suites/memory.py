@@ -124,7 +124,7 @@ def table_two(activations: list[Record]) -> list[Record]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
     caches = {
         str(dtype).removeprefix("torch."): cache_bytes(
-            Shape(16, batch=paper_memory.BATCH, dtype=dtype), guided=True
+            Shape(16, batch=paper_memory.BATCH, dtype=dtype), guided=True, released=True
         )
         for dtype in (torch.bfloat16, torch.float32)
     }

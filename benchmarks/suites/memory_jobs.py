@@ -49,11 +49,17 @@ def nbytes(*modules: nn.Module) -> int:
     )
 
 
-def cache_bytes(shape: Shape, guided: bool) -> int:
-    """Return the bytes of VAR's full cache: keys and values of every token and block, twice with guidance."""
+def cache_bytes(shape: Shape, guided: bool, released: bool = False) -> int:
+    """Return the bytes of VAR's cache, twice with guidance.
+
+    Ours leaves out the last scale, except for a workspace that all blocks share; the released programs' has
+    the keys and values of every token and block.
+    """
     config = shape.config("var")
+    last = 0 if released else config.sides[-1] ** 2
+    tokens = config.depth * (config.length - last) + last
     element = torch.empty((), dtype=shape.dtype).element_size()
-    return 2 * config.depth * shape.batch * (2 if guided else 1) * config.length * config.width * element
+    return 2 * tokens * shape.batch * (2 if guided else 1) * config.width * element
 
 
 def train(arch: str, way: str, device: str, **shape_json: Any) -> dict[str, Any]:

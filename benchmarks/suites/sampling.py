@@ -1,4 +1,6 @@
-"""The sampling suite: the last scale's step and a whole run, VAR with its cache and MVAR on every backend.
+"""The sampling suite: the last scale's step, all codes, and the decoder apart.
+
+VAR runs with its cache, MVAR on every backend.
 
 A model is timed only after its last scale's logits agree with plain PyTorch under teacher forcing. The
 memory suite measures peak memory.
@@ -6,6 +8,7 @@ memory suite measures peak memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +39,15 @@ VAR_NAME = "VAR, KV cache"
 
 @dataclass(frozen=True)
 class SamplingResult:
-    """One model on one backend; `work` is "last step" or "whole run", `reason` why there is no timing."""
+    """One model on one backend.
+
+    Attributes:
+        shape: Its size.
+        work: "last step", "whole run" for all codes of a batch, or "decoder".
+        name: The model and its backend.
+        timing: None if it was not timed.
+        reason: Why it was not.
+    """
 
     shape: Shape
     work: str
@@ -50,7 +61,8 @@ def run(settings: Settings) -> list[str]:
     results: list[SamplingResult] = []
     for shape in shapes(settings.device, settings.quick):
         click.echo(f"{shape.name}, sampling ...", err=True)
-        results += run_shape(shape, settings.device, settings.seconds)
+        channels = 32 if settings.quick else 160
+        results += run_shape(shape, settings.device, settings.seconds, channels=channels)
         lines = report_times(settings, "sampling", records(results), VAR_NAME)
     return lines
 
@@ -67,9 +79,21 @@ def shapes(device: torch.device, quick: bool) -> list[Shape]:
 
 @torch.no_grad()
 def run_shape(
-    shape: Shape, device: torch.device, seconds: float, backends: tuple[str, ...] = BACKENDS
+    shape: Shape,
+    device: torch.device,
+    seconds: float,
+    backends: tuple[str, ...] = BACKENDS,
+    channels: int = 160,
 ) -> Iterator[SamplingResult]:
-    """Gate VAR, and MVAR on each backend; then time the last step and whole runs in turns."""
+    """Gate VAR, and MVAR on each backend; then time the last step, whole runs and the decoder in turns.
+
+    Args:
+        shape: The size of the models.
+        device: Where they run.
+        seconds: Time per competitor.
+        backends: Of MVAR.
+        channels: Width of the decoder; 160 is the released one's.
+    """
     quantizer = tokenizer(shape, channels=32).quantizer.to(device, shape.dtype)
     steps: dict[str, Callable[[], object]] = {}
     runs: dict[str, Callable[[], object]] = {}
@@ -86,9 +110,30 @@ def run_shape(
         else:
             for work in ("last step", "whole run"):
                 yield SamplingResult(shape, work, name, None, reason)
-    for work, ready in (("last step", steps), ("whole run", runs)):
+    decoders = _decoders(shape, device, channels)
+    for work, ready in (("last step", steps), ("whole run", runs), ("decoder", decoders)):
         for name, timing in measure(ready, device, seconds, least_calls=3).items():
             yield SamplingResult(shape, work, name, timing)
+
+
+def _decoders(shape: Shape, device: torch.device, channels: int) -> dict[str, Callable[[], object]]:
+    """Return decoders of a batch, which every model shares.
+
+    On a CPU weights are float32: without instructions of its own bfloat16 is emulated, and convolutions in it
+    take many times as long.
+    """
+    ways = [(torch.float32, False)]
+    if device.type == "cuda":
+        ways = [(shape.dtype, False), (shape.dtype, True)]
+    decoders: dict[str, Callable[[], object]] = {}
+    for dtype, channels_last in ways:
+        vqvae = tokenizer(shape, channels).to(device)
+        vqvae.convert_decoder(dtype, channels_last)
+        side = vqvae.config.sides[-1]
+        f_hat = torch.randn((shape.batch, vqvae.config.z_channels, side, side), device=device)
+        name = f"VQVAE, {str(dtype).removeprefix('torch.')}{', channels last' if channels_last else ''}"
+        decoders[name] = functools.partial(vqvae.decode_slices, f_hat)
+    return decoders
 
 
 def _gated_step(

@@ -15,8 +15,15 @@ from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.recompute import after_attention, is_plain, modulated_linear, modulated_norm
-from mvar_models.networks.state import KVCache
+from mvar_models.networks.inference import add_gated, factored_norm, gelu
+from mvar_models.networks.recompute import (
+    after_attention,
+    is_plain,
+    linear_dtype,
+    modulated_linear,
+    modulated_norm,
+)
+from mvar_models.networks.state import Constants, KVCache
 
 
 class SelfAttention(nn.Module):
@@ -42,14 +49,22 @@ class SelfAttention(nn.Module):
         # A bias of the keys would shift all scores of a query alike, so the released models have none.
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
+    def logit_scale(self) -> Tensor | None:
+        """Return the factors (H,) of cosine attention, or None for dot products."""
+        return None if self.log_scale is None else self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
+
     def attend(
-        self, qkv: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None
+        self,
+        qkv: Tensor,
+        neighborhood: Neighborhood,
+        backend: str,
+        logit_scale: Tensor | None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend with packed qkv (B, n, 3 C); returns (B, n, C), heads concatenated, before `proj`."""
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, n, H, D) views
         if cache is not None:
             key, value = cache.extend(self.index, key, value)
-        logit_scale = None if self.log_scale is None else self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
         return neighborhood_attn(
             query, key, value, neighborhood, scale=self.scale, logit_scale=logit_scale, backend=backend
         ).flatten(2)
@@ -66,7 +81,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        return self.fc2(F.gelu(self.fc1(hidden), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(hidden), in_place=is_plain(self.fc1)))
 
 
 class TransformerBlock(nn.Module):
@@ -95,6 +110,7 @@ class TransformerBlock(nn.Module):
         backend: str,
         path_keep: Tensor | None = None,
         cache: KVCache | None = None,
+        constants: Constants | None = None,
     ) -> Tensor:
         """Run the block.
 
@@ -105,22 +121,63 @@ class TransformerBlock(nn.Module):
             backend: Attention backend, see `mvar_kernels`.
             path_keep: (2, B) factors of the two branches, for stochastic depth.
             cache: Extended by this block's keys and values; queries then attend to all of them.
+            constants: While sampling: keeps what is the same at every scale. `condition` may then have more
+                rows than `hidden`, whose are the first.
         """
-        if self.shared_adaln:
-            modulation = condition.unflatten(-1, (6, -1)) + self.modulation_offset
-        else:
-            modulation = self.modulation(condition).unflatten(-1, (6, -1))
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).unbind(2)  # (B, 1, C) each
+        if constants is not None and not torch.is_grad_enabled():
+            return self._sample(hidden, condition, neighborhood, backend, cache, constants)
+        gate1, gate2, scale1, scale2, shift1, shift2 = self._modulation(condition)
         if path_keep is not None:
             gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
         attention, mlp = self.attention, self.mlp
         if is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
             qkv = modulated_linear(hidden, scale1, shift1, attention.qkv.weight, attention.bias())
-            attended = attention.attend(qkv, neighborhood, backend, cache)
+            attended = attention.attend(qkv, neighborhood, backend, attention.logit_scale(), cache)
             return after_attention(
                 hidden, attended, gate1, attention.proj, scale2, shift2, mlp.fc1, mlp.fc2, gate2
             )
         # A replaced or hooked linear layer must be called, so backward keeps what autograd keeps.
         qkv = attention.qkv(modulated_norm(hidden, scale1, shift1)) + attention.bias()
-        hidden = hidden + attention.proj(attention.attend(qkv, neighborhood, backend, cache)) * gate1
+        attended = attention.attend(qkv, neighborhood, backend, attention.logit_scale(), cache)
+        hidden = hidden + attention.proj(attended) * gate1
         return hidden + mlp(modulated_norm(hidden, scale2, shift2)) * gate2
+
+    def _modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return two gates, two scales and two shifts, (B, 1, C) each."""
+        if self.shared_adaln:
+            modulation = condition.unflatten(-1, (6, -1)) + self.modulation_offset
+        else:
+            modulation = self.modulation(condition).unflatten(-1, (6, -1))
+        return modulation.unsqueeze(1).unbind(2)
+
+    def _sample(
+        self,
+        hidden: Tensor,
+        condition: Tensor,
+        neighborhood: Neighborhood,
+        backend: str,
+        cache: KVCache | None,
+        constants: Constants,
+    ) -> Tensor:
+        """Return what `forward` returns without gradients, bit for bit, in fewer and smaller steps."""
+        attention, mlp = self.attention, self.mlp
+
+        def compute() -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+            gate1, gate2, scale1, scale2, shift1, shift2 = self._modulation(condition)
+            vectors = gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2
+            return vectors, attention.bias(), attention.logit_scale()
+
+        vectors, bias, logit_scale = constants.once(attention.index, compute)
+        gate1, gate2, factor1, factor2, shift1, shift2 = (each[: hidden.shape[0]] for each in vectors)
+        plain = is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+        normed = factored_norm(hidden, factor1, shift1)
+        if plain:
+            weight = attention.qkv.weight
+            qkv = F.linear(normed.to(linear_dtype(weight)), weight, bias)
+        else:
+            qkv = attention.qkv(normed) + bias
+        attended = attention.attend(qkv, neighborhood, backend, logit_scale, cache)
+        hidden = add_gated(hidden, attention.proj(attended), gate1, in_place=plain)
+        normed = factored_norm(hidden, factor2, shift2)
+        branch = mlp(normed.to(linear_dtype(mlp.fc1.weight)) if plain else normed)
+        return add_gated(hidden, branch, gate2, in_place=plain)

@@ -38,7 +38,7 @@ def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def modulated_linear(hidden: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a linear layer to modulated_norm(hidden): (B, n, C) -> (B, n, F), keeping `hidden` alone."""
     if not torch.is_grad_enabled():
-        return F.linear(modulated_norm(hidden, scale, shift).to(_linear_dtype(weight)), weight, bias)
+        return F.linear(modulated_norm(hidden, scale, shift).to(linear_dtype(weight)), weight, bias)
     return _ModulatedLinear.apply(hidden, scale, shift, weight, bias)
 
 
@@ -70,7 +70,7 @@ def after_attention(
     """
     if not torch.is_grad_enabled():
         hidden = hidden + proj(attended) * gate1
-        inner = fc1(modulated_norm(hidden, scale, shift).to(_linear_dtype(fc1.weight)))
+        inner = fc1(modulated_norm(hidden, scale, shift).to(linear_dtype(fc1.weight)))
         return hidden + fc2(F.gelu(inner, approximate="tanh")) * gate2
     linears = (proj.weight, proj.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return _AfterAttention.apply(hidden, attended, gate1, scale, shift, gate2, *linears)
@@ -87,7 +87,7 @@ def is_plain(*linears: nn.Module) -> bool:
     )
 
 
-def _linear_dtype(weight: Tensor) -> torch.dtype:
+def linear_dtype(weight: Tensor) -> torch.dtype:
     """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type
     if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
@@ -156,7 +156,7 @@ class _ModulatedLinear(torch.autograd.Function):
         ctx: Any, hidden: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
         ctx.save_for_backward(hidden, scale, shift, weight, bias)
-        ctx.dtype = _linear_dtype(weight)
+        ctx.dtype = linear_dtype(weight)
         return _linear(_Norm(hidden, scale, shift).out, weight, bias, ctx.dtype)
 
     @staticmethod
@@ -177,7 +177,7 @@ class _AfterAttention(torch.autograd.Function):
         gate1: Tensor, scale: Tensor, shift: Tensor, gate2: Tensor,
         proj: Tensor, proj_bias: Tensor, fc1: Tensor, fc1_bias: Tensor, fc2: Tensor, fc2_bias: Tensor,
     ) -> Tensor:  # fmt: skip
-        dtype = _linear_dtype(fc1)
+        dtype = linear_dtype(fc1)
         middle = hidden + _linear(attended, proj, proj_bias, dtype) * gate1
         inner = _linear(_Norm(middle, scale, shift).out, fc1, fc1_bias, dtype)
         branch = _linear(F.gelu(inner, approximate="tanh"), fc2, fc2_bias, dtype)

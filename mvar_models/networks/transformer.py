@@ -21,8 +21,9 @@ from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.block import TransformerBlock
+from mvar_models.networks.inference import factored_norm
 from mvar_models.networks.recompute import modulated_norm
-from mvar_models.networks.state import KVCache, ScaleState
+from mvar_models.networks.state import Constants, KVCache, ScaleState
 
 T = TypeVar("T", bound="ScaleTransformer")
 
@@ -166,7 +167,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         """
         hidden = self.embed(state.class_embedding, inputs, range(scale, scale + 1))
         return self.run_blocks(
-            hidden, state.class_embedding, self.step_neighborhood(scale), cache=state.cache
+            hidden,
+            state.class_embedding,
+            self.step_neighborhood(scale),
+            cache=state.cache,
+            constants=state.constants,
         )
 
     def check_scales(self, scales: range | None) -> range:
@@ -244,30 +249,63 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         neighborhood: Neighborhood,
         path_keep: Tensor | None = None,
         cache: KVCache | None = None,
+        constants: Constants | None = None,
     ) -> Tensor:
         """Run all blocks on (B, n, C); see `forward` for `path_keep`, `TransformerBlock` for the others."""
-        condition = F.silu(class_embedding)
-        if self.shared_modulation is not None:
-            condition = self.shared_modulation(condition)
+        if constants is None or torch.is_grad_enabled():
+            condition = self._condition(class_embedding)
+        else:
+            whole = constants.class_embedding
+            condition = constants.once("condition", lambda: self._condition(whole))
         for index, block in enumerate(self.blocks):
             keep = None if path_keep is None else path_keep[index]
-            args = (hidden, condition, neighborhood, self.attention_backend, keep, cache)
+            args = (hidden, condition, neighborhood, self.attention_backend, keep, cache, constants)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, *args, use_reentrant=False)
             else:
                 hidden = block(*args)
         return hidden
 
+    def _condition(self, class_embedding: Tensor) -> Tensor:
+        """Return what the blocks are conditioned on: (B, 6 C) with shared AdaLN, else (B, C)."""
+        condition = F.silu(class_embedding)
+        return condition if self.shared_modulation is None else self.shared_modulation(condition)
+
     def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
         """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32.
 
         The norm runs in float32, the product in autocast's type.
         """
-        scale, shift = (
-            self.head_modulation(F.silu(class_embedding)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
-        )
+        scale, shift = self._head_modulation(class_embedding)
         normed = modulated_norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), scale, shift)
         return self.head(normed.to(self.head.weight.dtype)).float()
+
+    def step_logits(self, hidden: Tensor, state: ScaleState, rows: slice) -> Tensor:
+        """Apply the head to some rows of what `step` returned: (b, n, V) float32, the bits of `logits`.
+
+        Its modulation is computed at the first scale that asks for these rows.
+
+        Args:
+            hidden: (B, n, C) from `step`.
+            state: The state of that step.
+            rows: Which rows of the state.
+        """
+        if torch.is_grad_enabled():
+            return self.logits(hidden[rows], state.class_embedding[rows])
+
+        def compute() -> tuple[Tensor, Tensor]:
+            scale, shift = self._head_modulation(state.class_embedding[rows])
+            return 1 + scale, shift
+
+        factor, shift = state.constants.once(("head", rows.start, rows.stop), compute)
+        precise = hidden[rows].to(torch.promote_types(hidden.dtype, torch.float32))
+        normed = factored_norm(precise, factor, shift)
+        return self.head(normed.to(self.head.weight.dtype)).float()
+
+    def _head_modulation(self, class_embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return scale and shift of the head's norm, (B, 1, C) each."""
+        modulation = self.head_modulation(F.silu(class_embedding))
+        return modulation.unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
 
     def loss(
         self,

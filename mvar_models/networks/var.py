@@ -26,7 +26,8 @@ class VAR(ScaleTransformer):
         return self.pyramid.select(scales).causal_neighborhood()
 
     def new_state(self, labels: Tensor) -> ScaleState:
-        return ScaleState(self.class_embedding(labels), KVCache())
+        last = self.config.sides[-1] ** 2
+        return ScaleState(self.class_embedding(labels), KVCache(length=self.config.length, last=last))
 
     def step_neighborhood(self, scale: int) -> Neighborhood:
         # Every token of the scale attends to the whole cache, which is laid out as one row of tokens.

@@ -12,11 +12,24 @@ from torch import Tensor, nn
 
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import VQVAEConfig
+from mvar_models.devices import fit_batch
 from mvar_models.networks.quantizer import MultiScaleQuantizer
+
+# Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
+_PIXELS_AT_A_TIME = 4 * 256 * 256
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _norm_silu(norm: nn.GroupNorm, features: Tensor) -> Tensor:
+    """Apply the norm and SiLU; the norm computes in float32 and rounds its result to the type of `features`.
+
+    Without gradients SiLU writes into the norm's output, unless a hook may hold that.
+    """
+    free = not torch.is_grad_enabled() and type(norm) is nn.GroupNorm and not norm._forward_hooks
+    return F.silu(norm(features), inplace=free)
 
 
 class ResidualBlock(nn.Module):
@@ -30,8 +43,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(features)))
-        return self.shortcut(features) + self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(_norm_silu(self.norm1, features))
+        return self.shortcut(features) + self.conv2(_norm_silu(self.norm2, hidden))
 
 
 class GlobalAttention(nn.Module):
@@ -125,7 +138,7 @@ class Encoder(nn.Module):
         features = self.conv_in(images)
         for level in self.levels:
             features = level(features)
-        return self.conv_out(F.silu(self.norm_out(self.middle(features))))
+        return self.conv_out(_norm_silu(self.norm_out, self.middle(features)))
 
 
 class Decoder(nn.Module):
@@ -154,7 +167,7 @@ class Decoder(nn.Module):
         features = self.middle(self.conv_in(latents))
         for level in self.levels:
             features = level(features)
-        return self.conv_out(F.silu(self.norm_out(features)))
+        return self.conv_out(_norm_silu(self.norm_out, features))
 
 
 class VQVAE(PretrainedModel):
@@ -209,9 +222,31 @@ class VQVAE(PretrainedModel):
         indices, _ = self.quantizer.quantize(self.latents(images))
         return indices
 
+    def convert_decoder(self, dtype: torch.dtype, channels_last: bool = False) -> None:
+        """Convert the decoder alone, in place: its weights' type and the memory format that it runs in.
+
+        The quantizer keeps its type, so codes stay as they are; pixels change by the rounding of the type.
+
+        Args:
+            dtype: Type of the decoder's weights and activations.
+            channels_last: Whether channels are innermost in memory.
+        """
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        for part in (self.post_quant_conv, self.decoder):
+            part.to(dtype=dtype, memory_format=memory_format)
+
     def decode_latents(self, f_hat: Tensor) -> Tensor:
-        """Decode latents to images, clamped to [-1, 1]."""
-        return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
+        """Decode latents to images in the decoder's type, clamped to [-1, 1]."""
+        weight = self.post_quant_conv.weight
+        channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and not weight.is_contiguous():
+            f_hat = f_hat.contiguous(memory_format=torch.channels_last)
+        return self.decoder(self.post_quant_conv(f_hat.to(weight.dtype))).clamp(-1, 1)
+
+    def decode_slices(self, f_hat: Tensor) -> Tensor:
+        """Decode latents (B, z, h, h) as `decode_latents` does, a few at a time, which bounds memory."""
+        step = fit_batch(_PIXELS_AT_A_TIME, self.config.resolution**2)
+        return torch.cat([self.decode_latents(part) for part in f_hat.split(step)])
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ def guided_logits(
     Returns:
         (b, n, V) float32.
     """
-    conditional = model.logits(hidden[images], state.class_embedding[images])
+    conditional = model.step_logits(hidden, state, images)
     if weight == 0:
         return conditional
     below = slice(batch + images.start, batch + images.stop)
-    return combine(conditional, model.logits(hidden[below], state.class_embedding[below]), weight)
+    return combine(conditional, model.step_logits(hidden, state, below), weight)

@@ -50,11 +50,13 @@ class SampleResult:
         f_hat: (B, z, h, h) float32, the latent that the decoder takes.
         final_logits: (B, n, V), the guided logits of the last scale before processors and filters; None
             unless asked for.
+        images: (B, 3, R, R) in [-1, 1], the decoded f_hat; None from `sample`, which does not decode.
     """
 
     indices: Tensor
     f_hat: Tensor
     final_logits: Tensor | None
+    images: Tensor | None = None
 
 
 class Sampler:
@@ -101,6 +103,33 @@ def make_sampler(sampler: str | Sampler) -> Sampler:
     return made
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How the scales of any batch are drawn: the checked arguments of `sample` that no image decides.
+
+    Attributes:
+        weights: Guidance weight of every scale; None without guidance.
+        top_k: See `filter_logits`.
+        top_p: See `filter_logits`.
+        sampler: Chooses the codes.
+        scales: Scales to draw.
+        processors: See `sample`.
+        given: See `sample`.
+        on_scale: See `sample`.
+        keep_logits: See `sample`.
+    """
+
+    weights: tuple[float, ...] | None
+    top_k: int
+    top_p: float
+    sampler: Sampler
+    scales: range
+    processors: tuple[LogitsProcessor, ...] = ()
+    given: GivenCodes | None = None
+    on_scale: ScaleCallback | None = None
+    keep_logits: bool = False
+
+
 @torch.no_grad()
 def sample(
     model: ScaleTransformer,
@@ -145,28 +174,75 @@ def sample(
         ValueError: filters out of range, an unknown sampler or schedule, not one generator per label, or
             scales that cannot be drawn by themselves.
     """
+    plan = make_plan(
+        model, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k, top_p=top_p,
+        sampler=sampler, processors=processors, given=given, scales=scales, on_scale=on_scale,
+        keep_logits=keep_logits,
+    )  # fmt: skip
+    check_generators(generators, labels)
+    by_scale = plan.sampler.reads_generators
+    numbers = UniformNumbers(generators, model.pyramid, plan.scales, by_scale, labels.device)
+    return draw_scales(model, quantizer, labels, numbers, plan, f_hat)
+
+
+def make_plan(
+    model: ScaleTransformer,
+    *,
+    guidance_scale: float | Sequence[float],
+    guidance_schedule: str = RELEASED_SCHEDULE,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    sampler: str | Sampler = "ancestral",
+    processors: Sequence[LogitsProcessor] = (),
+    given: GivenCodes | None = None,
+    scales: range | None = None,
+    on_scale: ScaleCallback | None = None,
+    keep_logits: bool = True,
+) -> Plan:
+    """Check the arguments of `sample` that are the same for every batch; see there for both."""
     check_filters(top_k, top_p)
     sampler = make_sampler(sampler)
-    batch, config = labels.shape[0], model.config
-    if len(generators) != batch:
-        raise ValueError(f"generators must be one per label ({batch}), got {len(generators)}")
     weights = guidance_weights(model, guidance_scale, guidance_schedule)
     scales = model.check_scales(scales)
-    state = model.new_state(labels if weights is None else with_unconditional(labels, config.num_classes))
+    return Plan(weights, top_k, top_p, sampler, scales, tuple(processors), given, on_scale, keep_logits)
+
+
+def check_generators(generators: Sequence[torch.Generator], labels: Tensor) -> None:
+    """Raise ValueError unless there is one generator per label."""
+    if len(generators) != len(labels):
+        raise ValueError(f"generators must be one per label ({len(labels)}), got {len(generators)}")
+
+
+@torch.no_grad()
+def draw_scales(
+    model: ScaleTransformer,
+    quantizer: MultiScaleQuantizer,
+    labels: Tensor,
+    numbers: UniformNumbers,
+    plan: Plan,
+    f_hat: Tensor | None = None,
+) -> SampleResult:
+    """Run the loop of `sample`; see there for the arguments and errors.
+
+    Without hooks and with all numbers read it holds no copy from or to the host, and its shapes follow from
+    the batch size alone, so that it can be captured as a graph.
+    """
+    batch, config, scales = labels.shape[0], model.config, plan.scales
+    guided = plan.weights is not None
+    state = model.new_state(with_unconditional(labels, config.num_classes) if guided else labels)
     if scales.start and state.carries:
         raise ValueError(
             f"scales must start at 0, as {type(model).__name__} carries something from scale to scale, "
             f"got {scales!r}"
         )
     f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, *2 * config.sides[-1:]), labels.device)
-    numbers = UniformNumbers(generators, model.pyramid, scales, sampler.reads_generators, labels.device)
     indices, kept = [], []
     for scale in scales:
         inputs = (
             quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty((batch, 0, config.z_channels))
         )
-        weight = 0.0 if weights is None else weights[scale]
-        if weights is None:
+        weight = 0.0 if plan.weights is None else plan.weights[scale]
+        if not guided:
             hidden = model.step(state, inputs, scale)
         elif weight == 0 and not state.carries:
             # Nothing reads the unconditional rows of this scale.
@@ -180,26 +256,26 @@ def sample(
         for start in range(0, batch, step):
             images = slice(start, min(start + step, batch))
             logits = guided_logits(model, hidden, state, images, batch, weight)
-            if keep_logits and scale == scales[-1]:
+            if plan.keep_logits and scale == scales[-1]:
                 kept.append(logits)
             choice = Choice(
-                scale, progress, images, uniform[images], generators[images], top_k, top_p, quantizer,
-                labels[images], f_hat[images], scales,
+                scale, progress, images, uniform[images], numbers.generators[images], plan.top_k, plan.top_p,
+                quantizer, labels[images], f_hat[images], scales,
             )  # fmt: skip
-            for process in processors:
+            for process in plan.processors:
                 logits = process(logits, choice)
-            chosen_codes, chosen_vectors = sampler.choose(logits, choice)
+            chosen_codes, chosen_vectors = plan.sampler.choose(logits, choice)
             codes.append(chosen_codes)
             vectors.append(chosen_vectors)
         drawn, vectors_drawn = torch.cat(codes), torch.cat(vectors)
-        if given is not None:
-            drawn, vectors_drawn = given.replace(scale, f_hat, drawn, vectors_drawn)
+        if plan.given is not None:
+            drawn, vectors_drawn = plan.given.replace(scale, f_hat, drawn, vectors_drawn)
         indices.append(drawn)
         contribution = quantizer.contribution_of_vectors(vectors_drawn, scale)
-        f_hat = sampler.after_scale(scale, f_hat + contribution.float())
-        if on_scale is not None:
+        f_hat = plan.sampler.after_scale(scale, f_hat + contribution.float())
+        if plan.on_scale is not None:
             try:
-                answer = on_scale(scale, f_hat)
+                answer = plan.on_scale(scale, f_hat)
             except StopSampling:
                 break
             f_hat = _replaced(f_hat, answer)

@@ -23,6 +23,9 @@ class UniformNumbers:
         scales: The scales that are drawn.
         by_scale: Read the numbers of a scale when they are asked for.
         device: Where the numbers are needed.
+
+    Attributes:
+        generators: The generators, one per image.
     """
 
     def __init__(
@@ -33,19 +36,26 @@ class UniformNumbers:
         by_scale: bool,
         device: torch.device,
     ) -> None:
-        self._generators, self._pyramid, self._device = generators, pyramid, device
+        self.generators, self._pyramid, self._device = generators, pyramid, device
         self._all: Tensor | None = None
         if not by_scale:
             self._all = uniform_numbers(generators, pyramid.length).to(device)
         elif scales.start:
             uniform_numbers(generators, pyramid.offsets[scales.start])
 
+    @classmethod
+    def of_tensor(cls, numbers: Tensor, pyramid: Pyramid) -> UniformNumbers:
+        """Return numbers (B, L) that were read before; a sampler then finds no generators."""
+        made = cls((), pyramid, range(pyramid.num_scales), True, numbers.device)
+        made._all = numbers
+        return made
+
     def of_scale(self, scale: int) -> Tensor:
         """Return the numbers of a scale, (B, n) float32; scales are asked for in order."""
         tokens = self._pyramid.scale_slice(scale)
         if self._all is not None:
             return self._all[:, tokens]
-        return uniform_numbers(self._generators, tokens.stop - tokens.start).to(self._device)
+        return uniform_numbers(self.generators, tokens.stop - tokens.start).to(self._device)
 
 
 def uniform_numbers(generators: Sequence[torch.Generator], tokens: int) -> Tensor:

@@ -13,6 +13,7 @@ from benchmarks.core.activations import example
 from benchmarks.core.shapes import Shape
 from benchmarks.peers.baselines import DenseMask
 from benchmarks.suites import memory, memory_jobs, model, paper_memory, sampling
+from mvar_models.networks.state import KVCache
 
 CPU = torch.device("cpu")
 TINY = Shape(1, width=64, vocab_size=32, sides=(1, 2, 4, 9, 10, 11, 12, 13, 14))
@@ -57,10 +58,13 @@ def test_loss_and_gradients_that_are_not_numbers_are_refused():
 
 def test_sampling_is_gated_and_says_what_cannot_run(monkeypatch):
     def results():
-        return {(r.name, r.work): r for r in sampling.run_shape(TINY, CPU, 0.01, ("auto", "triton"))}
+        return {
+            (r.name, r.work): r for r in sampling.run_shape(TINY, CPU, 0.01, ("auto", "triton"), channels=32)
+        }
 
     first = results()
-    assert {work for _, work in first} == {"last step", "whole run"}
+    assert {work for _, work in first} == {"last step", "whole run", "decoder"}
+    assert first["VQVAE, float32", "decoder"].timing.median > 0
     assert first["VAR, KV cache", "last step"].timing.median > 0
     assert first["MVAR auto", "whole run"].timing.median > 0
     assert first["MVAR triton", "last step"].timing is None
@@ -71,16 +75,20 @@ def test_sampling_is_gated_and_says_what_cannot_run(monkeypatch):
     assert refused.reason.startswith("refused: logits")
 
 
+@torch.no_grad()
 def test_cache_bytes_are_those_of_a_cache():
     network = TINY.build("var", CPU).eval()
     labels, inputs, _ = example(network, 2, CPU)
-    state = network.new_state(labels)
-    for scale in range(len(TINY.sides)):
+    state, released, most = network.new_state(labels), KVCache(), 0
+    for scale, side in enumerate(TINY.sides):
         network.step(state, sampling.scale_input(network, inputs, scale), scale)
-    cached = [tensor for pair in state.cache.entries.values() for tensor in pair]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in cached)
-    assert held == memory_jobs.cache_bytes(dataclasses.replace(TINY, batch=2), guided=False)
-    assert held == memory_jobs.cache_bytes(TINY, guided=True)
+        most = max(most, state.cache.num_bytes())
+        for block in range(TINY.depth):
+            released.extend(block, *torch.zeros(2, 2, side * side, network.config.num_heads, 64))
+    for batch, guided in ((2, False), (1, True)):
+        shape = dataclasses.replace(TINY, batch=batch)
+        assert most == memory_jobs.cache_bytes(shape, guided)
+        assert released.num_bytes() == memory_jobs.cache_bytes(shape, guided, released=True)
 
 
 def test_peaks_of_fresh_processes():

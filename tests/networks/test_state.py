@@ -1,8 +1,9 @@
-"""The KV cache appends in order, and a fork goes its own way."""
+"""The KV cache appends in order, in buffers of a known size, and a fork goes its own way."""
 
+import pytest
 import torch
 
-from mvar_models.networks.state import KVCache, ScaleState
+from mvar_models.networks.state import Constants, KVCache, ScaleState
 
 from tiny_models import tiny_var
 
@@ -57,3 +58,90 @@ def test_what_is_carried_from_scale_to_scale():
 def test_the_first_rows_of_a_state():
     rows = torch.randn(4, 8)
     assert torch.equal(ScaleState(rows).first(2).class_embedding, rows[:2])
+
+
+LENGTHS = (1, 4, 9)
+
+
+def fed(cache, blocks, parts):
+    """Extend every block by each part in turn; return what the calls returned, copied at once."""
+    return [
+        [tuple(each.clone() for each in cache.extend(block, part + block, -part - block)) for block in blocks]
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize("blocks", [(0,), (0, 1, 2)])
+@torch.no_grad()
+def test_buffers_give_what_concatenation_gives(blocks):
+    """The second use is that of a state that starts over."""
+    parts = [torch.randn(2, n, 3, 4) for n in LENGTHS]
+    cache = KVCache(length=14, last=9)
+    for _ in range(2):
+        for got, wanted in zip(fed(cache, blocks, parts), fed(KVCache(), blocks, parts), strict=True):
+            for mine, theirs in zip(got, wanted, strict=True):
+                assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+        assert cache.entries == {}
+
+
+@torch.no_grad()
+def test_buffers_are_allocated_once_and_leave_out_the_last_scale():
+    """All but the first block's, which is where the last scale's keys and values of all blocks lie."""
+    parts, blocks = [torch.randn(2, n, 3, 4) for n in LENGTHS], range(4)
+    cache, seen = KVCache(length=14, last=9), []
+    per_token = 2 * 2 * 3 * 4 * 4
+    for part in parts[:-1]:
+        fed(cache, blocks, [part])
+        seen.append([each.data_ptr() for block in blocks for each in cache.entries[block]])
+        assert cache.num_bytes() == per_token * (14 + 3 * 5)
+    assert seen[0] == seen[1]
+    whole = {cache.extend(block, parts[-1], parts[-1])[0].data_ptr() for block in blocks}
+    assert whole == {seen[0][0]}
+    assert cache.num_bytes() == 0
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+@torch.no_grad()
+def test_forks_of_buffers_go_their_own_ways(when):
+    """Whichever of the two goes on first, and at whichever scale they part."""
+    parts, blocks = [torch.randn(2, n, 3, 4) for n in LENGTHS], (0, 1)
+    expected = fed(KVCache(), blocks, parts)
+    cache = KVCache(length=14, last=9)
+    fed(cache, blocks, parts[:when])
+    fork = cache.fork()
+    for mine, other in ((fork, -1), (cache, 1)):
+        got = fed(mine, blocks, [other * part for part in parts[when:]])
+        for then, wanted in zip(got, expected[when:], strict=True) if other == 1 else ():
+            for found, theirs in zip(then, wanted, strict=True):
+                assert torch.equal(found[0], theirs[0]) and torch.equal(found[1], theirs[1])
+
+
+def test_with_gradients_keys_are_concatenated():
+    """Autograd keeps what attention read, so nothing may be written over it."""
+    cache, parts = KVCache(length=14, last=9), [torch.randn(1, n, 1, 4, requires_grad=True) for n in LENGTHS]
+    total = sum(key.square().sum() for part in parts for key in cache.extend(0, part, part))
+    total.backward()
+    assert torch.allclose(parts[0].grad, 12 * parts[0])
+
+
+def test_constants_are_computed_once():
+    constants, calls = Constants(torch.zeros(1, 4)), []
+    for _ in range(2):
+        assert constants.once("name", lambda: calls.append(0) or 7) == 7
+    assert constants.once("other", lambda: 8) == 8
+    assert calls == [0]
+
+
+@torch.no_grad()
+def test_every_modulation_runs_once_per_batch():
+    """And those of the first rows are of the whole batch."""
+    model, seen = tiny_var(), []
+    linears = [block.modulation for block in model.blocks] + [model.head_modulation]
+    for linear in linears:
+        linear.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    state = model.new_state(torch.tensor([0, 1]))
+    for scale, tokens in enumerate((0, 4, 16)):
+        hidden = model.step(state, torch.randn(2, tokens, 4), scale)
+        logits = model.step_logits(hidden, state, slice(0, 2))
+        assert torch.equal(logits, model.logits(hidden, state.class_embedding))
+    assert seen == [2, 2, 2, 2, 2, 2]  # two blocks, the head, and three times by `logits` itself

@@ -39,12 +39,13 @@ def test_a_cached_step_equals_recomputing_the_coarser_scales(model, batch, scale
 
 @torch.no_grad()
 def test_a_step_leaves_keys_and_values_of_every_block(model, batch):
+    """The last one leaves nothing, as nobody would read it."""
     labels, inputs = batch
     state = model.new_state(labels)
     assert state.cache.entries == {}
     for scale in range(len(SIDES)):
         model.step(state, inputs[:, max(STARTS[scale] - 1, 0) : STARTS[scale + 1] - 1], scale)
-        assert sorted(state.cache.entries) == [0, 1]
+        assert sorted(state.cache.entries) == ([0, 1] if scale + 1 < len(SIDES) else [])
         for key, value in state.cache.entries.values():
             assert key.shape == value.shape == (3, STARTS[scale + 1], 2, 16)
 

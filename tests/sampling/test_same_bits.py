@@ -9,12 +9,12 @@ from functools import cache
 import pytest
 import torch
 
+from benchmarks.peers.plain_loop import plain_sample
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.filters import draw, filter_logits
 from mvar_models.sampling.sampler import Sampler, sample
 
-from plain_loop import plain_sample
 from tiny_models import SIDES, tiny_mvar, tiny_var, tiny_vqvae
 
 

@@ -1,28 +1,48 @@
 """The scale loop without any of the engine's short cuts: what sampling must give, bit for bit.
 
-It has no state. Each scale computes the modulation of every block again, both halves of a guided batch, and
-reads its random numbers when it needs them; VAR's keys and values are concatenated. Blocks are computed from
-the parameters alone.
+Each scale computes the modulation of every block again, both halves of a guided batch, and reads its random
+numbers when it needs them; VAR's keys and values are concatenated. Blocks are computed from the parameters
+alone. It is the baseline of the suite "engine", too.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.module import MAX_LOG_SCALE
-from mvar_models import VAR
+from mvar_models.networks.block import SelfAttention
+from mvar_models.networks.quantizer import MultiScaleQuantizer
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var import VAR
 from mvar_models.sampling.filters import draw, filter_logits
 
+Cache = dict[int, tuple[Tensor, Tensor]]
 
-def plain_sample(model, quantizer, labels, generators, *, guidance_scale, top_k=0, top_p=0.0):
+
+@torch.no_grad()
+def plain_sample(
+    model: ScaleTransformer,
+    quantizer: MultiScaleQuantizer,
+    labels: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    guidance_scale: float,
+    top_k: int = 0,
+    top_p: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes (B, L), f_hat (B, z, h, h) and the guided logits (B, n, V) of the last scale."""
     config = model.config
     last, batch, side = len(config.sides) - 1, len(labels), config.sides[-1]
     guided = guidance_scale not in (0.0, model.skips_guidance_at)
     rows = torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
     embedding = model.class_embedding(rows)
-    cache = {} if isinstance(model, VAR) else None
-    f_hat, parts = torch.zeros(batch, config.z_channels, side, side), []
+    cache: Cache | None = {} if isinstance(model, VAR) else None
+    f_hat, parts = torch.zeros(batch, config.z_channels, side, side, device=labels.device), []
     for scale in range(last + 1):
         inputs = quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty(batch, 0, config.z_channels)
         inputs = torch.cat([inputs, inputs]) if guided else inputs
@@ -30,7 +50,7 @@ def plain_sample(model, quantizer, labels, generators, *, guidance_scale, top_k=
         uniform = torch.stack(
             [torch.rand(hidden.shape[1], generator=each, dtype=torch.float64) for each in generators]
         )
-        uniform = uniform.float().clamp_max(1 - 2**-24)
+        uniform = uniform.float().clamp_max(1 - 2**-24).to(labels.device)
         logits = _head(model, hidden[:batch], embedding[:batch])
         if guided:
             weight = guidance_scale * (scale / max(last, 1))
@@ -41,7 +61,9 @@ def plain_sample(model, quantizer, labels, generators, *, guidance_scale, top_k=
     return torch.cat(parts, dim=1), f_hat, logits
 
 
-def _blocks(model, embedding, inputs, scale, cache):
+def _blocks(
+    model: ScaleTransformer, embedding: Tensor, inputs: Tensor, scale: int, cache: Cache | None
+) -> Tensor:
     hidden = model.embed(embedding, inputs, range(scale, scale + 1))
     condition = F.silu(embedding)
     if model.shared_modulation is not None:
@@ -59,7 +81,14 @@ def _blocks(model, embedding, inputs, scale, cache):
     return hidden
 
 
-def _attention(model, attention, normed, scale, index, cache):
+def _attention(
+    model: ScaleTransformer,
+    attention: SelfAttention,
+    normed: Tensor,
+    scale: int,
+    index: int,
+    cache: Cache | None,
+) -> Tensor:
     zero = torch.zeros_like(attention.q_bias)
     bias = torch.cat([attention.q_bias, zero, attention.v_bias])
     qkv = F.linear(normed, attention.qkv.weight, bias).unflatten(-1, (3, attention.num_heads, -1))
@@ -75,10 +104,10 @@ def _attention(model, attention, normed, scale, index, cache):
     return attention.proj(out.flatten(2))
 
 
-def _norm(hidden, scale, shift):
+def _norm(hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-def _head(model, hidden, embedding):
+def _head(model: ScaleTransformer, hidden: Tensor, embedding: Tensor) -> Tensor:
     scale, shift = model.head_modulation(F.silu(embedding)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
-    return model.head(_norm(hidden, scale, shift)).float()
+    return model.head(_norm(hidden.float(), scale, shift).to(model.head.weight.dtype)).float()
