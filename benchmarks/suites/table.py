@@ -16,6 +16,7 @@ SUITES = {
     "cpu-targets": "benchmarks.suites.cpu_targets",
     "model": "benchmarks.suites.model",
     "sampling": "benchmarks.suites.sampling",
+    "engine": "benchmarks.suites.engine",
     "memory": "benchmarks.suites.memory",
     "emulated": "benchmarks.suites.emulated",
     "editing": "benchmarks.suites.editing",

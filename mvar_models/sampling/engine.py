@@ -1,0 +1,192 @@
+"""The loop over scales and the decoder as one CUDA graph, for pipelines that `compile()`.
+
+At batch 1 a GPU waits for launches, not for arithmetic: ten scales of sixteen blocks are thousands of
+kernels, which a graph launches at once. There is one per batch size, guidance and filters, and the most
+recently used are kept; labels and uniform numbers are its inputs. What cannot be captured takes the usual
+loop, and the log says why, once per reason. Both run the same kernels in the same order.
+
+FlashInfer's samplers hold no seed per request and would replay the same numbers, so numbers stay an input.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.sampling.sampler import (
+    Plan,
+    Sampler,
+    SampleResult,
+    check_generators,
+    draw_scales,
+    make_plan,
+)
+from mvar_models.sampling.uniforms import UniformNumbers, uniform_numbers
+
+logger = logging.getLogger("mvar_models")
+
+# Captures cost seconds and their outputs stay allocated; working memory is shared by all of them.
+_MOST_GRAPHS = 8
+# Runs before a capture: kernels compile, libraries allocate their workspaces.
+_WARM_UPS = 2
+
+
+class Engine:
+    """Draws and decodes batches, on a GPU by replaying graphs.
+
+    Args:
+        model: The transformer.
+        vqvae: The VQVAE whose codes it predicts.
+        most: Graphs kept; the one used longest ago goes first.
+    """
+
+    def __init__(self, model: ScaleTransformer, vqvae: VQVAE, most: int = _MOST_GRAPHS) -> None:
+        if most < 1:
+            raise ValueError(f"most must be at least 1 graph, got {most}")
+        self.model, self.vqvae, self.most = model, vqvae, most
+        # None where a capture failed, so that it is not tried again.
+        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._pool: tuple[int, int] | None = None
+        self._logged: set[str] = set()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        generators: Sequence[torch.Generator],
+        *,
+        f_hat: Tensor | None = None,
+        **options: Any,
+    ) -> SampleResult:
+        """Draw one image per label and decode it.
+
+        Args:
+            labels: (B,) int64.
+            generators: One CPU generator per image.
+            f_hat: As for `sample`.
+            options: The other arguments of `sample`.
+
+        Returns:
+            What `sample` returns, with `images`.
+        """
+        plan = make_plan(self.model, **options)
+        check_generators(generators, labels)
+        reason = self.reason_against(plan, labels.device)
+        if reason is not None:
+            self._log(reason)
+        else:
+            graph = self._graph_for(labels, plan)
+            if graph is not None:
+                return graph.replay(labels, uniform_numbers(generators, self.model.pyramid.length))
+        by_scale = plan.sampler.reads_generators
+        uniform = UniformNumbers(generators, self.model.pyramid, plan.scales, by_scale, labels.device)
+        return _draw(self.model, self.vqvae, labels, uniform, plan, f_hat)
+
+    def reason_against(self, plan: Plan, device: torch.device) -> str | None:
+        """Return in one line why a graph cannot draw as the plan says, or None."""
+        if device.type != "cuda":
+            return f"graphs need a CUDA device, the model is on {device.type}"
+        if type(plan.sampler) is not Sampler:
+            return f"{type(plan.sampler).__name__} may do more than tensors show"
+        for name in ("processors", "given", "on_scale"):
+            if getattr(plan, name):
+                return f"{name} runs Python at every scale"
+        if torch.is_autocast_enabled(device.type):
+            return "autocast keeps copies of the weights that a graph would not renew"
+        if plan.keep_logits or plan.scales != range(len(self.model.config.sides)):
+            return "a graph draws all scales and keeps no logits"
+        for network in (self.model, self.vqvae):
+            for name, module in network.named_modules():
+                if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                    return f"{name or type(module).__name__} has a hook, which runs Python at every call"
+        return None
+
+    def clear(self) -> None:
+        """Forget all graphs and free their memory."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _log(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            logger.info("no CUDA graph: %s; the loop runs step by step", reason)
+
+    def _graph_for(self, labels: Tensor, plan: Plan) -> _Graph | None:
+        """Return the graph of this batch size and plan, captured now if there is none; None if that fails."""
+        key = (len(labels), labels.device, plan.weights, plan.top_k, plan.top_p, self._fingerprint())
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        while len(self._graphs) >= self.most:
+            self._graphs.popitem(last=False)
+        graph = None
+        try:
+            graph = _Graph(self.model, self.vqvae, labels, plan, self._pool)
+        except RuntimeError as error:  # an operator that waits for the host, or too little memory
+            self._log(f"capture failed ({str(error).splitlines()[0]})")
+        self._graphs[key] = graph
+        return graph
+
+    def _fingerprint(self) -> Hashable:
+        """Return what changes when weights move or attention runs elsewhere, as graphs hold addresses."""
+        both = (self.model, self.vqvae)
+        tensors = (each for network in both for each in (*network.parameters(), *network.buffers()))
+        addresses = tuple((each.data_ptr(), each.dtype) for each in tensors)
+        return self.model.attention_backend, torch.get_float32_matmul_precision(), addresses
+
+
+class _Graph:
+    """A captured draw of one batch size and plan; replays take turns, as they share memory."""
+
+    def __init__(
+        self, model: ScaleTransformer, vqvae: VQVAE, labels: Tensor, plan: Plan, pool: tuple[int, int]
+    ) -> None:
+        self.labels = labels.clone()
+        self.numbers = torch.zeros(len(labels), model.pyramid.length, device=labels.device)
+
+        def draw() -> SampleResult:
+            uniform = UniformNumbers.of_tensor(self.numbers, model.pyramid)
+            return _draw(model, vqvae, self.labels, uniform, plan)
+
+        with torch.cuda.device(labels.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    draw()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=pool):
+                self.drawn = draw()
+
+    def replay(self, labels: Tensor, numbers: Tensor) -> SampleResult:
+        self.labels.copy_(labels)
+        self.numbers.copy_(numbers)
+        self.graph.replay()
+        drawn = self.drawn
+        assert drawn.images is not None
+        # The next replay overwrites the outputs.
+        return SampleResult(drawn.indices.clone(), drawn.f_hat.clone(), None, drawn.images.clone())
+
+
+def _draw(
+    model: ScaleTransformer,
+    vqvae: VQVAE,
+    labels: Tensor,
+    numbers: UniformNumbers,
+    plan: Plan,
+    f_hat: Tensor | None = None,
+) -> SampleResult:
+    """Draw and decode: what a graph holds, and what runs without one."""
+    drawn = draw_scales(model, vqvae.quantizer, labels, numbers, plan, f_hat)
+    return replace(drawn, images=vqvae.decode_slices(drawn.f_hat))

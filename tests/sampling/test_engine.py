@@ -1,0 +1,224 @@
+"""The engine: what is captured and what is not, graphs kept, and a loop that can be captured.
+
+Capture itself needs a GPU. Here the loop is traced on fake tensors of a GPU: it copies nothing from or to the
+host, waits for no value, and has no shape that depends on values.
+"""
+
+import logging
+
+import pytest
+import torch
+
+from benchmarks.core.shapes import Shape
+from benchmarks.suites.engine import traces
+from mvar_models.sampling import engine as module
+from mvar_models.sampling.engine import Engine
+from mvar_models.sampling.processors import SpatialGuidance
+from mvar_models.sampling.sampler import Sampler, SampleResult, make_plan, sample
+from mvar_models.sampling.smooth import SmoothSampler
+
+from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
+
+MODELS = pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
+CUDA = torch.device("cuda")
+OPTIONS = {"guidance_scale": 1.5, "top_k": 8, "keep_logits": False}
+LABELS = torch.tensor([0, 2, 1])
+
+
+def generators(first=7):
+    return [torch.Generator().manual_seed(first + index) for index in range(3)]
+
+
+@pytest.mark.parametrize("arch", ["var", "mvar"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_loop_can_be_captured(arch, batch):
+    shape = Shape(2, width=64, batch=batch, vocab_size=64, dtype=torch.bfloat16)
+    plain, ours = traces(shape, arch)
+    assert ours.copies == [] and ours.reads == []
+    assert len(plain.copies) == 10, "one copy of uniform numbers per scale, as the test expects to find"
+    assert ours.kernels.total() < 0.8 * plain.kernels.total()
+
+
+@pytest.mark.parametrize("arch", ["var", "mvar"])
+def test_modulation_is_read_once_per_image(arch):
+    """Six of 18 width^2 weights of a block, and the head's two, are read at one scale of ten."""
+    shape = Shape(16, dtype=torch.bfloat16)
+    plain, ours = traces(shape, arch)
+    assert ours.weight_bytes <= 0.72 * plain.weight_bytes
+    width, depth, vocab = 1024, 16, 4096
+    block, head = 12 * width**2 * depth, width * vocab
+    # VAR has no scale without the unconditional half, but its head skips it where the weight is zero.
+    expected = 10 * block + 6 * width**2 * depth + 19 * head + 2 * 2 * width**2 + 9 * 32 * width
+    assert ours.weight_bytes == pytest.approx(2 * expected, rel=0.001)
+
+
+@MODELS
+def test_without_a_gpu_it_draws_and_decodes_the_same(make, caplog):
+    model, vqvae = make(), tiny_vqvae()
+    engine = Engine(model, vqvae)
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), **OPTIONS)
+    with caplog.at_level(logging.INFO, "mvar_models"):
+        found = [engine.sample(LABELS, generators(), **OPTIONS) for _ in range(2)]
+    for drawn in found:
+        assert torch.equal(drawn.indices, expected.indices)
+        assert torch.equal(drawn.f_hat, expected.f_hat)
+        with torch.no_grad():
+            assert torch.equal(drawn.images, vqvae.decode_latents(expected.f_hat))
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graph: graphs need a CUDA device, the model is on cpu; the loop runs step by step"
+    ]
+
+
+def test_scales_alone_go_through_it_too():
+    model, vqvae = tiny_mvar(), tiny_vqvae()
+    f_hat, scales = torch.randn(3, 4, 4, 4), range(1, 3)
+    found = Engine(model, vqvae).sample(LABELS, generators(), f_hat=f_hat, scales=scales, **OPTIONS)
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), f_hat=f_hat, scales=scales, **OPTIONS)
+    assert torch.equal(found.f_hat, expected.f_hat)
+
+
+def test_wrong_arguments_are_those_of_sample():
+    engine = Engine(tiny_mvar(), tiny_vqvae())
+    with pytest.raises(ValueError, match=r"generators.*\(3\), got 1"):
+        engine.sample(LABELS, generators()[:1], **OPTIONS)
+    with pytest.raises(ValueError, match=r"top_k.*-1"):
+        engine.sample(LABELS, generators(), guidance_scale=0.0, top_k=-1)
+    with pytest.raises(ValueError, match=r"most.*0"):
+        Engine(tiny_mvar(), tiny_vqvae(), most=0)
+
+
+class Own(Sampler):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"sampler": SmoothSampler()}, "SmoothSampler"),
+        ({"sampler": Own()}, "Own"),
+        ({"processors": [SpatialGuidance(1.0)]}, "processors"),
+        ({"given": object()}, "given"),
+        ({"on_scale": print}, "on_scale"),
+        ({"keep_logits": True}, "logits"),
+        ({"scales": range(2)}, "all scales"),
+    ],
+)
+def test_what_is_not_captured_says_why(options, words):
+    model = tiny_mvar()
+    engine = Engine(model, tiny_vqvae())
+    reason = engine.reason_against(make_plan(model, **{**OPTIONS, **options}), CUDA)
+    assert words in reason and "\n" not in reason
+
+
+def test_hooks_are_not_captured():
+    model, vqvae = tiny_mvar(), tiny_vqvae()
+    engine, plan = Engine(model, vqvae), make_plan(model, **OPTIONS)
+    assert engine.reason_against(plan, CUDA) is None
+    for network, hooked in ((model, model.blocks[1].mlp), (vqvae, vqvae.decoder.middle)):
+        handle = hooked.register_forward_hook(lambda *args: None)
+        assert "hook" in engine.reason_against(plan, CUDA)
+        handle.remove()
+        assert engine.reason_against(plan, CUDA) is None, network
+    with torch.autocast("cuda", torch.bfloat16):
+        assert "autocast" in engine.reason_against(plan, CUDA)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Graphs that only count: an engine on the CPU whose captures always 'work'."""
+    made = []
+
+    class Graph:
+        def __init__(self, model, vqvae, labels, plan, pool):
+            made.append((len(labels), plan.weights, plan.top_k))
+
+        def replay(self, labels, numbers):
+            assert numbers.shape == (len(labels), 21)
+            return SampleResult(labels, numbers, None, numbers)
+
+    monkeypatch.setattr(module, "_Graph", Graph)
+    monkeypatch.setattr(Engine, "reason_against", lambda self, plan, device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return made
+
+
+def draw(engine, batch, **options):
+    return engine.sample(LABELS[:batch], generators()[:batch], **{**OPTIONS, **options})
+
+
+def test_one_graph_per_batch_size_guidance_and_filters(counted):
+    engine = Engine(tiny_mvar(), tiny_vqvae())
+    for _ in range(2):
+        draw(engine, 3)
+        draw(engine, 2)
+        draw(engine, 3, guidance_scale=2.0)
+        draw(engine, 3, top_k=4)
+    assert counted == [
+        (3, (0, 0.75, 1.5), 8),
+        (2, (0, 0.75, 1.5), 8),
+        (3, (0, 1, 2), 8),
+        (3, (0, 0.75, 1.5), 4),
+    ]
+
+
+def test_the_graph_used_longest_ago_goes_first(counted):
+    engine = Engine(tiny_mvar(), tiny_vqvae(), most=2)
+    for batch in (1, 2, 1, 3, 1, 2):
+        draw(engine, batch)
+    assert [batch for batch, _, _ in counted] == [1, 2, 3, 2]
+    engine.clear()
+    draw(engine, 2)
+    assert len(counted) == 5
+
+
+def test_weights_that_moved_are_captured_again(counted):
+    """A graph holds addresses: after `to` it would read freed memory."""
+    model, vqvae = tiny_mvar(), tiny_vqvae()
+    engine = Engine(model, vqvae)
+    draw(engine, 1)
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    draw(engine, 1)
+    assert len(counted) == 1, "values may change in place"
+    vqvae.to(torch.bfloat16)
+    draw(engine, 1)
+    model.attention_backend = "reference"
+    draw(engine, 1)
+    assert len(counted) == 3
+
+
+def test_a_failed_capture_is_tried_once(monkeypatch, counted, caplog):
+    tries = []
+
+    class Failing:
+        def __init__(self, *args):
+            tries.append(args)
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(module, "_Graph", Failing)
+    model, vqvae = tiny_mvar(), tiny_vqvae()
+    engine = Engine(model, vqvae)
+    with caplog.at_level(logging.INFO, "mvar_models"):
+        found = [draw(engine, 3) for _ in range(2)]
+    assert len(tries) == 1
+    assert caplog.text.count("capture failed (operation not permitted when stream is capturing)") == 1
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), **OPTIONS)
+    assert all(torch.equal(drawn.indices, expected.indices) for drawn in found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.5])
+@MODELS
+def test_graphs_draw_what_the_loop_draws(make, guidance_scale):
+    """Bit for bit, for other labels and seeds than those of the capture, after other graphs were replayed."""
+    model, vqvae = make().cuda(), tiny_vqvae().cuda()
+    engine, options = Engine(model, vqvae), {**OPTIONS, "guidance_scale": guidance_scale}
+    for labels, first in ((LABELS, 7), (LABELS[:1], 7), (LABELS.flip(0), 20), (LABELS[1:2], 30)):
+        labels = labels.cuda()
+        expected = sample(model, vqvae.quantizer, labels, generators(first)[: len(labels)], **options)
+        found = engine.sample(labels, generators(first)[: len(labels)], **options)
+        assert torch.equal(found.indices, expected.indices)
+        assert torch.equal(found.f_hat, expected.f_hat)
+        with torch.no_grad():
+            assert torch.equal(found.images, vqvae.decode_slices(expected.f_hat))
+    assert len(engine._graphs) == 2 and None not in engine._graphs.values()
