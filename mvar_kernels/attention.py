@@ -237,7 +237,8 @@ def _attend(
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's type where it is on, as `scaled_dot_product_attention` does; float64 stays."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    # The meta device has no autocast and cannot be asked.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

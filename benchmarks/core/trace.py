@@ -27,6 +27,7 @@ _NO_KERNEL = {
     "new_empty_strided",
     "detach",
     "lift_fresh",
+    "promote_types",
 }
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "convolution"}
 # What reads a value on the host or makes a shape that depends on values.

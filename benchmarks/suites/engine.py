@@ -1,6 +1,6 @@
 """The engine suite: the loop over scales against a plain one, in counts and in time, and the decoder apart.
 
-Counts come from fake tensors, so they are those of a GPU and of the full models: kernels per image, bytes of
+Counts come from meta tensors, so they are those of a GPU and of the full models: kernels per image, bytes of
 weights that are read, bytes of VAR's cache. Times are of random weights on this machine. The plain loop
 (`benchmarks/peers/plain_loop.py`) draws the same codes; it computes everything at every scale, as the
 released programs do.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.core import report
-from benchmarks.core.activations import blank, fake
+from benchmarks.core.activations import blank
 from benchmarks.core.measure import measure
 from benchmarks.core.report import Record
 from benchmarks.core.shapes import Shape, tokenizer
@@ -79,21 +79,21 @@ def counts(shape: Shape, arch: str) -> Iterator[Record]:
     yield record(case, "copies from the host per image", len(plain.copies), len(ours.copies), "")
 
 
-def traces(shape: Shape, arch: str, device: str = "cuda") -> tuple[Trace, Trace]:
-    """Trace the plain loop and ours on fake tensors of a device that need not exist."""
+def traces(shape: Shape, arch: str) -> tuple[Trace, Trace]:
+    """Trace the plain loop and ours on meta tensors, which have shapes and no values.
+
+    They stand for a GPU: what reads a value of theirs fails, and what comes from the host is on the CPU.
+    """
     config = shape.config(arch)
-    with fake(), torch.device(device):
+    with torch.device("meta"):
         model = blank(architecture(arch).network_class(), config).to(shape.dtype).eval()
         quantizer = tokenizer(shape, channels=32).quantizer.to(shape.dtype)
-        labels = torch.zeros(shape.batch, dtype=torch.int64)
-        numbers = UniformNumbers.of_tensor(torch.zeros(shape.batch, config.length), model.pyramid)
-        plan = Plan(guidance_weights(model, _GUIDANCE), _TOP_K, _TOP_P, Sampler(), range(len(config.sides)))
+        labels = torch.empty(shape.batch, dtype=torch.int64)
+        numbers = UniformNumbers.of_tensor(torch.empty(shape.batch, config.length), model.pyramid)
+    plan = Plan(guidance_weights(model, _GUIDANCE), _TOP_K, _TOP_P, Sampler(), range(len(config.sides)))
     generators = [torch.Generator() for _ in range(shape.batch)]
-    with fake():
-        plain = trace(
-            lambda: plain_sample(model, quantizer, labels, generators, **_FILTERS), model.parameters()
-        )
-        ours = trace(lambda: draw_scales(model, quantizer, labels, numbers, plan), model.parameters())
+    plain = trace(lambda: plain_sample(model, quantizer, labels, generators, **_FILTERS), model.parameters())
+    ours = trace(lambda: draw_scales(model, quantizer, labels, numbers, plan), model.parameters())
     return plain, ours
 
 
@@ -156,7 +156,7 @@ def _times(case, model, vqvae, labels, options, settings) -> Iterator[Record]:  
     f_hat = torch.randn(len(labels), *_latent(vqvae), device=settings.device)
     with torch.no_grad():
         decoder = measure(
-            {"decoder": lambda: vqvae.decode_slices(f_hat)}, settings.device, settings.seconds, 2
+            {"decoder": lambda: list(vqvae.decode_slices(f_hat))}, settings.device, settings.seconds, 2
         )
     yield record(case, "decoder", None, decoder["decoder"].median, "s")
 
@@ -187,7 +187,7 @@ def remainder(shape: Shape, settings: Settings) -> Iterator[Record]:
     @torch.no_grad()
     def ours() -> Tensor:
         drawn = sample(model, vqvae.quantizer, labels, [torch.Generator()], keep_logits=False, **_FILTERS)
-        return vqvae.decode_slices(drawn.f_hat)
+        return torch.cat(list(vqvae.decode_slices(drawn.f_hat)))
 
     shares = [rest_share(work) for work in (plain, ours)]
     yield record(f"mvar, {shape.name}", "time outside of products and attention", *shares, "of an image")

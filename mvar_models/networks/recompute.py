@@ -90,7 +90,8 @@ def is_plain(*linears: nn.Module) -> bool:
 def linear_dtype(weight: Tensor) -> torch.dtype:
     """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type
-    if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    # The meta device has no autocast and cannot be asked.
+    if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return weight.dtype
 

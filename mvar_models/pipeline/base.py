@@ -25,6 +25,7 @@ from mvar_models.pipeline.editing import Editing
 from mvar_models.pipeline.loading import fitted, opened
 from mvar_models.pipeline.options import DrawOptions, Generators, Labels, Request, as_sequence
 from mvar_models.pipeline.output import PipelineOutput
+from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
@@ -62,6 +63,7 @@ class Pipeline(Editing):
                 )
         self.model = model
         self.vqvae = vqvae
+        self._engine: Engine | None = None
 
     @classmethod
     def from_pretrained(
@@ -139,6 +141,25 @@ class Pipeline(Editing):
         """Move and convert both networks, as `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
         self.vqvae.to(*args, **kwargs)
+        return self
+
+    def compile(self: P, *, decoder_dtype: torch.dtype | None = None) -> P:
+        """Draw by CUDA graphs from now on, one per batch size, guidance and filters, captured at first use.
+
+        Images stay the same. What a graph cannot hold is drawn as before, and the log says why: callbacks,
+        `return_scales`, processors, samplers other than "ancestral", edits, modules with hooks, devices other
+        than CUDA. On a CPU nothing is compiled.
+
+        Args:
+            decoder_dtype: Also convert the decoder to this type, such as torch.bfloat16; the codes do not
+                depend on it. Default: leave it as it is.
+
+        Returns:
+            The pipeline itself.
+        """
+        if decoder_dtype is not None:
+            self.vqvae.convert_decoder(decoder_dtype)
+        self._engine = Engine(self.model, self.vqvae)
         return self
 
     def label_of(self, label: int | str) -> int:
@@ -300,8 +321,14 @@ class Pipeline(Editing):
                 results[scale].append(decode(self.vqvae, f_hat, output_type))
 
         codes: list[SampleResult] = []
-        for drawn in draw_batches(self.model, self.vqvae.quantizer, request, after_scale=after_scale):
-            results[-1].append(decode(self.vqvae, drawn.f_hat, output_type))
+        for drawn in draw_batches(
+            self.model,
+            self.vqvae.quantizer,
+            request,
+            after_scale=after_scale if return_scales else None,
+            engine=None if output_type == "latent" else self._engine,
+        ):
+            results[-1].append(decode(self.vqvae, drawn.f_hat, output_type, drawn.images))
             if return_dict:
                 codes.append(drawn)
         joined = [join(self.vqvae, parts, output_type) for parts in results]

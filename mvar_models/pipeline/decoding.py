@@ -9,15 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models.devices import fit_batch
 from mvar_models.images import to_uint8
 from mvar_models.networks.vqvae import VQVAE
 
 Images = list[Image.Image] | np.ndarray | Tensor
 Decoded = np.ndarray | Tensor
 
-# Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
-_PIXELS_AT_A_TIME = 4 * 256 * 256
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -27,18 +24,17 @@ def check_output_type(output_type: str) -> None:
         raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}")
 
 
-def decode(vqvae: VQVAE, f_hat: Tensor, output_type: str) -> Decoded:
+def decode(vqvae: VQVAE, f_hat: Tensor, output_type: str, images: Tensor | None = None) -> Decoded:
     """Decode latents a few at a time: float32 in [0, 1] on the model's device for "pt", else uint8.
 
-    "latent" returns the latents themselves.
+    "latent" returns the latents themselves. `images` (B, 3, R, R) in [-1, 1] are the latents decoded already.
     """
     if output_type == "latent":
         return f_hat
-    step = fit_batch(_PIXELS_AT_A_TIME, vqvae.config.resolution**2)
-    decoded = (vqvae.decode_latents(part.to(vqvae.dtype)) for part in f_hat.split(step))
+    decoded = vqvae.decode_slices(f_hat) if images is None else [images]
     if output_type == "pt":
-        return torch.cat([(images.float() + 1) / 2 for images in decoded])
-    return np.concatenate([to_uint8(images) for images in decoded])
+        return torch.cat([(part.float() + 1) / 2 for part in decoded])
+    return np.concatenate([to_uint8(part) for part in decoded])
 
 
 def join(vqvae: VQVAE, parts: Sequence[Decoded], output_type: str) -> Images:

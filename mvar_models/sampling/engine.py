@@ -189,4 +189,4 @@ def _draw(
 ) -> SampleResult:
     """Draw and decode: what a graph holds, and what runs without one."""
     drawn = draw_scales(model, vqvae.quantizer, labels, numbers, plan, f_hat)
-    return replace(drawn, images=vqvae.decode_slices(drawn.f_hat))
+    return replace(drawn, images=torch.cat(list(vqvae.decode_slices(drawn.f_hat))))

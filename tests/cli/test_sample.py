@@ -47,6 +47,18 @@ def test_again_draws_the_same_bytes(tmp_path):
     assert record["versions"]["torch"]
 
 
+def test_compiled_or_not_the_images_are_the_same(tmp_path):
+    """So the record does not have it, and it may be given with --again."""
+    first, second, third = (tmp_path / name for name in "abc")
+    assert mvar(f"{SAMPLE} --labels 7 --n 2 -o", first).exit_code == 0
+    assert mvar(f"{SAMPLE} --labels 7 --n 2 --compile -o", second).exit_code == 0
+    assert mvar("sample --compile --again", first / "samples.json", "-o", third).exit_code == 0
+    for name in ("00000_7.png", "00001_7.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes() == (third / name).read_bytes()
+    records = [record_of(folder) for folder in (first, second)]
+    assert records[0]["options"] == records[1]["options"]
+
+
 def test_a_sampler_by_name(tmp_path):
     """`--sampler smooth` is `--more-smooth`, and the record has it; without it records stay as they were."""
     folders = {"--sampler smooth": tmp_path / "a", "--more-smooth": tmp_path / "b"}

@@ -65,3 +65,52 @@ def test_attention_is_over_all_positions(seed):
     weights = (query.transpose(1, 2) @ key / 32**0.5).softmax(-1)
     out = (value @ weights.transpose(1, 2)).unflatten(2, (3, 4))
     assert torch.allclose(layer(features), features + layer.proj(out), atol=1e-5)
+
+
+@torch.no_grad()
+def test_latents_are_decoded_in_slices(monkeypatch):
+    """The slices bound memory and change nothing."""
+    vqvae, f_hat = tiny_vqvae(), torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("mvar_models.networks.vqvae._PIXELS_AT_A_TIME", 2 * 16 * 16)
+    slices = list(vqvae.decode_slices(f_hat))
+    assert [len(part) for part in slices] == [2, 2, 1]
+    assert torch.allclose(torch.cat(slices), vqvae.decode_latents(f_hat), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@torch.no_grad()
+def test_the_decoder_alone_can_be_converted(channels_last):
+    """Pixels are those of float32 within the rounding of bfloat16; codes and encoder do not change."""
+    vqvae, f_hat = tiny_vqvae(), torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    indices = torch.randint(24, (2, 21), generator=torch.Generator().manual_seed(0))
+    expected, sums = vqvae.decode_latents(f_hat), vqvae.quantizer.embed(indices)
+    vqvae.convert_decoder(torch.bfloat16, channels_last)
+    found = vqvae.decode_latents(f_hat)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().mean() < 0.01
+    assert torch.equal(vqvae.quantizer.embed(indices), sums)
+    assert {each.dtype for each in vqvae.encoder.parameters()} == {torch.float32}
+    last = vqvae.decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last == channels_last
+    vqvae.convert_decoder(torch.float32)
+    assert vqvae.decode_latents(f_hat).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_norms_of_half_precision_are_those_of_float32_rounded(seed, dtype):
+    """Sums of squares in half precision would be off by percents."""
+    norm = tiny_vqvae().decoder.norm_out
+    features = (3 * torch.randn(2, 32, 16, 16) + 5).to(dtype)
+    expected = torch.nn.functional.group_norm(features.float(), 32, norm.weight, norm.bias, norm.eps)
+    found = norm.to(dtype)(features).float()
+    assert (found - expected).abs().max() <= 2 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@torch.no_grad()
+def test_hooks_on_norms_see_what_they_return(seed):
+    """SiLU writes into a norm's output only where nobody else can hold it."""
+    vqvae, seen = tiny_vqvae(), []
+    vqvae.decoder.norm_out.register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
+    vqvae.decode_latents(torch.randn(1, 4, 4, 4))
+    assert torch.equal(*seen[0])

@@ -244,3 +244,34 @@ def test_embedded_models_draw_their_classes(name):
     images = pipeline(["zero"] * 8 + ["one"] * 8, seed=0, output_type="np").astype(float).mean(-1) / 255
     middle = images[:, 12:20, 13:19].mean((1, 2))
     assert middle[8:].mean() > middle[:8].mean() + 0.3, middle
+
+
+@pytest.mark.parametrize("kind, make", [(VARPipeline, tiny_var), (MVARPipeline, tiny_mvar)])
+def test_a_compiled_pipeline_draws_the_same(kind, make):
+    """On a CPU nothing is compiled; what cannot be captured is drawn step by step, to the bit."""
+    plain, compiled = kind(make(), tiny_vqvae()), kind(make(), tiny_vqvae())
+    assert compiled.compile() is compiled
+    for options in ({}, {"sampler": "smooth"}, {"output_type": "latent"}, {"batch_invariant": False}):
+        options = {"output_type": "pt", "seed": 3, **options}
+        assert torch.equal(compiled([0, 1, 2], **options), plain([0, 1, 2], **options)), options
+    found, expected = (each([0, 1], return_scales=True, output_type="np") for each in (compiled, plain))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found[1], expected[1], strict=True))
+
+
+def test_a_compiled_pipeline_reports_scales_to_those_who_ask(pipeline, capsys):
+    """Without a callback the bar advances by batches, to the same total."""
+    seen = []
+    pipeline.compile()
+    pipeline([0, 1], on_scale=lambda scale, f_hat: seen.append(scale), batch_invariant=False)
+    assert seen == [0, 1, 2]
+    pipeline([0, 1], progress=True)
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_the_decoder_of_a_compiled_pipeline_may_have_its_own_type(pipeline):
+    expected = pipeline([0, 1], output_type="np").astype(int)
+    pipeline.compile(decoder_dtype=torch.bfloat16)
+    found = pipeline([0, 1], output_type="np").astype(int)
+    assert pipeline.vqvae.decoder.conv_in.weight.dtype == torch.bfloat16
+    assert pipeline.vqvae.quantizer.codebook.weight.dtype == torch.float32
+    assert np.abs(found - expected).mean() < 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mvar_models import MVARPipeline
-from mvar_models.pipeline import decoding
+from mvar_models.networks import vqvae
 from mvar_models.pipeline.decoding import check_output_type, decode, join
 
 from tiny_models import tiny_mvar, tiny_vqvae
@@ -19,7 +19,7 @@ def test_many_images_are_decoded_a_few_at_a_time(monkeypatch):
         pipeline.vqvae, "decode_latents", lambda f_hat: counts.append(len(f_hat)) or decode(f_hat)
     )
     expected = pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False)
-    monkeypatch.setattr(decoding, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
+    monkeypatch.setattr(vqvae, "_PIXELS_AT_A_TIME", 2 * 16 * 16)
     assert torch.allclose(
         pipeline([0, 1, 2, 0, 1], seed=1, output_type="pt", batch_invariant=False), expected, atol=1e-5
     )

@@ -2,7 +2,7 @@
 
 import torch
 
-from mvar_models.sampling.sampler import Choice
+from mvar_models.sampling.hooks import Choice
 from mvar_models.sampling.smooth import SmoothSampler
 
 from tiny_models import tiny_mvar, tiny_sample, tiny_vqvae
@@ -12,7 +12,20 @@ def choose(logits, progress, seed=0):
     quantizer = tiny_vqvae().quantizer
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(logits))]
     uniform = torch.full(logits.shape[:2], 0.5)
-    choice = Choice(0, progress, slice(0, len(logits)), uniform, generators, 0, 0.0, quantizer)
+    labels, f_hat = torch.zeros(len(logits), dtype=torch.int64), torch.zeros(len(logits), 4, 4, 4)
+    choice = Choice(
+        scale=0,
+        progress=progress,
+        images=slice(0, len(logits)),
+        uniform=uniform,
+        generators=generators,
+        top_k=0,
+        top_p=0.0,
+        quantizer=quantizer,
+        labels=labels,
+        f_hat=f_hat,
+        scales=range(3),
+    )
     with torch.no_grad():
         codes, vectors = SmoothSampler().choose(logits, choice)
     return codes, vectors, quantizer.codebook.weight.detach()
