@@ -233,7 +233,7 @@ class VQVAE(PretrainedModel):
         """
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for part in (self.post_quant_conv, self.decoder):
-            part.to(dtype=dtype, memory_format=memory_format)
+            part.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]  # torch's own
 
     def decode_latents(self, f_hat: Tensor) -> Tensor:
         """Decode latents to images in the decoder's type, clamped to [-1, 1]."""

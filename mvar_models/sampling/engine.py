@@ -166,7 +166,7 @@ class _Graph:
                     draw()
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
+            with torch.cuda.graph(self.graph, pool=pool):  # type: ignore[arg-type]  # a private type of torch's
                 self.drawn = draw()
 
     def replay(self, labels: Tensor, numbers: Tensor) -> SampleResult:

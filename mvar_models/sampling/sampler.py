@@ -235,7 +235,8 @@ def draw_scales(
             f"scales must start at 0, as {type(model).__name__} carries something from scale to scale, "
             f"got {scales!r}"
         )
-    f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, *2 * config.sides[-1:]), labels.device)
+    side = config.sides[-1]
+    f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, side, side), labels.device)
     indices, kept = [], []
     for scale in scales:
         inputs = (
