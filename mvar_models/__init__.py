@@ -1,4 +1,4 @@
-"""VQVAE, VAR and MVAR: networks, pretrained weights, fine-tuning and sampling.
+"""VQVAE, VAR, MVAR and Markov-VAR: networks, pretrained weights, fine-tuning and sampling.
 
 The names below are imported on first use, so that `mvar --help` does not wait for torch.
 """
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvar_kernels import __version__
     from mvar_models.checkpoints.zoo import list_models
-    from mvar_models.config import MVARConfig, VARConfig, VQVAEConfig
+    from mvar_models.config import MarkovVARConfig, MVARConfig, VARConfig, VQVAEConfig
+    from mvar_models.networks.markov_var import MarkovVAR
     from mvar_models.networks.mvar import MVAR
     from mvar_models.networks.var import VAR
     from mvar_models.networks.vqvae import VQVAE
-    from mvar_models.pipeline import MVARPipeline, VARPipeline
+    from mvar_models.pipeline import MarkovVARPipeline, MVARPipeline, VARPipeline
 
 __all__ = [
     "MVAR",
@@ -23,6 +24,9 @@ __all__ = [
     "VQVAE",
     "MVARConfig",
     "MVARPipeline",
+    "MarkovVAR",
+    "MarkovVARConfig",
+    "MarkovVARPipeline",
     "VARConfig",
     "VARPipeline",
     "VQVAEConfig",
@@ -36,6 +40,9 @@ _MODULES = {
     "VQVAE": "mvar_models.networks.vqvae",
     "MVARConfig": "mvar_models.config",
     "MVARPipeline": "mvar_models.pipeline",
+    "MarkovVAR": "mvar_models.networks.markov_var",
+    "MarkovVARConfig": "mvar_models.config",
+    "MarkovVARPipeline": "mvar_models.pipeline",
     "VARConfig": "mvar_models.config",
     "VARPipeline": "mvar_models.pipeline",
     "VQVAEConfig": "mvar_models.config",

@@ -317,3 +317,48 @@ class MVARConfig(TransformerConfig):
     @classmethod
     def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
         return {"dense_scales": released_dense_scales(sides)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkovVARConfig(TransformerConfig):
+    """Markov-VAR (arXiv 2511.23334): every token attends inside its own scale and knows a history vector.
+
+    Attributes:
+        kernel_size: Side of the windows of the finer scales; None, as released, attends to whole scales.
+        dense_scales: Number of leading scales that attend to the whole scale whatever `kernel_size` says.
+        history_scales: Number of scales whose inputs the history vector pools, the scale's own among them.
+    """
+
+    model_type: ClassVar[str] = "markov-var"
+    scales_alone: ClassVar[bool] = True
+
+    mlp_ratio: float = 8 / 3
+    kernel_size: int | None = None
+    dense_scales: int = 0
+    history_scales: int = 3
+    guidance_scale: float = 5.0
+    top_k: int = 900
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size is not None and self.kernel_size < 1:
+            raise ValueError(
+                f"kernel_size must be at least 1, or None for whole scales, got {self.kernel_size}"
+            )
+        if self.history_scales < 1:
+            raise ValueError(f"history_scales must be at least 1, got {self.history_scales}")
+        if self.shared_adaln:
+            raise ValueError("shared_adaln must be False: Markov-VAR has an AdaLN linear in every block")
+        for name, value, of in (("width", self.width, 128), ("head_dim", self.head_dim, 4)):
+            if value % of:
+                raise ValueError(f"{name} must be a multiple of {of} for Markov-VAR, got {value}")
+        self.pyramid()  # wrong windows are an error here, not at the first forward
+
+    @property
+    def hidden_width(self) -> int:
+        """Features inside the feed-forward network: `mlp_ratio` times the width, in steps of 256."""
+        return int((self.mlp_ratio * self.width + 255) // 256) * 256
+
+    def pyramid(self) -> Pyramid:
+        return Pyramid(self.sides, self.kernel_size or max(self.sides), self.dense_scales)

@@ -7,6 +7,7 @@ A new variant is one file under `networks/` with its config class, and one row h
 from __future__ import annotations
 
 import importlib
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ class Architecture:
         description: One sentence for model cards.
         released_entry: Entry of a released training program's checkpoint that holds the weights, if any.
         released_wrapped: Whether the published file has that entry too; otherwise it is the bare state dict.
+        released_outer: Entry that the published file has around `released_entry`, if any.
+        released_mark: Tensor that only this architecture's released state dict has, for those whose programs
+            share an entry's name with another; "" if there is none.
         starts_from: Names of other architectures whose checkpoints this one can start from. For each of
             them, the network class has a classmethod `from_NAME(model, **settings)`.
     """
@@ -38,6 +42,8 @@ class Architecture:
     description: str
     released_entry: str | None = None
     released_wrapped: bool = False
+    released_outer: str = ""
+    released_mark: str = ""
     starts_from: tuple[str, ...] = ()
 
     def config_class(self) -> type[Any]:
@@ -102,6 +108,22 @@ ARCHITECTURES: dict[str, Architecture] = {
             released_wrapped=True,
             starts_from=("var",),
         ),
+        Architecture(
+            name="markov-var",
+            title="Markov-VAR",
+            config="mvar_models.config:MarkovVARConfig",
+            network="mvar_models.networks.markov_var:MarkovVAR",
+            pipeline="mvar_models.pipeline:MarkovVARPipeline",
+            paper="2511.23334",
+            description=(
+                "A class-conditional Markov-VAR: draws the codes of an image scale by scale, each from the "
+                "preceding scale and a vector pooled from the last three, without a KV cache."
+            ),
+            released_entry="var_wo_ddp",
+            released_wrapped=True,
+            released_outer="trainer",
+            released_mark="context_pool.ca.mat_q",
+        ),
     )
 }
 
@@ -116,6 +138,16 @@ def architecture(name: str) -> Architecture:
     if row is None:
         raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     return row
+
+
+def marked(names: Container[str]) -> Architecture | None:
+    """Return the architecture whose `released_mark` is among the names of a released state dict.
+
+    Released VARs and MVARs look alike and bear none.
+    """
+    return next(
+        (row for row in ARCHITECTURES.values() if row.released_mark and row.released_mark in names), None
+    )
 
 
 def drawing_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Names and layouts of the released VAR and MVAR state dicts, to ours and back without loss.
+"""Names and layouts of the released state dicts, to ours and back without loss.
 
 `official_name` says what an entry of ours is called there; both directions are read off it, so they agree by
 construction.
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mvar_models.config import RELEASED_SIDES, Config, TransformerConfig, VQVAEConfig
-from mvar_models.registry import drawing_titles
+from mvar_models.config import RELEASED_SIDES, Config, MarkovVARConfig, TransformerConfig, VQVAEConfig
+from mvar_models.registry import architecture, drawing_titles, marked
 
 C = TypeVar("C", bound=Config)
 
 # Buffers of the released transformers that hold nothing learned. `attn_bias_for_masking` may even have the
 # wrong values in fine-tuned files, so none of them is read, and export recomputes all of them.
-_REBUILT = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
+_REBUILT = re.compile(r"lvl_1L|attn_bias_for_masking|(blocks\.\d+\.attn|context_pool\.ca)\.zero_k_bias")
 
 _VQVAE_RULES = (
     (r"^quantizer\.codebook\.", "quantize.embedding."),
@@ -53,6 +53,22 @@ _TRANSFORMER_RULES = (
     (r"\.attention\.", ".attn."),
     (r"\.mlp\.", ".ffn."),
 )
+_MARKOV_VAR_RULES = (
+    (r"^history_pool\.query$", "context_pool.ca.mat_q"),
+    (r"^history_pool\.key_value\.", "context_pool.ca.mat_kv."),
+    (r"^history_pool\.", "context_pool.ca."),
+    (r"^fusion\.", "head_context."),
+    (r"^input_norm\.", "norm_x."),
+    (r"^condition_norm\.", "norm_cond."),
+    (r"^head_norm\.", "head_nm.ln_wo_grad."),
+    (r"^(blocks\.\d+)\.norm\.", r"\1.ln_wo_grad."),
+    (r"\.attention\.qkv\.", ".attn.qkv_proj."),
+    (r"\.mlp\.(gate|up|down)\.", r".ffn.\1_proj."),
+    *_TRANSFORMER_RULES,
+    (r"^lvl_embed\.", "lvl_embed.mlp."),
+)
+# Rules by the kind of model; transformers without an entry have VAR's.
+_RULES = {"vqvae": _VQVAE_RULES, "markov-var": _MARKOV_VAR_RULES}
 
 
 def official_name(name: str, config: Config) -> str:
@@ -61,10 +77,7 @@ def official_name(name: str, config: Config) -> str:
         # The released decoder numbers its levels finest first but runs them the other way round.
         deepest = len(config.channel_multipliers) - 1
         name = re.sub(r"^decoder\.levels\.(\d+)\.", lambda m: f"decoder.up.{deepest - int(m[1])}.", name)
-        rules = _VQVAE_RULES
-    else:
-        rules = _TRANSFORMER_RULES
-    for pattern, replacement in rules:
+    for pattern, replacement in _RULES.get(config.model_type, _TRANSFORMER_RULES):
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -104,6 +117,8 @@ def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
         return 1, 1, *value.shape
     if name.endswith("scale_mul_1H11"):
         return 1, value.shape[0], 1, 1
+    if name.endswith("ca.mat_q"):
+        return 1, *value.shape
     return tuple(value.shape)
 
 
@@ -113,12 +128,14 @@ def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[st
     buffers = {"lvl_1L": config.scale_of_token()[None], "attn_bias_for_masking": bias[None, None]}
     for index in range(config.depth):
         buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(config.width)
+    if isinstance(config, MarkovVARConfig):
+        buffers["context_pool.ca.zero_k_bias"] = torch.zeros(config.width)
     return {name: value.to(device) for name, value in buffers.items()}
 
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Return whether the entries have the released names."""
-    return "pos_1LC" in state or "quantize.embedding.weight" in state
+    return "class_emb.weight" in state or "quantize.embedding.weight" in state
 
 
 def infer_config(state: Mapping[str, Tensor], config_class: type[C]) -> C:
@@ -131,10 +148,15 @@ def infer_config(state: Mapping[str, Tensor], config_class: type[C]) -> C:
         if "quantize.embedding.weight" not in state:
             raise ValueError(f"this is a transformer ({drawing_titles()}), not a VQVAE")
         return config_class(**_infer_vqvae(state))
-    if "pos_1LC" not in state:
+    if "class_emb.weight" not in state:
         raise ValueError("this is a VQVAE, not a transformer")
     assert issubclass(config_class, TransformerConfig)
-    settings = _infer_transformer(state)
+    actual, asked = marked(state), architecture(config_class.model_type)
+    if actual is not None and actual is not asked:
+        raise ValueError(f"this is a {actual.title}, not a {asked.title}")
+    if actual is None and asked.released_mark:
+        raise ValueError(f"this is no {asked.title}, which has an entry {asked.released_mark}")
+    settings = _infer_markov_var(state) if config_class is MarkovVARConfig else _infer_transformer(state)
     return config_class(**settings, **config_class.settings_for(settings["sides"]))
 
 
@@ -161,28 +183,42 @@ def _infer_vqvae(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_transformer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    settings = _infer_shared(state, state["pos_1LC"].shape[1])
+    settings["mlp_ratio"] = state["blocks.0.ffn.fc1.weight"].shape[0] / settings["width"]
+    settings["shared_adaln"] = "shared_ada_lin.1.weight" in state
+    return settings
+
+
+def _infer_markov_var(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "lvl_1L" not in state:
+        raise ValueError("lvl_1L, which tells the scales of a Markov-VAR, is missing")
+    settings = _infer_shared(state, state["lvl_1L"].numel())
+    hidden = state["blocks.0.ffn.gate_proj.weight"].shape[0]
+    if hidden != MarkovVARConfig(**settings).hidden_width:
+        settings["mlp_ratio"] = hidden / settings["width"]
+    return settings
+
+
+def _infer_shared(state: Mapping[str, Tensor], length: int) -> dict[str, Any]:
+    """Return the settings that all released transformers show alike; `length` is the number of tokens."""
     classes, width = state["class_emb.weight"].shape
-    sides = _sides_of_tokens(state)
     depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
     cosine = "blocks.0.attn.scale_mul_1H11" in state
     return dict(
         depth=depth,
         width=width,
         num_heads=state["blocks.0.attn.scale_mul_1H11"].shape[1] if cosine else max(width // 64, 1),
-        mlp_ratio=state["blocks.0.ffn.fc1.weight"].shape[0] / width,
         num_classes=classes - 1,
         vocab_size=state["head.weight"].shape[0],
         z_channels=state["word_embed.weight"].shape[1],
-        sides=sides,
-        shared_adaln="shared_ada_lin.1.weight" in state,
+        sides=_sides_of_tokens(state, length),
         cosine_attention=cosine,
     )
 
 
-def _sides_of_tokens(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _sides_of_tokens(state: Mapping[str, Tensor], length: int) -> tuple[int, ...]:
     # The buffer with the scale of each token shows any pyramid; without it only the released ones can be
     # told.
-    length = state["pos_1LC"].shape[1]
     levels = state.get("lvl_1L")
     if levels is not None and not levels.is_meta and levels.numel() == length:
         counts = torch.bincount(levels.flatten().long()).tolist()

@@ -73,10 +73,11 @@ class Checkpoint:
         """
         kind, titles = self.kind(arch), drawing_titles()
         if kind is None:
+            alike = [name for name in drawing_names() if not ARCHITECTURES[name].released_mark]
             raise ValueError(
-                f"{self} does not say which architecture it is ({titles}): "
-                f"without {CONFIG_NAME} they look alike; "
-                f"pass arch={' or '.join(map(repr, drawing_names()))}"
+                f"{self} does not say which architecture it is "
+                f"({' or '.join(ARCHITECTURES[name].title for name in alike)}): "
+                f"without {CONFIG_NAME} they look alike; pass arch={' or '.join(map(repr, alike))}"
             )
         row = ARCHITECTURES.get(kind)
         if row is None or not row.draws:

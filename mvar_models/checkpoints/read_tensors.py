@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvar_models.registry import ARCHITECTURES
+from mvar_models.registry import ARCHITECTURES, marked
 
 # Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the
 # registry).
@@ -79,7 +79,10 @@ def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
         values = inner
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
-    return Contents({_strip_prefixes(name): value for name, value in values.items()}, drawn_as, has_vqvae)
+    state = {_strip_prefixes(name): value for name, value in values.items()}
+    # A program may keep its model under the entry of the program that it was made from.
+    row = marked(state)
+    return Contents(state, drawn_as if row is None else row.name, has_vqvae)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -40,5 +41,8 @@ def export_official(model: nn.Module, config: Config, path: Path) -> None:
         name: value.detach().cpu().contiguous() for name, value in official.to_official(model, config).items()
     }
     row = architecture(config.model_type)
+    values: dict[str, Any] = {str(row.released_entry): state} if row.released_wrapped else state
+    if row.released_outer:
+        values = {row.released_outer: values}
     with replacing(path) as temporary:
-        torch.save({row.released_entry: state} if row.released_wrapped else state, temporary)
+        torch.save(values, temporary)

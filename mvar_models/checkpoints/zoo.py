@@ -90,6 +90,23 @@ def _mvar(
     )
 
 
+def _markov_var(depth: int, *, parameters: str, fid: float, inception: float) -> Entry:
+    return Entry(
+        name=f"markov-var-d{depth}",
+        model_type="markov-var",
+        repository="kairoliu/Markov-VAR",
+        file=f"d{depth}.pth",
+        licence="not stated",
+        resolution=256,
+        parameters=parameters,
+        # Published for depth 24 alone; the released programs have no preset of their own for the others.
+        preset=_preset(guidance_scale=5.0, top_k=900, top_p=0.95),
+        source="arXiv 2511.23334",
+        scores={"FID": fid, "IS": inception},
+        depth=depth,
+    )
+
+
 def _digits(name: str, *, model_type: str, parameters: str) -> Entry:
     return Entry(
         name=name,
@@ -156,6 +173,9 @@ ENTRIES: dict[str, Entry] = {
             inception=298.85,
             preset=_preset(guidance_scale=1.4, top_k=900, top_p=0.96),
         ),
+        _markov_var(16, parameters="320 M", fid=3.23, inception=256.2),
+        _markov_var(20, parameters="623 M", fid=2.44, inception=286.1),
+        _markov_var(24, parameters="1.05 B", fid=2.15, inception=310.9),
         _digits("vae-digits", model_type="vqvae", parameters="0.33 M"),
         _digits("var-digits", model_type="var", parameters="0.98 M"),
         _digits("mvar-digits", model_type="mvar", parameters="0.98 M"),

@@ -22,7 +22,7 @@ from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.block import TransformerBlock
 from mvar_models.networks.inference import factored_norm
-from mvar_models.networks.recompute import modulated_norm
+from mvar_models.networks.recompute import NORM_EPS
 from mvar_models.networks.state import Constants, KVCache, ScaleState
 
 T = TypeVar("T", bound="ScaleTransformer")
@@ -48,6 +48,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     config: TransformerConfig
     config_class: ClassVar[type[TransformerConfig]]
     scale_of_token: Tensor
+    scale_embedding: nn.Module
     skips_guidance_at: ClassVar[float]
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -59,15 +60,20 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         self.pyramid = config.pyramid()
         self.token_embedding = nn.Linear(config.z_channels, width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.add_body(config)
+        self.head_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, config.vocab_size)
+        self.reset_buffers()
+        self.init_weights()
+
+    def add_body(self, config: TransformerConfig) -> None:
+        """Create what lies between the embeddings of codes and classes and the head."""
+        width = config.width
         self.start_position = nn.Parameter(torch.empty(1, width))
         self.positions = nn.Parameter(torch.empty(config.length, width))
         self.scale_embedding = nn.Embedding(len(config.sides), width)
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(TransformerBlock(config, index) for index in range(config.depth))
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.vocab_size)
-        self.reset_buffers()
-        self.init_weights()
 
     def reset_buffers(self) -> None:
         # The scale of each token is a function of the configuration, so files do not store it.
@@ -152,6 +158,10 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def new_state(self, labels: Tensor) -> ScaleState:
         """Return what sampling carries from scale to scale, as it is before the coarsest; labels are (B,)."""
         return ScaleState(self.class_embedding(labels))
+
+    def new_guided_state(self, labels: Tensor) -> ScaleState:
+        """Return the state of 2 B rows for guidance: those of the (B,) labels, then as many unconditional."""
+        return self.new_state(torch.cat([labels, torch.full_like(labels, self.config.num_classes)]))
 
     def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
         """Compute one scale of a batch and advance its state; scales come in order, coarse to fine.
@@ -277,7 +287,9 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         The norm runs in float32, the product in autocast's type.
         """
         scale, shift = self._head_modulation(class_embedding)
-        normed = modulated_norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), scale, shift)
+        normed = self._head_norm(
+            hidden.to(torch.promote_types(hidden.dtype, torch.float32)), 1 + scale, shift
+        )
         return self.head(normed.to(self.head.weight.dtype)).float()
 
     def step_logits(self, hidden: Tensor, state: ScaleState, rows: slice) -> Tensor:
@@ -299,8 +311,14 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
         factor, shift = state.constants.once(("head", rows.start, rows.stop), compute)
         precise = hidden[rows].to(torch.promote_types(hidden.dtype, torch.float32))
-        normed = factored_norm(precise, factor, shift)
+        normed = self._head_norm(precise, factor, shift)
         return self.head(normed.to(self.head.weight.dtype)).float()
+
+    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        """Normalise (B, n, C) before the head, then multiply by `factor` and add `shift`, (B, 1, C) each."""
+        if torch.is_grad_enabled():
+            return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * factor + shift
+        return factored_norm(hidden, factor, shift)
 
     def _head_modulation(self, class_embedding: Tensor) -> tuple[Tensor, ...]:
         """Return scale and shift of the head's norm, (B, 1, C) each."""

@@ -2,12 +2,13 @@
 
 from mvar_models.config import RELEASED_SIDES
 from mvar_models.pipeline.auto import model_for, pipeline_for, pipeline_of
-from mvar_models.pipeline.base import MVARPipeline, Pipeline, VARPipeline
+from mvar_models.pipeline.base import MarkovVARPipeline, MVARPipeline, Pipeline, VARPipeline
 from mvar_models.pipeline.loading import fitted
 
 __all__ = [
     "RELEASED_SIDES",
     "MVARPipeline",
+    "MarkovVARPipeline",
     "Pipeline",
     "VARPipeline",
     "fitted",

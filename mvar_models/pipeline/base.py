@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER
 from mvar_models.files import write_text
+from mvar_models.networks.markov_var import MarkovVAR
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
@@ -344,3 +345,7 @@ class VARPipeline(Pipeline):
 
 class MVARPipeline(Pipeline):
     model_class = MVAR
+
+
+class MarkovVARPipeline(Pipeline):
+    model_class = MarkovVAR

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from mvar_models.networks.state import ScaleState
@@ -74,11 +73,6 @@ def guidance_weights(
 def combine(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
     """Extrapolate from the unconditional logits past the conditional ones: (1 + weight) c - weight u."""
     return (1 + weight) * conditional - weight * unconditional
-
-
-def with_unconditional(labels: Tensor, num_classes: int) -> Tensor:
-    """Append the unconditional class once per label: (B,) -> (2 B,), conditional rows first."""
-    return torch.cat([labels, torch.full_like(labels, num_classes)])
 
 
 def guided_logits(

@@ -26,7 +26,6 @@ from mvar_models.sampling.guidance import (
     guidance_weights,
     guided_logits,
     progress_of,
-    with_unconditional,
 )
 from mvar_models.sampling.hooks import Choice, GivenCodes, LogitsProcessor, ScaleCallback, StopSampling
 from mvar_models.sampling.uniforms import UniformNumbers
@@ -229,7 +228,7 @@ def draw_scales(
     """
     batch, config, scales = labels.shape[0], model.config, plan.scales
     guided = plan.weights is not None
-    state = model.new_state(with_unconditional(labels, config.num_classes) if guided else labels)
+    state = model.new_guided_state(labels) if guided else model.new_state(labels)
     if scales.start and state.carries:
         raise ValueError(
             f"scales must start at 0, as {type(model).__name__} carries something from scale to scale, "

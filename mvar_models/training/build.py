@@ -174,9 +174,9 @@ def _has_windows(row: Architecture) -> bool:
 def windows_for(row: Architecture, settings: TransformerSettings, sides: Sequence[int]) -> dict[str, int]:
     """Return the windows asked for, by default the released ones.
 
-    Empty for an architecture without windows.
+    Empty for an architecture without windows, and for one that has none unless asked.
     """
-    if not _has_windows(row):
+    if not _has_windows(row) or (settings.kernel_size is None and row.config_class()().kernel_size is None):
         return {}
     dense, kernel_size = settings.dense_scales, settings.kernel_size
     if dense is None:

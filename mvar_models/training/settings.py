@@ -147,7 +147,9 @@ class TransformerSettings(RunSettings):
     num_heads: int | None = setting(None, "Attention heads per block.", shown="depth")
     shared_adaln: bool = setting(False, "One AdaLN projection for all blocks.")
     kernel_size: int | None = setting(
-        None, "Window side of MVAR's local scales.", shown="the checkpoint's if it is an MVAR, else 7"
+        None,
+        "Window side of the local scales of an MVAR or Markov-VAR.",
+        shown="the checkpoint's if it is an MVAR; else 7 for an MVAR, whole scales for a Markov-VAR",
     )
     dense_scales: int | None = setting(
         None,

@@ -34,7 +34,7 @@ CASES = {
     "other depth": (
         VAR,
         saved(config={"depth": 3}),
-        "VAR or MVAR of depth 2; .* a VAR of depth 3",
+        "VAR, MVAR or Markov-VAR of depth 2; .* a VAR of depth 3",
     ),
     "other width": (VAR, saved(config={"width": 64}), "the file belongs to a model of another size"),
     "a tensor is missing": (VAR, saved(change=lambda state: state.pop("head.weight")), "1 entries missing"),

@@ -6,14 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvar_models import MVAR, VAR, VQVAE
+from mvar_models import MVAR, VAR, VQVAE, MarkovVAR, MarkovVARPipeline
 from mvar_models.checkpoints.official import from_official, infer_config, to_official
+from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.checkpoints.save import export_official
 from mvar_models.config import SIDES_512
+from mvar_models.pipeline import pipeline_for
 
 from checkpoint_cases import official, official_file, refused_in_one_line, small, torch_file
-from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
+from tiny_models import tiny_markov_var, tiny_mvar, tiny_var, tiny_vqvae
 
-OFFICIAL = json.loads((Path(__file__).parents[1] / "golden" / "official_state_dicts.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+OFFICIAL = {
+    name: layout
+    for file in ("official_state_dicts.json", "sibling_state_dicts.json")
+    for name, layout in json.loads((GOLDEN / file).read_text()).items()
+}
+
+
 RELEASED = {
     "FoundationVision/var:vae_ch160v4096z32.pth": VQVAE,
     "FoundationVision/var:var_d16.pth": VAR,
@@ -22,7 +32,17 @@ RELEASED = {
     "FoundationVision/var:var_d30.pth": VAR,
     "FoundationVision/var:var_d36.pth": VAR,
     "CVLUESTC/MVAR:mvar-d16.pth#mvar_wo_ddp": MVAR,
+    "markov_var_d16": MarkovVAR,
+    "markov_var_d20": MarkovVAR,
+    "markov_var_d24": MarkovVAR,
 }
+
+
+def markov_official():
+    model = tiny_markov_var()
+    return to_official(model, model.config)
+
+
 CASES = {
     "VQVAE for a transformer": (
         VAR,
@@ -30,6 +50,18 @@ CASES = {
         "a VQVAE, not a transformer",
     ),
     "transformer for a VQVAE": (VQVAE, torch_file(official), "not a VQVAE"),
+    "Markov-VAR for a VAR": (VAR, torch_file(markov_official), "this is a Markov-VAR, not a VAR"),
+    "Markov-VAR in its file for an MVAR": (
+        MVAR,
+        torch_file(lambda: {"trainer": {"var_wo_ddp": markov_official()}}),
+        "this is a Markov-VAR, not a MVAR",
+    ),
+    "VAR for a Markov-VAR": (MarkovVAR, torch_file(official), "this is no Markov-VAR"),
+    "Markov-VAR without its scales": (
+        MarkovVAR,
+        torch_file(lambda: {name: value for name, value in markov_official().items() if name != "lvl_1L"}),
+        "lvl_1L",
+    ),
 }
 
 
@@ -53,7 +85,7 @@ def test_released_layouts_load_strictly_and_round_trip(name):
     assert back == layout
 
 
-@pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar, tiny_markov_var])
 def test_official_round_trip_keeps_every_value(make):
     model = make()
     other = make()
@@ -93,3 +125,18 @@ def test_shape_is_read_off_the_tensors(tmp_path):
 def test_a_network_of_another_kind_is_named(case, tmp_path):
     cls, make, message = CASES[case]
     refused_in_one_line(cls, make(tmp_path), message)
+
+
+def test_a_markov_var_file_says_what_it_is(tmp_path):
+    """Its program keeps the weights under the entry of VAR's, inside another one."""
+    model = tiny_markov_var()
+    export_official(model, model.config, tmp_path / "d2.pth")
+    values = torch.load(tmp_path / "d2.pth", weights_only=True)
+    assert list(values) == ["trainer"]
+    assert list(values["trainer"]) == ["var_wo_ddp"]
+    assert open_checkpoint(tmp_path / "d2.pth").kind() == "markov-var"
+    tiny_vqvae().save_pretrained(tmp_path / "vqvae")
+    pipeline = pipeline_for(tmp_path / "d2.pth", vqvae=tmp_path / "vqvae")
+    assert isinstance(pipeline, MarkovVARPipeline)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, pipeline.model.state_dict()[name]), name

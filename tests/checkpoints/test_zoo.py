@@ -8,6 +8,7 @@ from mvar_models.checkpoints import zoo
 NAMES = [
     "vae-ch160v4096z32", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36",
     "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned",
+    "markov-var-d16", "markov-var-d20", "markov-var-d24",
     "vae-digits", "var-digits", "mvar-digits",
 ]  # fmt: skip
 

@@ -9,10 +9,9 @@ from mvar_models.sampling.guidance import (
     guidance_weights,
     is_guided,
     progress_of,
-    with_unconditional,
 )
 
-from tiny_models import tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
+from tiny_models import tiny_markov_var, tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 
 
 def test_weights_grow_linearly_from_zero():
@@ -86,8 +85,11 @@ def test_combine_extrapolates():
     assert combine(conditional, unconditional, 2.0).tolist() == [4, -2]
 
 
-def test_unconditional_rows_follow_the_others():
-    assert with_unconditional(torch.tensor([4, 0]), 10).tolist() == [4, 0, 10, 10]
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar, tiny_markov_var])
+def test_unconditional_rows_follow_the_others(make):
+    model = make()
+    expected = model.class_embedding.weight[[2, 0, 3, 3]]
+    assert torch.equal(model.new_guided_state(torch.tensor([2, 0])).class_embedding, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,46 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
+from mvar_models import (
+    MVAR,
+    VAR,
+    VQVAE,
+    MarkovVAR,
+    MarkovVARConfig,
+    MVARConfig,
+    VARConfig,
+    VQVAEConfig,
+)
 from mvar_models.checkpoints.official import from_official, to_official
 
 GOLDEN = Path(os.environ.get("MVAR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 _LEFT_ALONE = ("attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 
-def case_names():
-    """Every case file of the golden folder; `official_state_dicts.json` is a list of names, not a case."""
-    return sorted(path.stem for path in GOLDEN.glob("*.json") if path.with_suffix(".safetensors").is_file())
+# Cases of other families than VAR and MVAR begin with their family's name.
+FAMILIES = ("markov", "lsrs", "scalekv")
+
+
+def case_names(family=""):
+    """Case files of one family in the golden folder; "" is VAR and MVAR, whose cases have no prefix.
+
+    Files without tensors beside them are lists of names, not cases.
+    """
+    names = sorted(path.stem for path in GOLDEN.glob("*.json") if path.with_suffix(".safetensors").is_file())
+    if family:
+        return [name for name in names if name.startswith(family)]
+    return [name for name in names if not name.startswith(FAMILIES)]
+
+
+def normal(key, shape):
+    """Standard normal numbers that a key decides."""
+    x = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+    return x.astype(np.float32)
 
 
 def formula(name, shape, prefix):
     """Value of one official entry, see golden/README.md."""
-    x = np.random.RandomState(zlib.crc32((prefix + name).encode())).standard_normal(shape).astype(np.float32)
+    x = normal(prefix + name, shape)
     if name.endswith("scale_mul_1H11"):
         x = np.float32(math.log(4)) + np.float32(0.1) * x
     elif len(shape) == 1:
@@ -41,7 +66,21 @@ def formula(name, shape, prefix):
     return torch.from_numpy(np.asarray(x, dtype=np.float32))
 
 
-def fill(model, prefix):
+def markov_formula(name, shape, prefix):
+    """Value of one official entry of Markov-VAR."""
+    x = normal(prefix + name, shape)
+    if name.endswith("scale_mul_1H11"):
+        x = np.float32(math.log(4)) + np.float32(0.1) * x
+    elif name == "context_pool.ca.mat_q":
+        x = 4 * x
+    elif len(shape) == 1:
+        x = 1 + np.float32(0.1) * x if name.endswith("weight") else np.float32(0.1) * x
+    elif name != "class_emb.weight":
+        x = x * np.float32(0.5 / np.sqrt(shape[-1]))
+    return torch.from_numpy(np.asarray(4 * x if name == "head.weight" else x, dtype=np.float32))
+
+
+def fill(model, prefix, formula=formula):
     """Give a model of ours the formula's weights, through the official names."""
     state = to_official(model, model.config)
     for name, value in state.items():
@@ -76,7 +115,7 @@ class Case:
             vocab_size=c["vocab_size"],
             z_channels=c["z_channels"],
             sides=c["patch_nums"],
-            shared_adaln=c["shared_aln"],
+            shared_adaln=c.get("shared_aln", False),
             cosine_attention=c["attn_l2_norm"],
         )
 
@@ -89,6 +128,9 @@ class Case:
             MVAR(MVARConfig(**self._shared(), kernel_size=c["kernel_size"], dense_scales=c["refine_step"])),
             "model.",
         )
+
+    def markov_var(self):
+        return fill(MarkovVAR(MarkovVARConfig(**self._shared())), "markov.", markov_formula)
 
     def image(self):
         side = 16 * self.config["patch_nums"][-1]

@@ -2,7 +2,16 @@
 
 import torch
 
-from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VARConfig, VQVAEConfig
+from mvar_models import (
+    MVAR,
+    VAR,
+    VQVAE,
+    MarkovVAR,
+    MarkovVARConfig,
+    MVARConfig,
+    VARConfig,
+    VQVAEConfig,
+)
 from mvar_models.sampling.sampler import sample
 
 SIDES = (1, 2, 4)
@@ -52,6 +61,13 @@ def tiny_var():
 def tiny_mvar():
     torch.manual_seed(0)
     return _sharpen(MVAR(MVARConfig(**_shape(), kernel_size=3, dense_scales=2)))
+
+
+def tiny_markov_var(**changes):
+    """A history pool needs a width of 128 at least."""
+    torch.manual_seed(0)
+    config = MarkovVARConfig(**{**_shape(), "width": 128, "mlp_ratio": 1.0, **changes})
+    return _sharpen(MarkovVAR(config))
 
 
 def tiny_sample(model, labels, seeds, **options):

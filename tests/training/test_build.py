@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvar_models import VAR, VQVAEConfig
-from mvar_models.config import SIDES_512
+from mvar_models.config import SIDES_256, SIDES_512
 from mvar_models.registry import architecture
 from mvar_models.training import runs
 from mvar_models.training.build import build_transformer, new_vqvae_config, windows_for
@@ -65,8 +65,6 @@ def test_windows(saved):
     """What is asked for; else as released: 8 of the 256 px scales attend to all of themselves, 6 of the 512
     px ones. An MVAR keeps its own.
     """
-    from mvar_models.config import SIDES_256, SIDES_512
-
     row = architecture("mvar")
     assert windows_for(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
     assert windows_for(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
@@ -96,3 +94,9 @@ def test_the_released_shapes(tmp_path):
     )
     with pytest.raises(ValueError, match=r"resolution must .*300"):
         runs.start_vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
+
+
+def test_markov_var_has_windows_only_if_asked():
+    row = architecture("markov-var")
+    assert windows_for(row, settings(), SIDES_256) == {}
+    assert windows_for(row, settings(kernel_size=5), SIDES_256) == {"kernel_size": 5, "dense_scales": 8}

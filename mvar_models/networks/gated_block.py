@@ -1,0 +1,131 @@
+"""A block of Markov-VAR (arXiv 2511.23334): RMS norms, rotated queries and keys, a gated feed-forward.
+
+Shapes: B images, n tokens, C width, H heads of D features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_kernels.attention import neighborhood_attn
+from mvar_kernels.module import MAX_LOG_SCALE
+from mvar_kernels.pyramid import Neighborhood
+from mvar_models.config import MarkovVARConfig
+from mvar_models.networks.rotary import rotate
+from mvar_models.networks.state import Constants
+
+RMS_EPS = 1e-6
+_COSINE_EPS = 1e-12
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), in float32, cast back and then times a weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_EPS)
+        return normed.to(hidden.dtype) * self.weight
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head attention whose queries and keys are normalised, scaled and then rotated."""
+
+    def __init__(self, config: MarkovVARConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.scale = config.attention_scale
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        log_scale = torch.full((config.num_heads,), 4.0).log() if config.cosine_attention else None
+        self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Tensor, neighborhood: Neighborhood, angles: tuple[Tensor, Tensor], backend: str
+    ) -> Tensor:
+        """Attend: (B, n, C) -> (B, n, C); `angles` are `rotary_angles` of the n tokens."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(hidden, self.qkv.weight, bias.to(self.qkv.weight.dtype))
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        if self.log_scale is not None:
+            factor = self.log_scale.clamp_max(MAX_LOG_SCALE).exp()[:, None]
+            query = F.normalize(query.float(), dim=-1, eps=_COSINE_EPS) * factor
+            key = F.normalize(key.float(), dim=-1, eps=_COSINE_EPS)
+        query, key = (rotate(vectors, *angles).to(value.dtype) for vectors in (query, key))
+        attended = neighborhood_attn(
+            query, key, value, neighborhood, scale=self.scale, logit_scale=None, backend=backend
+        )
+        return self.proj(attended.flatten(2))
+
+
+class GatedFeedForward(nn.Module):
+    """down(SiLU(gate x) * up x), without biases."""
+
+    def __init__(self, config: MarkovVARConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.hidden_width, bias=False)
+        self.up = nn.Linear(config.width, config.hidden_width, bias=False)
+        self.down = nn.Linear(config.hidden_width, config.width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, n, C) -> (B, n, C)."""
+        return self.down(F.silu(self.gate(hidden)) * self.up(hidden))
+
+
+class GatedBlock(nn.Module):
+    """Attention and feed-forward as residual branches, modulated by six vectors of width C per image.
+
+    Both branches share one RMS norm.
+    """
+
+    def __init__(self, config: MarkovVARConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.width)
+        self.attention = RotaryAttention(config)
+        self.mlp = GatedFeedForward(config)
+        self.modulation = nn.Linear(config.width, 6 * config.width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        condition: Tensor,
+        neighborhood: Neighborhood,
+        angles: tuple[Tensor, Tensor],
+        backend: str,
+        path_keep: Tensor | None = None,
+        constants: Constants | None = None,
+    ) -> Tensor:
+        """Run the block.
+
+        Args:
+            hidden: (B, n, C).
+            condition: (B, C), SiLU of the class embedding.
+            neighborhood: Who attends to whom.
+            angles: `rotary_angles` of the n tokens.
+            backend: Attention backend, see `mvar_kernels`.
+            path_keep: (2, B) factors of the two branches, for stochastic depth.
+            constants: While sampling: keeps the modulation, which is the same at every scale.
+        """
+        if constants is None or torch.is_grad_enabled():
+            modulation = self._modulation(condition)
+        else:
+            modulation = constants.once(self, lambda: self._modulation(condition))
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        if path_keep is not None:
+            gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
+        attended = self.attention(self.norm(hidden) * (1 + scale1) + shift1, neighborhood, angles, backend)
+        hidden = hidden + attended * gate1
+        return hidden + self.mlp(self.norm(hidden) * (1 + scale2) + shift2) * gate2
+
+    def _modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return two gates, two scales and two shifts, (B, 1, C) each."""
+        return self.modulation(condition).unflatten(-1, (6, -1)).unsqueeze(1).unbind(2)

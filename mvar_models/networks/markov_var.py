@@ -1,0 +1,210 @@
+"""Markov-VAR (arXiv 2511.23334): every scale attends inside itself and knows one vector of the scales before.
+
+The vector is pooled by attention from the inputs of the last three scales (networks/history.py) and mixed
+into every token before the first block. As released, the unconditional half of guided sampling gets the
+history of the conditional one: its class reaches the modulation, the head and the coarsest scale alone.
+
+Shapes: B images, n tokens of a scale, L tokens of all scales, C width, V codes, z channels of a code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mvar_kernels.pyramid import Neighborhood
+from mvar_models.config import MarkovVARConfig
+from mvar_models.networks.gated_block import GatedBlock, RMSNorm
+from mvar_models.networks.history import HistoryEntry, HistoryPool
+from mvar_models.networks.rotary import rotary_angles
+from mvar_models.networks.state import Constants, ScaleState
+from mvar_models.networks.transformer import ScaleTransformer
+
+_SCALE_FEATURES = 256
+_SCALE_BASE = 10000.0
+_GATE_FACTOR, _OTHER_FACTOR = 1e-5, 0.5  # of the initial modulation weights
+
+S = TypeVar("S", bound="MarkovState")
+
+
+@dataclass
+class MarkovState(ScaleState):
+    """What Markov-VAR carries from scale to scale.
+
+    Attributes:
+        history_class: (B, C), the class embeddings that the history is mixed with.
+        history: What the pool needs of the last scales' inputs, oldest first.
+    """
+
+    history_class: Tensor = field(kw_only=True)
+    history: list[HistoryEntry] = field(default_factory=list)
+
+    def fork(self: S) -> S:
+        return replace(super().fork(), history=list(self.history))
+
+
+class MarkovVAR(ScaleTransformer):
+    """Attends within scales; the scales before reach it through its input and a history vector.
+
+    Any consecutive scales can be computed by themselves from `scale_inputs`, which holds the inputs of all.
+    """
+
+    config: MarkovVARConfig
+    config_class = MarkovVARConfig
+    skips_guidance_at = 0.0
+    row_angles: Tensor
+    column_angles: Tensor
+    scale_features: Tensor
+
+    def add_body(self, config: MarkovVARConfig) -> None:  # type: ignore[override]
+        width = config.width
+        self.scale_embedding = nn.Sequential(
+            nn.Linear(_SCALE_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.input_norm = nn.LayerNorm(width)
+        self.history_pool = HistoryPool(width)
+        self.condition_norm = nn.LayerNorm(width)
+        self.fusion = nn.Linear(2 * width, width)
+        self.blocks = nn.ModuleList(GatedBlock(config) for _ in range(config.depth))
+        self.head_norm = RMSNorm(width)
+
+    def reset_buffers(self) -> None:
+        device = self.head.weight.device
+        row, column = rotary_angles(self.config.sides, self.config.head_dim)
+        self.register_buffer("row_angles", row.to(device), persistent=False)
+        self.register_buffer("column_angles", column.to(device), persistent=False)
+        features = sinusoids(len(self.config.sides))
+        self.register_buffer("scale_features", features.to(device), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw initial values as the released constructor does."""
+        config = self.config
+        std = math.sqrt(1 / config.width / 3)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.history_pool.query, std=std)
+        self.head.weight *= 0.02
+        self.head_modulation.weight *= 0.5
+        for block in self.blocks:
+            assert isinstance(block, GatedBlock)
+            block.attention.proj.weight /= math.sqrt(2 * config.depth)
+            block.mlp.down.weight /= math.sqrt(2 * config.depth)
+            six = block.modulation.weight.view(6, config.width, config.width)
+            six[:2] *= _GATE_FACTOR
+            six[2:] *= _OTHER_FACTOR
+
+    def neighborhood(self, scales: range) -> Neighborhood:
+        return self.pyramid.select(scales).neighborhood()
+
+    def step_neighborhood(self, scale: int) -> Neighborhood:
+        return self.neighborhood(range(scale, scale + 1))
+
+    def history_window(self, scale: int) -> range:
+        """Return the scales whose inputs the history of `scale` pools; the coarsest has no input."""
+        return range(max(1, scale - self.config.history_scales + 1), scale + 1)
+
+    def new_state(self, labels: Tensor) -> MarkovState:
+        embedding = self.class_embedding(labels)
+        return MarkovState(embedding, history_class=embedding)
+
+    def new_guided_state(self, labels: Tensor) -> MarkovState:
+        state = super().new_guided_state(labels)
+        assert isinstance(state, MarkovState)
+        # As released: unconditional rows know the history of their image, its class included.
+        state.history_class = self.class_embedding(labels).repeat(2, 1)
+        return state
+
+    def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
+        assert isinstance(state, MarkovState)
+        level = self.levels()[scale]
+        if scale == 0:
+            hidden = state.class_embedding[:, None] + level
+        else:
+            tokens = self.embed_inputs(inputs)
+            state.history = [*state.history, self.history_pool.entry(tokens)][-self.config.history_scales :]
+            pooled = self.history_pool(HistoryEntry.join(state.history))
+            hidden = self.fuse(tokens, pooled, state.history_class) + level
+        return self.run_gated(
+            hidden, state.class_embedding, range(scale, scale + 1), constants=state.constants
+        )
+
+    def hidden_states(
+        self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._check_inputs(labels, scale_inputs)
+        class_embedding = self.class_embedding(labels)
+        levels, parts = self.levels(), []
+        if scales.start == 0:
+            parts.append(class_embedding[:, None] + levels[0])
+        fused = range(max(1, scales.start), scales.stop)
+        if fused:
+            first = self.history_window(fused.start).start
+            tokens = self.embed_inputs(scale_inputs[:, self._inputs_of(range(first, scales.stop))])
+            entry = self.history_pool.entry(tokens)
+            for scale in fused:
+                pooled = self.history_pool(entry.part(self._inputs_of(self.history_window(scale), first)))
+                own = tokens[:, self._inputs_of(range(scale, scale + 1), first)]
+                parts.append(self.fuse(own, pooled, class_embedding) + levels[scale])
+        hidden = torch.cat(parts, dim=1)
+        return self.run_gated(hidden, class_embedding, scales, path_keep), class_embedding
+
+    def _inputs_of(self, scales: range, first: int = 1) -> slice:
+        """Return where the inputs of `scales` lie among those of the scales from `first` on."""
+        offsets = (*self.pyramid.offsets, self.pyramid.length)
+        return slice(offsets[scales.start] - offsets[first], offsets[scales.stop] - offsets[first])
+
+    def levels(self) -> Tensor:
+        """Return one vector per scale, (S, C)."""
+        return self.scale_embedding(self.scale_features.to(self.fusion.weight.dtype))
+
+    def embed_inputs(self, inputs: Tensor) -> Tensor:
+        """(B, n, z) -> (B, n, C)."""
+        return self.input_norm(self.token_embedding(inputs.to(self.token_embedding.weight.dtype)))
+
+    def fuse(self, tokens: Tensor, pooled: Tensor, history_class: Tensor) -> Tensor:
+        """Mix the tokens of a scale (B, n, C) with its history (B, C) and the class (B, C)."""
+        condition = self.condition_norm(pooled + history_class)[:, None].expand_as(tokens)
+        return self.fusion(torch.cat([tokens, condition], dim=-1))
+
+    def run_gated(
+        self,
+        hidden: Tensor,
+        class_embedding: Tensor,
+        scales: range,
+        path_keep: Tensor | None = None,
+        constants: Constants | None = None,
+    ) -> Tensor:
+        """Run all blocks on the (B, n, C) tokens of `scales`; `constants` as for `TransformerBlock`."""
+        condition = F.silu(class_embedding)
+        neighborhood = self.neighborhood(scales)
+        tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
+        angles = self.row_angles[tokens], self.column_angles[tokens]
+        for index, block in enumerate(self.blocks):
+            keep = None if path_keep is None else path_keep[index]
+            args = (hidden, condition, neighborhood, angles, self.attention_backend, keep, constants)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, *args, use_reentrant=False)
+            else:
+                hidden = block(*args)
+        return hidden
+
+    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        return self.head_norm(hidden) * factor + shift
+
+
+def sinusoids(count: int) -> Tensor:
+    """Return cosines, then sines, of 0 .. count - 1 at 128 frequencies: (count, 256) float32."""
+    half = _SCALE_FEATURES // 2
+    frequencies = torch.exp(-math.log(_SCALE_BASE) * torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.arange(count, dtype=torch.float32)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
