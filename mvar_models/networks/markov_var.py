@@ -86,13 +86,7 @@ class MarkovVAR(ScaleTransformer):
     def init_weights(self) -> None:
         """Draw initial values as the released constructor does."""
         config = self.config
-        std = math.sqrt(1 / config.width / 3)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.history_pool.query, std=std)
+        nn.init.trunc_normal_(self.history_pool.query, std=self._init_linears())
         self.head.weight *= 0.02
         self.head_modulation.weight *= 0.5
         for block in self.blocks:

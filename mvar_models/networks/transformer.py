@@ -84,12 +84,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def init_weights(self) -> None:
         """Draw initial values as the released recipe does."""
         config = self.config
-        std = math.sqrt(1 / config.width / 3)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        std = self._init_linears()
         nn.init.trunc_normal_(self.start_position, std=std)
         nn.init.trunc_normal_(self.positions, std=std)
         self.head.weight *= 0.02
@@ -104,6 +99,16 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
                 six = block.modulation.weight.view(6, config.width, config.width)
             six[:2] *= 1e-3
             six[2:] *= 0.5
+
+    def _init_linears(self) -> float:
+        """Draw all linear layers and embeddings; returns the deviation that the recipe uses everywhere."""
+        std = math.sqrt(1 / self.config.width / 3)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return std
 
     @classmethod
     def from_pretrained(
