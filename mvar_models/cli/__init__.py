@@ -24,6 +24,7 @@ COMMANDS: dict[str, Row] = {
     "demo": Row("mvar_models.cli.demo:demo", "Fine-tune the embedded VAR into MVAR and compare the two."),
     "doctor": Row("mvar_models.cli.doctor:doctor", "Check this installation."),
     "edit": Row("mvar_models.cli.edit:edit", "In-paint, out-paint or vary an image."),
+    "evaluate": Row("mvar_models.cli.evaluate:evaluate_command", "Compare drawn images with a reference."),
     "export": Row("mvar_models.cli.export:export", "Write a model for the released programs."),
     "finetune": Row("mvar_models.cli.finetune:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),

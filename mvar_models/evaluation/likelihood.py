@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mvar_kernels import Pyramid
+from mvar_models.data.source import ImageSource
 from mvar_models.networks.quantizer import MultiScaleQuantizer
+from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.tokens.encode import tokenize
 
 
 class Examples(Protocol):
@@ -70,3 +75,41 @@ def held_out_losses(
 def per_scale(values: Tensor, pyramid: Pyramid) -> list[float]:
     """Average values per token (L,) over the tokens of each scale."""
     return [values[pyramid.scale_slice(scale)].mean().item() for scale in range(pyramid.num_scales)]
+
+
+def held_out_likelihood(
+    model: ScaleTransformer,
+    vqvae: VQVAE,
+    source: ImageSource,
+    *,
+    batch_size: int = 32,
+    rank: int = 0,
+    world_size: int = 1,
+    total: Callable[[Tensor], Tensor] = lambda values: values,
+) -> dict[str, Any]:
+    """Compute how likely a model finds the images that its training holds out.
+
+    Args:
+        model: The transformer.
+        vqvae: The VQVAE whose codes it predicts.
+        source: The dataset.
+        batch_size: Examples per forward pass and process.
+        rank, world_size, total: As for `held_out_losses`.
+
+    Returns:
+        `nats_per_code` and `bits_per_code` (means over all codes), `nats_per_image` (their sum),
+        `nats_per_scale` (S means), and `count`, the number of images.
+    """
+    examples = tokenize(vqvae, source, source.held_out)
+    losses = held_out_losses(
+        model.token_losses, vqvae.quantizer, examples, batch_size=batch_size, rank=rank,
+        world_size=world_size, total=total,
+    )  # fmt: skip
+    nats = losses.mean().item()
+    return {
+        "nats_per_code": nats,
+        "bits_per_code": nats / math.log(2),
+        "nats_per_image": losses.sum().item(),
+        "nats_per_scale": per_scale(losses, model.pyramid),
+        "count": len(examples),
+    }

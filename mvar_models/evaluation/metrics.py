@@ -13,7 +13,22 @@ METRICS: dict[str, str] = {
     "perplexity": "mvar_models.evaluation.codebook:perplexity",
     "frechet": "mvar_models.evaluation.frechet:frechet_distance",
     "likelihood": "mvar_models.evaluation.likelihood:held_out_losses",
+    "fd": "mvar_models.evaluation.comparison:fd",
+    "sfd": "mvar_models.evaluation.comparison:sfd",
+    "is": "mvar_models.evaluation.comparison:inception",
+    "precision": "mvar_models.evaluation.comparison:precision",
+    "recall": "mvar_models.evaluation.comparison:recall",
+    "density": "mvar_models.evaluation.comparison:density",
+    "coverage": "mvar_models.evaluation.comparison:coverage",
+    "kid": "mvar_models.evaluation.comparison:kid",
+    "near_copies": "mvar_models.evaluation.comparison:near_copies",
 }
+# Those that `evaluate` reports: their functions take a `Comparison` and return figures by name. Any other row
+# of that kind can be asked for by its name.
+COMPARED = ("fd", "sfd", "is", "precision", "recall", "density", "coverage", "kid", "near_copies")
+OF_ARRAYS = frozenset({"psnr", "codes_used", "perplexity", "frechet", "likelihood"})
+# Those for which statistics are enough, so that no features are kept.
+FROM_STATISTICS = frozenset({"fd", "sfd", "is"})
 
 
 def metric(name: str) -> Callable[..., Any]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
+from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.files import replacing
-from mvar_models.images import grid, to_pil
+from mvar_models.images import grid, to_pil, to_uint8
 from mvar_models.networks.vqvae import VQVAE
 
 _SHOWN = 8
@@ -91,3 +92,45 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio of each of (n, 3, R, R) images in [-1, 1], in dB: (n,)."""
     error = (images - originals).square().mean(dim=(1, 2, 3)).clamp_min(1e-12)
     return 10 * torch.log10(4 / error)
+
+
+class Reconstructions:
+    """A set of images as a VQVAE reconstructs them: the best that a model of its codes could draw.
+
+    Args:
+        images: The originals, of the VQVAE's resolution.
+        vqvae: Encodes and decodes.
+        name: What tables call the set.
+
+    Raises:
+        ValueError: the images have another size.
+    """
+
+    def __init__(self, images: ImageSet, vqvae: VQVAE, name: str) -> None:
+        side = vqvae.config.resolution
+        if tuple(images.size) != (side, side):
+            height, width = images.size
+            raise ValueError(f"{images.name} has {width} x {height} pixels, the VQVAE is for {side} x {side}")
+        self._originals, self._vqvae = images, vqvae
+        self.name = name
+        self.labels = images.labels
+        self.size = images.size
+
+    def __len__(self) -> int:
+        return len(self._originals)
+
+    @property
+    def digest(self) -> str:
+        return self._originals.digest
+
+    @torch.no_grad()
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read originals, encode and decode them; as `ImageSet.read`."""
+        originals, kept = self._originals.read(indices)
+        values = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts = values.split(fit_batch(_PIXELS, self._vqvae.config.resolution**2, most=_BATCH))
+        decoded = [
+            to_uint8(self._vqvae.decode(self._vqvae.encode(part.to(self._vqvae.device, self._vqvae.dtype))))
+            for part in parts
+        ]
+        return np.concatenate([np.empty((0, *self.size, 3), dtype=np.uint8), *decoded]), kept

@@ -138,6 +138,14 @@ class Processes:
         self.on_first(lambda: kept.append(work()))
         return kept[0] if self.first else work()
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in order of rank, on rank 0; elsewhere an empty list."""
+        if self.alone:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.first else None
+        dist.gather_object(value, values, dst=0, group=self._control)
+        return values or []
+
     def all_well(self, problem: Exception | None) -> None:
         """Wait for all after independent work. Those that failed raise their `problem`, the others exit."""
         failures = self.total(torch.tensor([problem is not None], dtype=torch.float64)).item()

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from mvar_models.evaluation import codebook, frechet, likelihood, reconstruction
+from mvar_models.evaluation import codebook, comparison, frechet, likelihood, reconstruction
 from mvar_models.evaluation.metrics import METRICS, metric
 
 
@@ -22,6 +22,15 @@ def test_each_name_gives_its_function():
         "perplexity": codebook.perplexity,
         "frechet": frechet.frechet_distance,
         "likelihood": likelihood.held_out_losses,
+        "fd": comparison.fd,
+        "sfd": comparison.sfd,
+        "is": comparison.inception,
+        "precision": comparison.precision,
+        "recall": comparison.recall,
+        "density": comparison.density,
+        "coverage": comparison.coverage,
+        "kid": comparison.kid,
+        "near_copies": comparison.near_copies,
     }
 
 

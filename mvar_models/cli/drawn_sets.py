@@ -1,0 +1,129 @@
+"""What `mvar evaluate` evaluates: images that are there, their reconstructions, and what models draw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mvar_models.cli.progress import count_progress
+from mvar_models.evaluation.image_sets import ImageSet, open_set
+from mvar_models.evaluation.npz import write_npz
+from mvar_models.evaluation.reconstruction import Reconstructions
+from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import Pipeline, pipeline_for
+from mvar_models.sampling.sampler import check_filters
+from mvar_models.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """A row of the table.
+
+    Attributes:
+        images: The images.
+        folder: Name of its folder where there are several sets.
+        pipeline: What drew them, for its likelihood; None for images that were there.
+    """
+
+    images: ImageSet
+    folder: str
+    pipeline: Pipeline | None = None
+
+
+def drawn_sets(
+    places: Sequence[str],
+    *,
+    models: Sequence[str],
+    per_class: int | None,
+    seed: int,
+    reconstruct: str | None,
+    resolution: int | None,
+    out: Path,
+    processes: Processes,
+    **options: Any,
+) -> list[DrawnSet]:
+    """Open or draw all sets; models draw into `out`, and continue where they were stopped.
+
+    Args:
+        places: Images that are there.
+        models: Zoo names, folders, files or Hub ids.
+        per_class: Images that each model draws of every class.
+        seed: Seed of the first image of each model.
+        reconstruct: Name of a VQVAE, whose reconstructions of all `places` are sets too.
+        resolution: Side of the images of datasets; default: that of the models or of the VQVAE.
+        out: Folder for drawn images.
+        processes: Those that draw together.
+        **options: guidance_scale, top_k and top_p; None is the checkpoint's own.
+
+    Raises:
+        click.UsageError: options that do not go together.
+    """
+    if bool(models) != (per_class is not None):
+        raise click.UsageError("--model and --per-class go together")
+    if reconstruct is not None and not places:
+        raise click.UsageError("--reconstruct needs DRAWN images to reconstruct")
+    device = str(processes.device)
+    drawn = []
+    for name in models:
+        pipeline = processes.first_then_others(lambda name=name: pipeline_for(name, device=device))  # type: ignore[misc]
+        file = out / f"{_file_name(name)}.npz"
+        _draw(pipeline, file, name, per_class or 0, seed, processes, options)
+        images = open_set(file)
+        images.name = name
+        drawn.append(DrawnSet(images, _file_name(name), pipeline))
+    vqvae = None if reconstruct is None else VQVAE.from_pretrained(reconstruct, device=device)
+    side = resolution
+    if side is None and vqvae is not None:
+        side = vqvae.config.resolution
+    if side is None and drawn:
+        side = drawn[0].images.size[0]
+    there = []
+    for place in places:
+        images = open_set(place, resolution=side)
+        there.append(DrawnSet(images, _file_name(place)))
+        if vqvae is not None:
+            through = Reconstructions(images, vqvae, f"{place} through {reconstruct}")
+            there.append(DrawnSet(through, f"{_file_name(place)}-reconstructed"))
+    return there + drawn
+
+
+def _draw(
+    pipeline: Pipeline,
+    file: Path,
+    name: str,
+    per_class: int,
+    seed: int,
+    processes: Processes,
+    options: dict[str, Any],
+) -> None:
+    """Draw this process's parts of the file, and wait for the others'."""
+    config = pipeline.model.config
+    given = {key: getattr(config, key) if value is None else value for key, value in options.items()}
+    check_filters(given["top_k"], given["top_p"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"per_class": per_class, "seed": seed, "checkpoint": {"model": name}, **given}
+    problem: Exception | None = None
+    try:
+        with count_progress("batch", shown=processes.first) as report:
+            write_npz(
+                pipeline,
+                file,
+                rank=processes.rank,
+                world_size=processes.world_size,
+                report=report,
+                **settings,
+            )
+    except Exception as error:  # told to the others first, or they would wait forever
+        problem = error
+    processes.all_well(problem)
+    # All parts are there now, if not yet joined.
+    processes.on_first(lambda: write_npz(pipeline, file, **settings))
+
+
+def _file_name(place: str) -> str:
+    return re.sub(r"[^\w.@-]+", "-", Path(place).name.removesuffix(".npz")) or "drawn"

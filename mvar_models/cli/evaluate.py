@@ -1,0 +1,227 @@
+"""The command `mvar evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
+from mvar_models.data.open import check_data_exists, open_images
+from mvar_models.evaluation.evaluator import Report, evaluate, prepare_reference
+from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
+from mvar_models.evaluation.likelihood import held_out_likelihood
+from mvar_models.evaluation.metrics import COMPARED
+from mvar_models.evaluation.table import table
+from mvar_models.files import write_text
+from mvar_models.training.processes import Processes
+
+
+class _Names(click.ParamType[tuple[str, ...]]):
+    """Names separated by commas."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
+
+
+@click.command("evaluate")
+@click.argument("drawn", nargs=-1)
+@click.option(
+    "--reference",
+    required=True,
+    help="What to compare with: as DRAWN, or an .npz of statistics.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(list(FEATURES)),
+    default=DEFAULT_FEATURES,
+    help="Feature network; only the distance of inception-tf is an FID.",
+)
+@click.option("--weights", default=None, help="File of the feature network's weights, where it needs one.")
+@click.option(
+    "--metrics",
+    type=_Names(),
+    default=None,
+    help=f"Some of {','.join(COMPARED)}. Default: all that images and features allow.",
+)
+@click.option("--training", default=None, help="Where to look for near-copies. Default: the reference.")
+@click.option("--model", "models", multiple=True, help="Also draw with this model; may be repeated.")
+@click.option(
+    "--per-class", type=click.IntRange(min=1), default=None, help="With --model: images of every class."
+)
+@click.option("--seed", default=0, help="With --model: image i takes seed + i.")
+@click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's.")
+@click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's.")
+@click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's.")
+@click.option(
+    "--reconstruct",
+    default=None,
+    metavar="VQVAE",
+    help="Also evaluate each DRAWN as this VQVAE reconstructs it.",
+)
+@click.option(
+    "--held-out",
+    default=None,
+    metavar="DATA",
+    help="With --model: likelihood of this dataset's held-out images.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Side that datasets and folders are resized and cropped to. Default: that of what is drawn.",
+)
+@click.option(
+    "--by-class/--no-by-class", default=None, help="Figures of each class. Default: where classes are known."
+)
+@click.option(
+    "--bootstrap", default=0, type=click.IntRange(min=0), help="Resamples for intervals; 0 is none."
+)
+@click.option(
+    "--float16-distances", is_flag=True, help="Round neighbours' distances as OpenAI's evaluator does."
+)
+@click.option("--device", default=None, help="Default: cuda if available, else cpu.")
+@click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images at a time.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write all figures to this file.",
+)
+@click.option(
+    "--save-statistics",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write the reference's statistics to this .npz, which --reference then takes.",
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="evaluation",
+    help="Folder for drawn images and for neighbours.png and classes.png.",
+)
+def evaluate_command(
+    drawn: tuple[str, ...],
+    reference: str,
+    features: str,
+    weights: str | None,
+    metrics: tuple[str, ...] | None,
+    training: str | None,
+    held_out: str | None,
+    resolution: int | None,
+    by_class: bool | None,
+    bootstrap: int,
+    float16_distances: bool,
+    device: str | None,
+    batch_size: int,
+    json_file: Path | None,
+    save_statistics: Path | None,
+    out: Path,
+    **drawing: Any,
+) -> None:
+    """Compare drawn images with a reference: Frechet distance, precision, recall and more, in one table.
+
+    DRAWN is an .npz with images, a folder of images, or a dataset as for --data, whose parts are
+    "digits@train" and "digits@held-out"; several make several rows. --model draws its own --per-class images
+    first, in parts, so that a stopped command continues. Under torchrun the processes share the work; the
+    figures are the same.
+    """
+    if not drawn and not drawing["models"]:
+        raise click.UsageError("what is to be evaluated? Name DRAWN, or --model with --per-class")
+    if held_out is not None and not drawing["models"]:
+        raise click.UsageError("--held-out is for --model: images have no likelihood without one")
+    if held_out is not None:
+        check_data_exists(held_out)
+    processes = Processes.from_environment(device).connect()
+    try:
+        place = processes.device
+        network = feature_network(features, device=place, weights=weights)
+        sets = drawn_sets(drawn, out=out, resolution=resolution, processes=processes, **drawing)
+        shared: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size, "workers": processes}
+        results = []
+        with _progress(processes.first) as report:
+            prepared = prepare_reference(
+                reference,
+                network,
+                training=training,
+                resolution=resolution or sets[0].images.size[0],
+                report=report,
+                **shared,
+            )
+            for each in sets:
+                results.append(
+                    evaluate(
+                        each.images,
+                        prepared,
+                        per_class=by_class,
+                        bootstrap=bootstrap,
+                        half_distances=float16_distances,
+                        device=place,
+                        statistics=save_statistics,
+                        images_to=out if len(sets) == 1 else out / each.folder,
+                        report=report,
+                        **shared,
+                    )
+                )
+                if held_out is not None and each.pipeline is not None:
+                    results[-1]["likelihood"] = _likelihood(each, held_out, batch_size, processes)
+        processes.on_first(lambda: _show(results, json_file))
+    finally:
+        processes.close()
+
+
+def _likelihood(drawn: DrawnSet, data: str, batch_size: int, processes: Processes) -> dict[str, Any]:
+    assert drawn.pipeline is not None
+    vqvae = drawn.pipeline.vqvae
+    return held_out_likelihood(
+        drawn.pipeline.model,
+        vqvae,
+        open_images(data, vqvae.config.resolution),
+        batch_size=batch_size,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        total=processes.total,
+    )
+
+
+def _show(results: list[dict[str, Any]], json_file: Path | None) -> None:
+    for line in table(results):
+        click.echo(line)
+    for each in results:
+        for name, reason in each["left_out"].items():
+            click.echo(f"{each['sets']['drawn']['name']}: no {name}: {reason}")
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        content = results[0] if len(results) == 1 else {"sets": results}
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Report]:
+    """Show a bar per set on a terminal."""
+    bars: dict[str, tqdm[Any]] = {}
+
+    def report(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(total=total, desc=name, unit="image", dynamic_ncols=True, disable=None)
+        bars[name].update(done - bars[name].n)
+
+    def silent(name: str, done: int, total: int) -> None:
+        del name, done, total
+
+    try:
+        yield report if shown else silent
+    finally:
+        for bar in bars.values():
+            bar.close()

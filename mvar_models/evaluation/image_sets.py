@@ -1,0 +1,268 @@
+"""Sets of images to compare: an array, an .npz, a folder, or anything that `--data` takes.
+
+Images of a folder are taken as they are, since a resize decides a Frechet distance as much as a model does.
+Datasets are resized and cropped as for training. "PLACE@train" and "PLACE@held-out" name the parts of a
+dataset that training uses and reserves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mvar_models.data.decode import UnreadableImage, decode
+from mvar_models.data.folders import ClassFolders
+from mvar_models.data.open import DIGITS, check_data_exists, open_images
+from mvar_models.data.source import ImageSource
+from mvar_models.evaluation.npz_images import NpzImages
+from mvar_models.images import to_uint8
+
+PARTS = ("train", "held-out")
+_DIGITS_SIDE = 32
+# What `mvar sample` writes beside its PNGs.
+_RECORD = "samples.json"
+
+
+class ImageSet(Protocol):
+    """Images 0 .. len - 1 of one size.
+
+    Attributes:
+        name: What messages and tables call it.
+        labels: (N,) int64, or None where classes are not known.
+    """
+
+    name: str
+    labels: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    @property
+    def digest(self) -> str:
+        """Hex digits that change with the content."""
+
+    def read(self, indices: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
+        """Read (n, H, W, 3) of uint8, and the n positions in `indices` that could be read."""
+
+
+class ArrayImages:
+    """Images in memory.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) their classes, if known.
+        name: What messages call them.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, name: str = "images") -> None:
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise ValueError(f"{name} must be an array of uint8 from 0 to 255, got {kind}")
+        if images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"{name} must be (n, H, W, 3), got {images.shape}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"labels must be one per image, got {len(labels)} for {len(images)} of {name}")
+        self._images = images
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._images.shape[1], self._images.shape[2]
+
+    @property
+    def digest(self) -> str:
+        total = hashlib.sha256(str(self._images.shape).encode())
+        total.update(np.ascontiguousarray(self._images).data)
+        return total.hexdigest()
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._images[indices], np.arange(len(indices))
+
+
+class SourceImages:
+    """Examples of a dataset, resized and cropped as for training.
+
+    Args:
+        source: The dataset.
+        members: (n,) the examples that make up the set.
+        name: What messages call it.
+        resolution: Side of the images.
+    """
+
+    def __init__(self, source: ImageSource, members: np.ndarray, name: str, resolution: int) -> None:
+        self.source = source
+        self.members = members
+        self.name = name
+        self.labels = source.labels[members] if len(source.class_names) > 1 else None
+        self.size = (resolution, resolution)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def digest(self) -> str:
+        return self.source.fingerprint
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, kept = self.source.readable(self.members[indices])
+        if not len(kept):
+            return np.empty((0, *self.size, 3), dtype=np.uint8), kept
+        return to_uint8(images), kept
+
+
+class FileImages:
+    """Image files, taken as they are.
+
+    Args:
+        files: Their paths.
+        labels: (n,) their classes, if known.
+        name: What messages call them.
+
+    Raises:
+        ValueError: there are none, or the first cannot be read.
+    """
+
+    def __init__(self, files: list[str], labels: np.ndarray | None, name: str) -> None:
+        self._files = files
+        self.labels = labels
+        self.name = name
+        if not files:
+            raise ValueError(f"{name} has no images")
+        width, height = self._decoded(0).shape[1::-1]
+        self.size = (height, width)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for file in self._files:
+            total.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        return total.hexdigest()
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = [self._decoded(int(index)) for index in indices]
+        for index, image in zip(indices, images):
+            if image.shape[:2] != self.size:
+                height, width = self.size
+                raise ValueError(
+                    f"{self._files[int(index)]} is {image.shape[1]} x {image.shape[0]} pixels, the first "
+                    f"image of {self.name} is {width} x {height}; with --resolution all are "
+                    "resized and cropped alike"
+                )
+        return np.stack(images), np.arange(len(indices))
+
+    def _decoded(self, index: int) -> np.ndarray:
+        try:
+            return np.asarray(decode(self._files[index]))
+        except UnreadableImage as error:
+            raise ValueError(f"{self._files[index]} {error}") from None
+
+
+def open_set(
+    place: str | os.PathLike[str] | np.ndarray | ImageSet, *, resolution: int | None = None, name: str = ""
+) -> ImageSet:
+    """Open images by name.
+
+    Args:
+        place: An array (N, H, W, 3) of uint8; an .npz; a folder of images, or of one folder per class, or as
+            `mvar sample` writes it; or a dataset as for `--data`. A dataset may end in "@train" or
+            "@held-out". An `ImageSet` is returned as it is.
+        resolution: Side that datasets and folders are resized and cropped to. Default: a folder's images as
+            they are; 32 for digits.
+        name: What messages call an array.
+
+    Raises:
+        FileNotFoundError: nothing of that name.
+        ValueError: it has no images that can be used; the message says why.
+    """
+    if isinstance(place, np.ndarray):
+        return ArrayImages(place, name=name or "images")
+    if not isinstance(place, str | os.PathLike):
+        return place
+    text = os.fspath(place)
+    path, part = Path(text), ""
+    if not path.exists() and "@" in text:
+        text, _, part = text.rpartition("@")
+        path = Path(text)
+        if part not in PARTS:
+            raise ValueError(f"{place}: after @ comes {' or '.join(PARTS)}, got {part!r}")
+    if path.suffix == ".npz" and not part:
+        return NpzImages(path)
+    check_data_exists(text)
+    if path.is_dir() and (path / _RECORD).is_file() and not part:
+        return _samples(path)
+    if resolution is None and path.is_dir() and not part:
+        source = open_images(text, _DIGITS_SIDE)
+        if isinstance(source, ClassFolders):
+            return FileImages(source.files, _labels(source), str(place))
+    if resolution is None and text != DIGITS:
+        raise ValueError(f"{place}: the resolution is missing, which side should its images have?")
+    side = resolution or _DIGITS_SIDE
+    source = open_images(text, side)
+    return SourceImages(source, _members(source, part, str(place)), str(place), side)
+
+
+def _samples(folder: Path) -> FileImages:
+    """The folder that `mvar sample` writes, without its grid."""
+    try:
+        images = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["pictures"]
+        files = [str(folder / Path(image["file"]).name) for image in images]
+        labels = np.array([image["label"] for image in images], dtype=np.int64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / _RECORD} is not of mvar sample: {type(error).__name__} {error}"
+        ) from None
+    return FileImages(files, labels, str(folder))
+
+
+def _labels(source: ImageSource) -> np.ndarray | None:
+    return source.labels if len(source.class_names) > 1 else None
+
+
+def _members(source: ImageSource, part: str, place: str) -> np.ndarray:
+    if part == "train":
+        return source.train
+    if part:
+        if not len(source.split.reserved):
+            raise ValueError(f"{place}: {len(source)} images are too few to hold any out")
+        return source.split.reserved
+    return np.arange(len(source))
+
+
+def batches(
+    images: ImageSet, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the indices (n,) and images (n, H, W, 3) of this process's batches.
+
+    Which images make a batch does not depend on the number of processes, so neither do their features.
+
+    Args:
+        images: The set.
+        batch_size: Images at a time.
+        rank, world_size: Which process of how many this is; it takes every `world_size`-th batch.
+    """
+    starts = list(range(0, len(images), batch_size))[rank::world_size]
+    if isinstance(images, NpzImages):
+        for start, found in zip(starts, images.ranges(starts, batch_size)):
+            yield np.arange(start, start + len(found)), found
+        return
+    for start in starts:
+        indices = np.arange(start, min(start + batch_size, len(images)))
+        found, kept = images.read(indices)
+        if len(kept):
+            yield indices[kept], found

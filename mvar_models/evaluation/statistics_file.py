@@ -1,0 +1,131 @@
+"""Statistics of a reference set in an .npz, under the names of OpenAI's files: mu, sigma, mu_s, sigma_s.
+
+Ours also say which network they are of, and hold the features, so that every metric can be computed against
+them without an image. OpenAI's hold statistics of `inception-tf` and 10,000 images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvar_models.evaluation.features.network import FeatureNetwork
+from mvar_models.evaluation.image_sets import ImageSet, open_set
+from mvar_models.evaluation.moments import Moments
+from mvar_models.evaluation.npz_images import file_digest, npz_names, read_array
+from mvar_models.evaluation.summary import Summary
+from mvar_models.files import replacing
+
+_INCEPTION = "inception-tf"
+_INCEPTION_NUMBERS = 2048
+
+
+def save_statistics(summary: Summary, file: str | os.PathLike[str]) -> None:
+    """Write what a feature network says about a reference set.
+
+    Args:
+        summary: Of the set; its features are written where they were kept.
+        file: The .npz to write.
+    """
+    arrays: dict[str, Any] = {
+        "network": np.array(summary.network),
+        "mu": summary.moments.mean,
+        "sigma": summary.moments.covariance,
+        "name": np.array(summary.name),
+        "digest": np.array(summary.digest),
+    }
+    if summary.count is not None:
+        arrays["count"] = np.array(summary.count)
+    if summary.size is not None:
+        arrays["size"] = np.array(summary.size)
+    if summary.spatial is not None:
+        arrays |= {"mu_s": summary.spatial.mean, "sigma_s": summary.spatial.covariance}
+    if summary.features is not None:
+        arrays |= {"features": summary.features.numpy(), "indices": summary.indices}
+        if summary.labels is not None:
+            arrays["labels"] = summary.labels
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as opened:
+        np.savez(opened, **arrays)
+
+
+def has_statistics(place: object) -> bool:
+    """Whether a reference is an .npz with statistics."""
+    if not isinstance(place, str | os.PathLike):
+        return False
+    path = Path(place)
+    return path.suffix == ".npz" and path.exists() and {"mu", "sigma"} <= npz_names(path)
+
+
+def read_statistics(
+    file: str | os.PathLike[str], network: FeatureNetwork
+) -> tuple[Summary | None, ImageSet | None]:
+    """Read statistics, and the images that lie beside them.
+
+    Args:
+        file: An .npz with mu and sigma.
+        network: The network that will be compared with them.
+
+    Returns:
+        The summary, None if it is of another network; and the images, None if there are none.
+
+    Raises:
+        ValueError: it is damaged, or of another network and without images.
+    """
+    path = Path(file)
+    names = npz_names(path)
+    images = open_set(path) if "arr_0" in names else None
+    moments = _moments(path, "mu", "sigma", int(read_array(path, "count")) if "count" in names else None)
+    known = str(read_array(path, "network")) if "network" in names else ""
+    origin = known or (_INCEPTION if moments.dimension == _INCEPTION_NUMBERS else "an unknown network")
+    wrong = network.dimension is not None and network.dimension != moments.dimension
+    if origin != network.name or wrong:
+        if images is not None:
+            return None, images
+        raise ValueError(
+            f"{file} holds statistics of {origin} ({moments.dimension:,} numbers), not of {network.name}: "
+            "evaluate with those features, or name the images"
+        )
+    spatial = _moments(path, "mu_s", "sigma_s", moments.count) if {"mu_s", "sigma_s"} <= names else None
+    summary = Summary(
+        str(read_array(path, "name")) if "name" in names else str(file),
+        network.name,
+        moments.count,
+        moments,
+        spatial,
+        digest=file_digest(path),
+    )
+    if "size" in names:
+        height, width = (int(side) for side in read_array(path, "size"))
+        summary.size = (height, width)
+    if "features" in names:
+        summary.features = torch.from_numpy(read_array(path, "features").astype(np.float32))
+        summary.indices = (
+            read_array(path, "indices") if "indices" in names else np.arange(len(summary.features))
+        )
+        if summary.features.ndim != 2 or summary.features.shape[1] != moments.dimension:
+            raise ValueError(
+                f"{file}: features must be (n, {moments.dimension}), got {tuple(summary.features.shape)}"
+            )
+        if "labels" in names:
+            summary.labels = read_array(path, "labels").astype(np.int64)
+    return summary, images
+
+
+def _moments(path: Path, mean_name: str, covariance_name: str, count: int | None) -> Moments:
+    mean, covariance = read_array(path, mean_name), read_array(path, covariance_name)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path}: {mean_name} must be (D,) and {covariance_name} (D, D), "
+            f"got {mean.shape} and {covariance.shape}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{path}: {mean_name} or {covariance_name} has numbers that are not finite")
+    if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-3 * abs(covariance).max()):
+        raise ValueError(f"{path}: {covariance_name} is not symmetric, so no covariance")
+    return Moments.ready(mean, covariance, count)

@@ -1,0 +1,74 @@
+"""Sets of images by name: arrays, folders, datasets and their parts."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar_models.evaluation.image_sets import ArrayImages, batches, open_set
+
+from feature_cases import random_images
+
+
+def write(folder, images, names):
+    for image, name in zip(images, names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+
+
+def test_folders_are_taken_as_they_are(tmp_path):
+    images = random_images(4, side=9)
+    write(tmp_path, images, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    found = open_set(tmp_path)
+    assert np.array_equal(found.read(np.arange(4))[0], images)
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert open_set(tmp_path, resolution=5).size == (5, 5)
+
+
+def test_a_folder_of_one_class_has_no_labels(tmp_path):
+    write(tmp_path, random_images(2), ["0.png", "1.png"])
+    assert open_set(tmp_path).labels is None
+
+
+def test_other_sizes_in_a_folder_are_refused(tmp_path):
+    write(tmp_path, [random_images(1)[0], random_images(1, side=6)[0]], ["0.png", "1.png"])
+    with pytest.raises(ValueError, match=r"1\.png is 6 x 6 pixels.*4 x 4.*--resolution"):
+        open_set(tmp_path).read(np.arange(2))
+
+
+def test_what_mvar_sample_wrote_has_labels_and_no_grid(tmp_path):
+    images = random_images(2)
+    write(tmp_path, images, ["00000_7.png", "00001_3.png"])
+    write(tmp_path, random_images(1, side=50), ["grid.png"])
+    record = [{"file": "00000_7.png", "label": 7}, {"file": "00001_3.png", "label": 3}]
+    (tmp_path / "samples.json").write_text(json.dumps({"pictures": record}))
+    found = open_set(tmp_path)
+    assert found.labels.tolist() == [7, 3]
+    assert np.array_equal(found.read(np.arange(2))[0], images)
+
+
+def test_parts_of_a_dataset():
+    sizes = [len(open_set(f"digits{part}")) for part in ("", "@train", "@held-out")]
+    assert sizes[0] == 1797 == sizes[1] + sizes[2]
+    with pytest.raises(ValueError, match="train or held-out, got 'test'"):
+        open_set("digits@test")
+
+
+def test_nothing_of_that_name():
+    with pytest.raises(FileNotFoundError, match="nothing of that name"):
+        open_set("./absent")
+
+
+def test_batches_do_not_depend_on_the_processes():
+    images = ArrayImages(random_images(11))
+    alone = [indices.tolist() for indices, _ in batches(images, 4)]
+    shared = [indices.tolist() for rank in (0, 1) for indices, _ in batches(images, 4, rank, 2)]
+    assert sorted(shared) == alone == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_the_digest_changes_with_the_content():
+    images = random_images(3)
+    first = ArrayImages(images).digest
+    images[0, 0, 0, 0] ^= 1
+    assert ArrayImages(images).digest != first
