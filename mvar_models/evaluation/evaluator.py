@@ -298,7 +298,9 @@ def _nearest(
         tell = _to(report, training)
         mine = -(-len(training) // workers.world_size)
         for indices, batch in batches(training, batch_size, workers.rank, workers.world_size):
-            nearest.update(prepared.network(torch.from_numpy(np.require(batch, requirements="CW"))).features, indices)
+            nearest.update(
+                prepared.network(torch.from_numpy(np.require(batch, requirements="CW"))).features, indices
+            )
             count += len(indices)
             if tell is not None:
                 tell(min(count, mine), mine)
