@@ -14,6 +14,8 @@ TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
 TORCH_INDEX ?=
 TRITON ?= $(if $(HAS_GPU),triton,triton==3.7.1)
 STAMP := $(VENV)/.installed
+# Peers of tests whose wheels would get in the way of other packages.
+PEERS := $(VENV)/peers
 DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 # One thread per worker: two torch programs that both spread over all cores slow each other down many times.
@@ -33,7 +35,7 @@ $(STAMP): pyproject.toml setup.py
 	# benchmarks that need it skip themselves where the build fails.
 	-$(PY) -m pip install --quiet setuptools wheel && $(PY) -m pip install --quiet --no-build-isolation --no-deps natten==0.21.7
 	# A peer of the Inception network in tests. It requires torchvision, which its network does without.
-	-$(PY) -m pip install --quiet --no-deps torch-fidelity==0.4.0
+	-$(PY) -m pip install --quiet --no-deps --target $(PEERS) torch-fidelity==0.4.0
 	touch $@
 
 # Fine-tunes the embedded VAR into MVAR on handwritten digits, compares the two, writes demo_out/.

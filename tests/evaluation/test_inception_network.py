@@ -1,8 +1,9 @@
 """Inception against torch-fidelity's class on shared random weights, in every output."""
 
-import importlib.util
+import importlib
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,13 +23,12 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def peer(weights):
     """torch-fidelity's extractor. Its package imports torchvision, which its own network does not need."""
-    found = importlib.util.find_spec("torch_fidelity")
-    if found is None:
-        pytest.skip(
-            "torch-fidelity is not installed: `make test` tries `pip install --no-deps torch-fidelity`"
-        )
+    # Not among the other packages: its wheel also installs a package "tests", which would hide this one.
+    found = Path(sys.prefix) / "peers" / "torch_fidelity"
+    if not found.is_dir():
+        pytest.skip("torch-fidelity is not installed: `make test` tries it, see PEERS in Makefile")
     package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(found.submodule_search_locations)
+    package.__path__ = [str(found)]
     before = {name: module for name, module in sys.modules.items() if name.startswith("torch_fidelity")}
     sys.modules["torch_fidelity"] = package
     try:

@@ -39,9 +39,12 @@ def test_every_config_class_has_a_row():
     assert found == set(registry.ARCHITECTURES)
 
 
-def test_names_of_released_entries_do_not_collide():
-    entries = [row.released_entry for row in registry.ARCHITECTURES.values() if row.released_entry]
-    assert len(entries) == len(set(entries))
+def test_released_entries_that_share_a_name_are_told_apart_by_a_mark():
+    rows = [row for row in registry.ARCHITECTURES.values() if row.released_entry]
+    kinds = {(row.released_entry, row.released_mark) for row in rows}
+    assert len(kinds) == len(rows)
+    assert registry.marked({"context_pool.ca.mat_q": 0}).name == "markov-var"
+    assert registry.marked({"pos_1LC": 0}) is None
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
@@ -55,12 +58,12 @@ def test_a_row_without_pipeline_says_so():
 
 
 def test_choices_follow_the_table(monkeypatch):
-    assert registry.drawing_names() == ["var", "mvar"]
-    assert registry.drawing_titles() == "VAR or MVAR"
+    assert registry.drawing_names() == ["var", "mvar", "markov-var"]
+    assert registry.drawing_titles() == "VAR, MVAR or Markov-VAR"
     toy = registry.Architecture("toy", "Toy", "a:A", "b:B", "c:C", paper="0000.00000", description="A toy.")
     monkeypatch.setitem(registry.ARCHITECTURES, "toy", toy)
-    assert registry.drawing_names() == ["var", "mvar", "toy"]
-    assert registry.drawing_titles() == "VAR, MVAR or Toy"
+    assert registry.drawing_names() == ["var", "mvar", "markov-var", "toy"]
+    assert registry.drawing_titles() == "VAR, MVAR, Markov-VAR or Toy"
 
 
 def test_reading_the_table_imports_no_network():

@@ -99,7 +99,10 @@ def test_a_failure_is_raised_once_all_threads_have_stopped():
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signals to threads")
-def test_ctrl_c_ends_the_call_when_no_task_is_active():
+def test_ctrl_c_ends_the_call_when_no_task_is_active(request):
+    # A shell that starts the tests in the background has told them to ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     begun, active = [], []
 
     def work(task, wait):
