@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.core.trace import trace
 from mvar_models.networks.inference import add_gated, factored_norm, gelu
 from mvar_models.networks.recompute import modulated_norm
 
@@ -29,6 +30,16 @@ def test_norms_of_float32_take_vectors_in_half_precision(seed):
     found = factored_norm(hidden, 1 + scale, shift)
     assert found.dtype == torch.float32
     assert torch.equal(found, modulated_norm(hidden, scale, shift))
+
+
+@torch.no_grad()
+def test_on_other_devices_a_product_and_a_sum_are_one_kernel():
+    """Except where types differ, which the fused kernel does not take."""
+    hidden, branch, gate = (torch.randn(3, n, 40, device="meta") for n in (7, 7, 1))
+    assert trace(lambda: add_gated(hidden, branch, gate, False)).kernels == {"addcmul": 1}
+    found = trace(lambda: factored_norm(hidden, gate, gate)).kernels
+    assert found == {"native_layer_norm": 1, "addcmul": 1}
+    assert "addcmul" not in trace(lambda: add_gated(hidden, branch.bfloat16(), gate, False)).kernels
 
 
 @TYPES

@@ -36,16 +36,16 @@ def test_the_loop_can_be_captured(arch, batch):
     plain, ours = traces(shape, arch)
     assert ours.copies == [] and ours.reads == []
     assert len(plain.copies) == 10, "one copy of uniform numbers per scale, as the test expects to find"
-    assert ours.kernels.total() < 0.8 * plain.kernels.total()
+    assert ours.kernels.total() < 0.6 * plain.kernels.total()
 
 
 @pytest.mark.parametrize("arch", ["var", "mvar"])
 def test_modulation_is_read_once_per_image(arch):
     """Six of 18 width^2 weights of a block, and the head's two, are read at one scale of ten."""
-    shape = Shape(16, dtype=torch.bfloat16)
+    shape = Shape(2, width=1024, dtype=torch.bfloat16)
     plain, ours = traces(shape, arch)
     assert ours.weight_bytes <= 0.72 * plain.weight_bytes
-    width, depth, vocab = 1024, 16, 4096
+    width, depth, vocab = 1024, 2, 4096
     block, head = 12 * width**2 * depth, width * vocab
     # VAR has no scale without the unconditional half, but its head skips it where the weight is zero.
     expected = 10 * block + 6 * width**2 * depth + 19 * head + 2 * 2 * width**2 + 9 * 32 * width

@@ -82,7 +82,7 @@ def test_tiny_models(name, batch_size, guidance_scale):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("name", ["var-digits", "mvar-digits"])
 def test_embedded_models(name, batch_size, guidance_scale):
-    check_bits(name, range(16), batch_size, guidance_scale=guidance_scale, top_k=200, top_p=0.95)
+    check_bits(name, range(8), batch_size, guidance_scale=guidance_scale, top_k=200, top_p=0.95)
 
 
 @pytest.mark.parametrize("together", [False, True])
