@@ -68,7 +68,7 @@ class _Pass:
         self._labels = images.labels
 
     def take(self, network: FeatureNetwork, indices: np.ndarray, images: np.ndarray) -> None:
-        outputs = network(torch.from_numpy(np.require(images, requirements="CW")))
+        outputs = network(torch.from_numpy(np.require(images, requirements=["C", "W"])))
         self.count += len(indices)
         self.moments = self.moments or Moments(outputs.features.shape[1])
         self.moments.update(outputs.features)
