@@ -299,7 +299,8 @@ def _nearest(
         mine = -(-len(training) // workers.world_size)
         for indices, batch in batches(training, batch_size, workers.rank, workers.world_size):
             nearest.update(
-                prepared.network(torch.from_numpy(np.require(batch, requirements=["C", "W"]))).features, indices
+                prepared.network(torch.from_numpy(np.require(batch, requirements=["C", "W"]))).features,
+                indices,
             )
             count += len(indices)
             if tell is not None:
