@@ -34,7 +34,7 @@ _FEATURES = 16
 _FLOATS = ("scale", "guidance", "grown", "top_p")
 # Vocabularies of `sample_codes`: that of the released models, one that needs a mask, the largest whose rows
 # stay in registers, and the largest of all.
-VOCABULARIES = (4_096, 4_095, 16_384, 65_536)
+VOCABULARIES = (4_096, 4_095, 8_192, 65_536)
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|IMMA|DMMA|v_mfma\w*)")
 _ASYNC_COPY = re.compile(r"\b(LDGSTS|UBLKCP|UTMALDG|buffer_load\w* .*\blds\b)")
 # Shorter loops, such as those that wait at a barrier, are not main loops.

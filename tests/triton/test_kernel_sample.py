@@ -28,7 +28,7 @@ def drawn(logits, uniform, unconditional=None, guidance=0.0, top_k=0, top_p=0.0)
 
 @pytest.fixture
 def read_again(monkeypatch):
-    """Rows of more than 32 logits are read chunk by chunk, as only rows beyond 16,384 are otherwise."""
+    """Rows of more than 32 logits are read chunk by chunk, as only rows beyond 8,192 are otherwise."""
     monkeypatch.setattr(kernel_sample, "LARGEST_HELD", 32)
     monkeypatch.setattr(kernel_sample, "_CHUNK", 32)
 

@@ -1,7 +1,7 @@
 """Codes from logits: guidance, top-k, top-p and the draw, one program per row of logits.
 
 Nothing is sorted. A bisection over the bits of a float32 finds the k-th largest logit, another one the logit
-at which the probability above reaches top_p; both compare and sum, 32 times at most. Up to 16,384 logits stay
+at which the probability above reaches top_p; both compare and sum, 32 times at most. Up to 8,192 logits stay
 in registers from the load to the draw. Longer rows are read again in every step, from cache.
 
 Sums have a fixed order, so codes are deterministic. Logits are mixed without fused multiply-adds, so what
@@ -18,7 +18,7 @@ from torch import Tensor
 from mvar_kernels.backends.triton.launch import on_device_of
 from mvar_kernels.backends.triton.primitives import LOG2E
 
-LARGEST_HELD = 16_384
+LARGEST_HELD = 8_192
 _CHUNK = 4_096
 _PER_WARP = 1_024
 
