@@ -62,7 +62,7 @@ class MarkovVAR(ScaleTransformer):
     column_angles: Tensor
     scale_features: Tensor
 
-    def add_body(self, config: MarkovVARConfig) -> None:  # type: ignore[override]
+    def add_body(self, config: MarkovVARConfig) -> None:
         width = config.width
         self.scale_embedding = nn.Sequential(
             nn.Linear(_SCALE_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
@@ -84,7 +84,6 @@ class MarkovVAR(ScaleTransformer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw initial values as the released constructor does."""
         config = self.config
         nn.init.trunc_normal_(self.history_pool.query, std=self._init_linears())
         self.head.weight *= 0.02
@@ -99,9 +98,6 @@ class MarkovVAR(ScaleTransformer):
 
     def neighborhood(self, scales: range) -> Neighborhood:
         return self.pyramid.select(scales).neighborhood()
-
-    def step_neighborhood(self, scale: int) -> Neighborhood:
-        return self.neighborhood(range(scale, scale + 1))
 
     def history_window(self, scale: int) -> range:
         """Return the scales whose inputs the history of `scale` pools; the coarsest has no input."""
@@ -128,7 +124,7 @@ class MarkovVAR(ScaleTransformer):
             state.history = [*state.history, self.history_pool.entry(tokens)][-self.config.history_scales :]
             pooled = self.history_pool(HistoryEntry.join(state.history))
             hidden = self.fuse(tokens, pooled, state.history_class) + level
-        return self.run_gated(
+        return self.run_blocks(
             hidden, state.class_embedding, range(scale, scale + 1), constants=state.constants
         )
 
@@ -150,7 +146,7 @@ class MarkovVAR(ScaleTransformer):
                 own = tokens[:, self._inputs_of(range(scale, scale + 1), first)]
                 parts.append(self.fuse(own, pooled, class_embedding) + levels[scale])
         hidden = torch.cat(parts, dim=1)
-        return self.run_gated(hidden, class_embedding, scales, path_keep), class_embedding
+        return self.run_blocks(hidden, class_embedding, scales, path_keep), class_embedding
 
     def _inputs_of(self, scales: range, first: int = 1) -> slice:
         """Return where the inputs of `scales` lie among those of the scales from `first` on."""
@@ -170,7 +166,7 @@ class MarkovVAR(ScaleTransformer):
         condition = self.condition_norm(pooled + history_class)[:, None].expand_as(tokens)
         return self.fusion(torch.cat([tokens, condition], dim=-1))
 
-    def run_gated(
+    def run_blocks(
         self,
         hidden: Tensor,
         class_embedding: Tensor,

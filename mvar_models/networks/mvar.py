@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MVARConfig
-from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
+from mvar_models.networks.var_transformer import VARTransformer
 
 
-class MVAR(ScaleTransformer):
+class MVAR(VARTransformer):
     """Attends within scales, so it is Markov over scales and space.
 
     Any consecutive scales can be computed by themselves.

@@ -1,4 +1,4 @@
-"""The transformer that VAR and MVAR share; they differ in who attends to whom and what sampling carries.
+"""What every transformer over a scale pyramid shares, whatever its blocks.
 
 Shapes: B images, L tokens of all scales packed coarse to fine, C width, V codes, z channels of a code.
 """
@@ -20,10 +20,7 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.block import TransformerBlock
-from mvar_models.networks.inference import factored_norm
-from mvar_models.networks.recompute import NORM_EPS
-from mvar_models.networks.state import Constants, KVCache, ScaleState
+from mvar_models.networks.state import ScaleState
 
 T = TypeVar("T", bound="ScaleTransformer")
 
@@ -34,9 +31,10 @@ _LOSS_CHUNK_TOKENS = 4096
 class ScaleTransformer(PretrainedModel, abc.ABC):
     """Predicts the codes of every scale from the class and `MultiScaleQuantizer.scale_inputs`.
 
-    A subclass says who attends to whom: `neighborhood` for training, `step_neighborhood` for one scale at a
-    time. If sampling carries more than the class embedding from scale to scale, it overrides `new_state`
-    too, and `step` if the state is not a KV cache.
+    Here is what all such models share: the embeddings of codes and classes, the head, logits and losses. A
+    subclass has the body between them (`add_body`, `init_weights`), says who attends to whom
+    (`neighborhood`) and computes all scales at once (`hidden_states`) and one at a time (`step`). If sampling
+    carries more than the class embedding from scale to scale, it overrides `new_state` too.
 
     Attributes:
         attention_backend: Backend of the attention, see `mvar_kernels`.
@@ -47,8 +45,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     config: TransformerConfig
     config_class: ClassVar[type[TransformerConfig]]
-    scale_of_token: Tensor
-    scale_embedding: nn.Module
+    blocks: nn.ModuleList
     skips_guidance_at: ClassVar[float]
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -66,39 +63,13 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         self.reset_buffers()
         self.init_weights()
 
-    def add_body(self, config: TransformerConfig) -> None:
-        """Create what lies between the embeddings of codes and classes and the head."""
-        width = config.width
-        self.start_position = nn.Parameter(torch.empty(1, width))
-        self.positions = nn.Parameter(torch.empty(config.length, width))
-        self.scale_embedding = nn.Embedding(len(config.sides), width)
-        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(TransformerBlock(config, index) for index in range(config.depth))
+    @abc.abstractmethod
+    def add_body(self, config: Any) -> None:
+        """Create what lies between the embeddings of codes and classes and the head, `blocks` among it."""
 
-    def reset_buffers(self) -> None:
-        # The scale of each token is a function of the configuration, so files do not store it.
-        scale_of_token = self.config.scale_of_token().to(self.positions.device)
-        self.register_buffer("scale_of_token", scale_of_token, persistent=False)
-
-    @torch.no_grad()
+    @abc.abstractmethod
     def init_weights(self) -> None:
         """Draw initial values as the released recipe does."""
-        config = self.config
-        std = self._init_linears()
-        nn.init.trunc_normal_(self.start_position, std=std)
-        nn.init.trunc_normal_(self.positions, std=std)
-        self.head.weight *= 0.02
-        self.head_modulation.weight *= 0.5
-        for block in self.blocks:
-            assert isinstance(block, TransformerBlock)
-            block.attention.proj.weight /= math.sqrt(2 * config.depth)
-            block.mlp.fc2.weight /= math.sqrt(2 * config.depth)
-            if config.shared_adaln:
-                six = nn.init.normal_(block.modulation_offset, std=1 / math.sqrt(config.width))
-            else:
-                six = block.modulation.weight.view(6, config.width, config.width)
-            six[:2] *= 1e-3
-            six[2:] *= 0.5
 
     def _init_linears(self) -> float:
         """Draw all linear layers and embeddings; returns the deviation that the recipe uses everywhere."""
@@ -156,10 +127,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     def neighborhood(self, scales: range) -> Neighborhood:
         """Who attends to whom among the packed tokens of `scales`."""
 
-    @abc.abstractmethod
-    def step_neighborhood(self, scale: int) -> Neighborhood:
-        """Who attends to whom while sampling computes `scale`: its tokens to the cache, or to themselves."""
-
     def new_state(self, labels: Tensor) -> ScaleState:
         """Return what sampling carries from scale to scale, as it is before the coarsest; labels are (B,)."""
         return ScaleState(self.class_embedding(labels))
@@ -168,6 +135,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         """Return the state of 2 B rows for guidance: those of the (B,) labels, then as many unconditional."""
         return self.new_state(torch.cat([labels, torch.full_like(labels, self.config.num_classes)]))
 
+    @abc.abstractmethod
     def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
         """Compute one scale of a batch and advance its state; scales come in order, coarse to fine.
 
@@ -180,14 +148,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         Returns:
             (B, n, C) states before the head, for `logits`.
         """
-        hidden = self.embed(state.class_embedding, inputs, range(scale, scale + 1))
-        return self.run_blocks(
-            hidden,
-            state.class_embedding,
-            self.step_neighborhood(scale),
-            cache=state.cache,
-            constants=state.constants,
-        )
 
     def check_scales(self, scales: range | None) -> range:
         """Return the range to compute; None stands for all scales.
@@ -226,65 +186,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         hidden, class_embedding = self.hidden_states(labels, scale_inputs, scales, path_keep)
         return self.logits(hidden, class_embedding)
 
+    @abc.abstractmethod
     def hidden_states(
         self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the states before the head (B, n, C) and the class embeddings (B, C); see `forward`."""
-        self._check_inputs(labels, scale_inputs)
-        class_embedding = self.class_embedding(labels)
-        offsets = (*self.pyramid.offsets, self.pyramid.length)
-        start, stop = offsets[scales.start], offsets[scales.stop]
-        hidden = self.embed(class_embedding, scale_inputs[:, max(start - 1, 0) : stop - 1], scales)
-        return self.run_blocks(hidden, class_embedding, self.neighborhood(scales), path_keep), class_embedding
-
-    def embed(self, class_embedding: Tensor, inputs: Tensor, scales: range) -> Tensor:
-        """Embed consecutive scales.
-
-        Args:
-            class_embedding: (B, C); with the start position it is the input of the coarsest scale.
-            inputs: (B, n', z), inputs of those of the scales that are not the coarsest.
-            scales: The scales.
-
-        Returns:
-            (B, n, C), the input of the first block.
-        """
-        parts = []
-        if scales.start == 0:
-            parts.append(class_embedding.unsqueeze(1) + self.start_position)
-        if inputs.shape[1]:
-            parts.append(self.token_embedding(inputs.to(self.token_embedding.weight.dtype)))
-        tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
-        where = self.positions[tokens] + self.scale_embedding(self.scale_of_token[tokens])
-        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) + where
-
-    def run_blocks(
-        self,
-        hidden: Tensor,
-        class_embedding: Tensor,
-        neighborhood: Neighborhood,
-        path_keep: Tensor | None = None,
-        cache: KVCache | None = None,
-        constants: Constants | None = None,
-    ) -> Tensor:
-        """Run all blocks on (B, n, C); see `forward` for `path_keep`, `TransformerBlock` for the others."""
-        if constants is None or torch.is_grad_enabled():
-            condition = self._condition(class_embedding)
-        else:
-            whole = constants.class_embedding
-            condition = constants.once("condition", lambda: self._condition(whole))
-        for index, block in enumerate(self.blocks):
-            keep = None if path_keep is None else path_keep[index]
-            args = (hidden, condition, neighborhood, self.attention_backend, keep, cache, constants)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, *args, use_reentrant=False)
-            else:
-                hidden = block(*args)
-        return hidden
-
-    def _condition(self, class_embedding: Tensor) -> Tensor:
-        """Return what the blocks are conditioned on: (B, 6 C) with shared AdaLN, else (B, C)."""
-        condition = F.silu(class_embedding)
-        return condition if self.shared_modulation is None else self.shared_modulation(condition)
 
     def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
         """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32.
@@ -319,11 +225,9 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         normed = self._head_norm(precise, factor, shift)
         return self.head(normed.to(self.head.weight.dtype)).float()
 
+    @abc.abstractmethod
     def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
         """Normalise (B, n, C) before the head, then multiply by `factor` and add `shift`, (B, 1, C) each."""
-        if torch.is_grad_enabled():
-            return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * factor + shift
-        return factored_norm(hidden, factor, shift)
 
     def _head_modulation(self, class_embedding: Tensor) -> tuple[Tensor, ...]:
         """Return scale and shift of the head's norm, (B, 1, C) each."""

@@ -7,10 +7,10 @@ from torch import Tensor
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import VARConfig
 from mvar_models.networks.state import KVCache, ScaleState
-from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var_transformer import VARTransformer
 
 
-class VAR(ScaleTransformer):
+class VAR(VARTransformer):
     """Attends block-causally over scales; sampling keeps the keys and values of the scales already drawn."""
 
     config_class = VARConfig

@@ -8,7 +8,7 @@ import torch
 from emulated_amd.parse import Code
 from emulated_amd.values import LOCAL_BASE, from_bf16, to_bf16
 from emulated_amd.workgroup import Workgroup
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 from emulated_gpu.global_memory import Global
 
 RNG = np.random.default_rng(6)
@@ -279,5 +279,5 @@ def test_misuse_is_a_fault(body, message):
 
 
 def test_what_it_does_not_know_stops_it_by_name():
-    with pytest.raises(NotImplementedError, match=r"global\.atomic\.fadd"):
+    with pytest.raises(NotEmulated, match=r"global\.atomic\.fadd"):
         execute("  %r = call float @llvm.amdgcn.global.atomic.fadd.f32(ptr addrspace(1) %p, float 1.0)")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from emulated import run_on
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 
 ADDRESS = "mov.u32 %r1, %tid.x; mul.wide.u32 %rd1, %r1, 4; add.s64 %rd2, %rd30, %rd1;"
 
@@ -141,7 +141,7 @@ def test_registers_that_were_never_written_are_counted_and_look_bad():
 
 
 def test_what_it_does_not_know_stops_it_by_name():
-    with pytest.raises(NotImplementedError, match=r"tcgen05\.cp"):
+    with pytest.raises(NotEmulated, match=r"tcgen05\.cp"):
         run_on("tcgen05.cp.cta_group::1.128x256b [%r1], %rd1;", torch.zeros(1))
 
 

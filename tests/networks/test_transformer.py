@@ -1,11 +1,9 @@
-"""The transformer's inputs, losses, classes and buffers; its figures are test_golden.py's."""
+"""The transformer's inputs, losses and classes; its figures are test_golden.py's."""
 
 import pytest
 import torch
 
-from mvar_models import MVAR, MVARConfig
-
-from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
+from tiny_models import tiny_markov_var, tiny_mvar, tiny_var, tiny_vqvae
 
 LENGTH = 21
 
@@ -16,7 +14,7 @@ def batch(seed):
     return labels, tiny_vqvae().quantizer.scale_inputs(indices).detach(), indices
 
 
-@pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar, tiny_markov_var])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_are_cross_entropies_of_the_logits(batch, make, smoothing, monkeypatch):
     """Also where the tokens come in several chunks."""
@@ -36,16 +34,6 @@ def test_losses_of_some_scales_are_divided_by_all_tokens(batch):
     model = tiny_mvar()
     parts = [model.loss(*batch, scales=range(scale, scale + 1)) for scale in range(3)]
     assert torch.allclose(sum(parts), model.loss(*batch), atol=1e-5)
-
-
-def test_dropped_paths_leave_the_input_of_the_blocks(batch):
-    """With both branches of every block switched off, only embeddings and head are left."""
-    model = tiny_mvar()
-    labels, inputs, _ = batch
-    found = model(labels, inputs, path_keep=torch.zeros(2, 2, 3))
-    embedding = model.class_embedding(labels)
-    expected = model.logits(model.embed(embedding, inputs, range(3)), embedding)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("scales", [range(0, 4), range(1, 1), range(0, 3, 2), [0, 1], range(-1, 2)])
@@ -79,27 +67,3 @@ def test_new_classes_keep_the_unconditional_one():
     assert model.config.class_names == tuple("01234")
     with pytest.raises(ValueError, match=r"num_classes.*0"):
         model.replace_classes(0)
-
-
-def test_buffers_that_files_lack_are_functions_of_the_configuration():
-    model = tiny_mvar()
-    assert "scale_of_token" not in model.state_dict()
-    assert model.scale_of_token.tolist() == [0] + [1] * 4 + [2] * 16
-    with torch.device("meta"):
-        blank = MVAR(MVARConfig(depth=1, width=32, num_heads=2, sides=(1, 2), dense_scales=2))
-    blank.to_empty(device="cpu")
-    blank.reset_buffers()
-    assert blank.scale_of_token.tolist() == [0] + [1] * 4
-
-
-@pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
-@torch.no_grad()
-def test_steps_in_order_are_the_whole(batch, make):
-    model = make()
-    labels, inputs, _ = batch
-    state, parts = model.new_state(labels), []
-    for scale in range(3):
-        tokens = model.pyramid.scale_slice(scale)
-        own = inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1]
-        parts.append(model.logits(model.step(state, own, scale), state.class_embedding))
-    assert torch.allclose(torch.cat(parts, dim=1), model(labels, inputs), atol=1e-4)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import triton
 from emulated_gpu import driver
+from emulated_gpu.faults import NotEmulated
 from emulated_gpu.global_memory import Global
 from emulated_gpu.program import Launch
 from triton.backends.compiler import GPUTarget
@@ -40,7 +41,7 @@ class Launcher:
         enter: Any, leave: Any, *values: Any,
     ) -> None:  # fmt: skip
         if (y, z) != (1, 1) or getattr(self.metadata, "profile_scratch_size", 0):
-            raise NotImplementedError("grids of several dimensions, scratch memory")
+            raise NotEmulated("grids of several dimensions, scratch memory")
         given = [value for kind, value in zip(self.kinds, values, strict=True) if kind != "constexpr"]
         tensors = [value for value in given if isinstance(value, torch.Tensor)]
         arguments = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in given]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 
 from emulated_amd.table import Evaluate, intrinsic
 from emulated_amd.values import Array, Reader, from_bf16
@@ -77,7 +77,7 @@ def swizzle(operands: list[Reader], name: str) -> Evaluate:
     def evaluate(group: Any) -> Array:
         pattern = int(operands[1](group)[0])
         if pattern >> 15 & 1:
-            raise NotImplementedError("ds.swizzle of four lanes")
+            raise NotEmulated("ds.swizzle of four lanes")
         source = (_LANE & 31 & pattern | pattern >> 5 & 31) ^ (pattern >> 10 & 31)
         return _waves(group, operands[0](group))[:, _LANE & 32 | source].ravel()
 
@@ -104,7 +104,7 @@ def dpp_source(control: int) -> tuple[Array, Array]:
         return row - 1, row > 0
     if control == 0x143:  # row_bcast:31
         return np.full(WAVE, 31), _LANE >= 32
-    raise NotImplementedError(f"update.dpp {control:#x}")
+    raise NotEmulated(f"update.dpp {control:#x}")
 
 
 @intrinsic("update.dpp")
@@ -135,7 +135,7 @@ def matrix_product(operands: list[Reader], name: str) -> Evaluate:
         if group.mask is not None:
             raise Fault("mfma in divergent code")
         if any(operand(group).any() for operand in operands[3:]):
-            raise NotImplementedError("broadcasts of mfma")
+            raise NotEmulated("broadcasts of mfma")
         left, right = (_operand(group, operand(group), name, side) for operand in operands[:2])
         product = (left @ right.swapaxes(1, 2)).reshape(-1, side // parts // 4, parts, 4, side)
         mine = product.transpose(0, 2, 4, 1, 3).reshape(group.size, side // parts)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+from emulated_gpu.faults import NotEmulated
 
 from emulated_amd.table import Evaluate, instruction, intrinsic
 from emulated_amd.values import BITS, Array, Reader, element, split, typed
@@ -46,7 +47,7 @@ def buffer(operands: list[Reader], name: str) -> Evaluate:
 
     def evaluate(group: Any) -> Array:
         if int(operands[2](group)[0]) != _BUFFER:
-            raise NotImplementedError("size of a buffer")
+            raise NotEmulated("size of a buffer")
         return operands[0](group)
 
     return evaluate

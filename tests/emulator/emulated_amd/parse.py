@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from emulated_gpu.faults import NotEmulated
+
 from emulated_amd import lanes, memory, scalar, vectors  # noqa: F401  (they fill the tables)
 from emulated_amd.table import INSTRUCTIONS, INTRINSICS, Evaluate
 from emulated_amd.values import TYPE, element, reader, split, typed
@@ -85,7 +87,7 @@ def _evaluation(opcode: str, text: str, line: str) -> Evaluate:
         prefix = next(each for each in INTRINSICS if match[1].startswith(each))
         return INTRINSICS[prefix]([typed(part)[1] for part in split(match[2])], match[1])
     except (KeyError, StopIteration, AssertionError, ValueError) as error:
-        raise NotImplementedError(f"{line} ({type(error).__name__}: {error})") from error
+        raise NotEmulated(f"{line} ({type(error).__name__}: {error})") from error
 
 
 def shape(kind: str, lanes_: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 from emulated_gpu.number_types import Array
 from emulated_gpu.tensor import GroupProduct
 
@@ -48,7 +48,7 @@ class Copies:
         reading = have > 0
         if reading.any():
             if not (have[reading] == size).all():
-                raise NotImplementedError("copies of a part")
+                raise NotEmulated("copies of a part")
             memory.check(source[reading], size, size)
         self.open.append(Copy(to, source, have, size, places))
 

@@ -18,6 +18,7 @@ from triton.runtime.cache import get_cache_manager
 
 from emulated_gpu.counters import Counters
 from emulated_gpu.counting import counted
+from emulated_gpu.faults import NotEmulated
 from emulated_gpu.number_types import UNSIGNED
 from emulated_gpu.program import Code, Launch, launch
 
@@ -54,7 +55,7 @@ class Launcher:
     ) -> None:  # fmt: skip
         scratch = self.metadata.global_scratch_size or getattr(self.metadata, "profile_scratch_size", 0)
         if (y, z) != (1, 1) or scratch or self.metadata.num_ctas != 1:
-            raise NotImplementedError("grids of several dimensions, scratch memory, clusters")
+            raise NotEmulated("grids of several dimensions, scratch memory, clusters")
         arguments, tensors, names = [], [], []
         for name, kind, value in zip(self.names, self.kinds, values, strict=True):
             if isinstance(value, torch.Tensor):

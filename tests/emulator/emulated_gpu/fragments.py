@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulated_gpu.faults import NotEmulated
 from emulated_gpu.number_types import Array
 
 _TF32_BITS = np.uint32(0xFFFFE000)
@@ -18,7 +19,7 @@ def widened(bits: Array, kind: str) -> Array:
         return bits[..., None].copy().view(np.float16).astype(np.float32)
     if kind == "tf32":
         return (bits & _TF32_BITS).view(np.float32)[..., None]
-    raise NotImplementedError(kind)
+    raise NotEmulated(kind)
 
 
 def multiply_add(a: Array, b: Array, c: Array) -> Array:
@@ -76,11 +77,11 @@ def descriptor_addresses(descriptors: Array, rows: Array, depth: int, size: int,
     """
     fields = descriptors.astype(np.int64)
     if ((fields >> 49) & 7).any():
-        raise NotImplementedError("base offset of a matrix descriptor")
+        raise NotEmulated("base offset of a matrix descriptor")
     start, leading, stride = (((fields >> first & 0x3FFF) << 4)[:, None, None] for first in (0, 16, 32))
     modes = np.unique(descriptors.view(np.uint64) >> np.uint64(62))
     if len(modes) != 1:
-        raise NotImplementedError("several kinds of swizzling in one product")
+        raise NotEmulated("several kinds of swizzling in one product")
     width = (16, 128, 64, 32)[int(modes[0])]
     row, column = rows[:, :, None], np.arange(depth)[None, None, :]
     per_row, unit = width // size, 16 // size

@@ -12,7 +12,7 @@ import numpy as np
 
 from emulated_gpu.asynchronous import Copies, Products
 from emulated_gpu.counters import Counters
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 from emulated_gpu.global_memory import Global
 from emulated_gpu.mbarrier import Barriers
 from emulated_gpu.number_types import UNSIGNED, Array
@@ -140,7 +140,7 @@ class Code:
             return _leave
         if end.op == "bar.sync" and len(end.operands) == 1 and not end.guard:
             return _barrier(index, end)
-        raise NotImplementedError(str(end))
+        raise NotEmulated(str(end))
 
     def _branch(self, operands: Operands, index: int, end: Instruction) -> End:
         target = self.kernel.labels[end.operands[0]]

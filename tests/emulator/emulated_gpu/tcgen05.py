@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 from emulated_gpu.number_types import Array
 from emulated_gpu.operands import Action, Operands
 from emulated_gpu.table import instruction
@@ -41,7 +41,7 @@ def _allocate(operands: Operands, mods: list[str], texts: list[str]) -> Action:
     def allocate(u: Any) -> None:
         memory = u.program.tensor_memory
         if memory.columns:
-            raise NotImplementedError("a second allocation of tensor memory")
+            raise NotEmulated("a second allocation of tensor memory")
         memory.columns = _first(u, columns(u))
         u.program.shared.store(np.array([_first(u, address(u))]), np.zeros((1, 1), np.uint32), 4, u)
 
@@ -76,7 +76,7 @@ def _places(u: Any, mods: list[str], addresses: Array, count: int, second: int) 
     elif "32x32b" in mods:
         lanes = base + lane
     else:
-        raise NotImplementedError(f"shape of tcgen05: {'.'.join(mods)}")
+        raise NotEmulated(f"shape of tcgen05: {'.'.join(mods)}")
     columns = column[:, None] + np.arange(count)
     return np.broadcast_to(lanes[:, None], columns.shape), columns
 

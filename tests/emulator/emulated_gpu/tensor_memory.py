@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emulated_gpu.faults import Fault
+from emulated_gpu.faults import Fault, NotEmulated
 from emulated_gpu.fragments import descriptor_addresses, multiply_add, widened
 from emulated_gpu.number_types import Array, from_bf16
 
@@ -159,14 +159,14 @@ def product(program: Any, unit: Any, target: int, left: Any, right: int, fields:
     """
     kind, kind_right = _KINDS[fields >> 7 & 7], _KINDS[fields >> 10 & 7]
     if fields >> 4 & 3 != 1 or kind != kind_right or fields & 0xE00F or fields >> 13 & 3:
-        raise NotImplementedError(f"instruction descriptor {fields:#x} of tcgen05.mma")
+        raise NotEmulated(f"instruction descriptor {fields:#x} of tcgen05.mma")
     size, rows, columns = 4 if kind == "tf32" else 2, (fields >> 24 & 31) << 4, (fields >> 17 & 63) << 3
     lanes, first = rows_in_lanes(target, rows)
     places = np.broadcast_arrays(lanes[:, None], first + np.arange(columns)[None])
 
     def in_shared(descriptor: int, count: int, transposed: bool) -> Array:
         if descriptor >> 61 & 1:
-            raise NotImplementedError("swizzling of 32-byte units")
+            raise NotEmulated("swizzling of 32-byte units")
         numbers = np.arange(count)[None]
         return descriptor_addresses(np.array([descriptor], np.uint64), numbers, 32 // size, size, transposed)[
             0

@@ -15,6 +15,7 @@ from emulated_gpu import (  # noqa: F401  (they fill the table)
     tensor,
     warp,
 )
+from emulated_gpu.faults import NotEmulated
 from emulated_gpu.operands import Action, Operands
 from emulated_gpu.parse import Instruction
 from emulated_gpu.table import INSTRUCTIONS
@@ -24,7 +25,7 @@ Wrap = Callable[[Instruction, Operands, Action], Action]
 
 
 def action(instruction: Instruction, operands: Operands, wrap: Wrap | None = None) -> Action:
-    """What a unit of warps does at this instruction; NotImplementedError names one that is not known here.
+    """What a unit of warps does at this instruction; NotEmulated names one that is not known here.
 
     Args:
         instruction: what to translate.
@@ -35,7 +36,7 @@ def action(instruction: Instruction, operands: Operands, wrap: Wrap | None = Non
     try:
         execute = INSTRUCTIONS[opcode](operands, mods, instruction.operands)
     except (KeyError, ValueError, AttributeError, IndexError, StopIteration) as error:
-        raise NotImplementedError(f"{instruction} ({type(error).__name__}: {error})") from error
+        raise NotEmulated(f"{instruction} ({type(error).__name__}: {error})") from error
     if wrap is not None:
         execute = wrap(instruction, operands, execute)
     if instruction.guard is None:

@@ -1,0 +1,142 @@
+"""The body that VAR and MVAR share: learned positions, and blocks with LayerNorm and AdaLN.
+
+Shapes: B images, n tokens, C width, z channels of a code.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mvar_kernels.pyramid import Neighborhood
+from mvar_models.config import TransformerConfig
+from mvar_models.networks.block import TransformerBlock
+from mvar_models.networks.inference import factored_norm
+from mvar_models.networks.recompute import NORM_EPS
+from mvar_models.networks.state import Constants, KVCache, ScaleState
+from mvar_models.networks.transformer import ScaleTransformer
+
+
+class VARTransformer(ScaleTransformer):
+    """VAR's network, without saying who attends to whom.
+
+    A subclass says it: `neighborhood` for training, `step_neighborhood` for one scale at a time. If its state
+    is not a KV cache, it overrides `step`.
+    """
+
+    scale_of_token: Tensor
+
+    def add_body(self, config: TransformerConfig) -> None:
+        width = config.width
+        self.start_position = nn.Parameter(torch.empty(1, width))
+        self.positions = nn.Parameter(torch.empty(config.length, width))
+        self.scale_embedding = nn.Embedding(len(config.sides), width)
+        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(TransformerBlock(config, index) for index in range(config.depth))
+
+    def reset_buffers(self) -> None:
+        # The scale of each token is a function of the configuration, so files do not store it.
+        scale_of_token = self.config.scale_of_token().to(self.positions.device)
+        self.register_buffer("scale_of_token", scale_of_token, persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        config = self.config
+        std = self._init_linears()
+        nn.init.trunc_normal_(self.start_position, std=std)
+        nn.init.trunc_normal_(self.positions, std=std)
+        self.head.weight *= 0.02
+        self.head_modulation.weight *= 0.5
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.attention.proj.weight /= math.sqrt(2 * config.depth)
+            block.mlp.fc2.weight /= math.sqrt(2 * config.depth)
+            if config.shared_adaln:
+                six = nn.init.normal_(block.modulation_offset, std=1 / math.sqrt(config.width))
+            else:
+                six = block.modulation.weight.view(6, config.width, config.width)
+            six[:2] *= 1e-3
+            six[2:] *= 0.5
+
+    @abc.abstractmethod
+    def step_neighborhood(self, scale: int) -> Neighborhood:
+        """Who attends to whom while sampling computes `scale`: its tokens to the cache, or to themselves."""
+
+    def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
+        hidden = self.embed(state.class_embedding, inputs, range(scale, scale + 1))
+        return self.run_blocks(
+            hidden,
+            state.class_embedding,
+            self.step_neighborhood(scale),
+            cache=state.cache,
+            constants=state.constants,
+        )
+
+    def hidden_states(
+        self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._check_inputs(labels, scale_inputs)
+        class_embedding = self.class_embedding(labels)
+        offsets = (*self.pyramid.offsets, self.pyramid.length)
+        start, stop = offsets[scales.start], offsets[scales.stop]
+        hidden = self.embed(class_embedding, scale_inputs[:, max(start - 1, 0) : stop - 1], scales)
+        return self.run_blocks(hidden, class_embedding, self.neighborhood(scales), path_keep), class_embedding
+
+    def embed(self, class_embedding: Tensor, inputs: Tensor, scales: range) -> Tensor:
+        """Embed consecutive scales.
+
+        Args:
+            class_embedding: (B, C); with the start position it is the input of the coarsest scale.
+            inputs: (B, n', z), inputs of those of the scales that are not the coarsest.
+            scales: The scales.
+
+        Returns:
+            (B, n, C), the input of the first block.
+        """
+        parts = []
+        if scales.start == 0:
+            parts.append(class_embedding.unsqueeze(1) + self.start_position)
+        if inputs.shape[1]:
+            parts.append(self.token_embedding(inputs.to(self.token_embedding.weight.dtype)))
+        tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
+        where = self.positions[tokens] + self.scale_embedding(self.scale_of_token[tokens])
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) + where
+
+    def run_blocks(
+        self,
+        hidden: Tensor,
+        class_embedding: Tensor,
+        neighborhood: Neighborhood,
+        path_keep: Tensor | None = None,
+        cache: KVCache | None = None,
+        constants: Constants | None = None,
+    ) -> Tensor:
+        """Run all blocks on (B, n, C); see `forward` for `path_keep`, `TransformerBlock` for the others."""
+        if constants is None or torch.is_grad_enabled():
+            condition = self._condition(class_embedding)
+        else:
+            whole = constants.class_embedding
+            condition = constants.once("condition", lambda: self._condition(whole))
+        for index, block in enumerate(self.blocks):
+            keep = None if path_keep is None else path_keep[index]
+            args = (hidden, condition, neighborhood, self.attention_backend, keep, cache, constants)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, *args, use_reentrant=False)
+            else:
+                hidden = block(*args)
+        return hidden
+
+    def _condition(self, class_embedding: Tensor) -> Tensor:
+        """Return what the blocks are conditioned on: (B, 6 C) with shared AdaLN, else (B, C)."""
+        condition = F.silu(class_embedding)
+        return condition if self.shared_modulation is None else self.shared_modulation(condition)
+
+    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * factor + shift
+        return factored_norm(hidden, factor, shift)
