@@ -84,7 +84,7 @@ class Editing:
         return_dict: bool = False,
         **options: Unpack[DrawOptions],
     ) -> Any:
-        """Draw the white part of a mask anew.
+        """Redraw the white part of a mask.
 
         Args:
             image: A PIL image, an array (H, W, 3), a tensor (3, H, W), or a list or batch of them. Of any
@@ -225,7 +225,7 @@ class Editing:
         return_dict: bool = False,
         **options: Unpack[DrawOptions],
     ) -> Any:
-        """Draw the fine scales of an image anew.
+        """Redraw the fine scales of an image.
 
         A model that is Markov over scales computes those scales alone; VAR computes the coarser ones too, for
         its cache.

@@ -1,9 +1,14 @@
 """`mvar evaluate` on arrays and on the embedded models."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from click.testing import CliRunner
 
 from mvar_models.cli.main import main
@@ -54,3 +59,28 @@ def test_wrong_input_is_one_line(arguments, said):
     assert done.exit_code in (1, 2)
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed with gloo")
+def test_two_processes_give_the_figures_of_one(tmp_path):
+    for name, seed in (("drawn", 0), ("reference", 1)):
+        np.savez(tmp_path / f"{name}.npz", random_images(61, seed=seed))
+    command = ["-m", "mvar_models", "evaluate", "drawn.npz", "--reference", "reference.npz"]
+    command += ["--features", "pixels", "--bootstrap", "5"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    figures = []
+    for count, before in ((1, []), (2, torchrun)):
+        options = ["--json", f"{count}.json", "--out", f"out{count}"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, *before, *command, *options],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("drawn.npz  ") == 1, "one process prints the table"
+        figures.append(json.loads((tmp_path / f"{count}.json").read_text()))
+    one, two = figures
+    assert one["precision"] is not None
+    for name in ("fd", "precision", "recall", "density", "coverage", "near_copies"):
+        assert two[name] == pytest.approx(one[name], rel=1e-6), name
+    assert two["kid"] == pytest.approx(one["kid"], rel=1e-6)
