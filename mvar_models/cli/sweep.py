@@ -7,26 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 
 from mvar_models.cli.progress import count_progress
-from mvar_models.data.open import open_images
+from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import (
     DEFAULT_FEATURES,
     FEATURES,
     FeatureNetwork,
     feature_network,
 )
-from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
+from mvar_models.evaluation.metrics import COMPARED
 from mvar_models.evaluation.sweep import Cell, preset_grid, sweep, write_summary
-from mvar_models.images import to_uint8
 from mvar_models.pipeline import pipeline_for
 from mvar_models.training.processes import Processes
-
-# The figure that decides: the Frechet distance of the features.
-_METRIC = "fd"
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):
@@ -50,7 +44,10 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
 @click.command("sweep")
 @click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
 @click.option(
-    "--reference", required=True, help="A dataset as for --data; its training part is compared with."
+    "--reference", required=True, help='What to compare with, as for `mvar evaluate`: "digits@train".'
+)
+@click.option(
+    "--metric", type=click.Choice(COMPARED), default="fd", show_default=True, help="The figure that decides."
 )
 @click.option(
     "--guidance-scale", type=_Numbers(float), default="0,0.5,1,1.5,2,3,4", help="Values, with commas between."
@@ -86,6 +83,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
 def sweep_command(
     model: str,
     reference: str,
+    metric: str,
     guidance_scale: tuple[float, ...],
     top_k: tuple[int, ...] | None,
     top_p: tuple[float, ...] | None,
@@ -112,19 +110,19 @@ def sweep_command(
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
     config = pipeline.model.config
     presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,))
-    judge = _judge(reference, network, pipeline.vqvae.config.resolution, batch_size)
+    judge = _judge(metric, reference, network, pipeline.vqvae.config.resolution, batch_size, place)
     total = config.num_classes * per_class
     if processes.first:
-        click.echo(f"{len(presets)} presets, {total:,} images each, by {_METRIC} of {features}")
+        click.echo(f"{len(presets)} presets, {total:,} images each, by {metric} of {features}")
     settings = {
-        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": _METRIC,
+        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": metric,
         "features": features, "weights": network.weights,
     }  # fmt: skip
     with count_progress("batch", shown=processes.first) as report:
         cells = sweep(
             pipeline, judge, presets, out, settings=settings, per_class=per_class, seed=seed,
             batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, report=report,
-            on_cell=lambda cell: click.echo(f"{_line(cell)}: {_METRIC} {cell.figures[_METRIC]:.4g}"),
+            on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figures[metric]:.4g}"),
         )  # fmt: skip
     if len(cells) < len(presets):
         click.echo(
@@ -132,33 +130,30 @@ def sweep_command(
             "or when the command is run again"
         )
         return
-    _finish(out, cells, f"{model}, {total:,} images per preset: {_METRIC} of {features}")
+    _finish(out, cells, metric, f"{model}, {total:,} images per preset: {metric} of {features}")
 
 
 def _judge(
-    reference: str, network: FeatureNetwork, resolution: int, batch_size: int
+    metric: str, reference: str, network: FeatureNetwork, resolution: int, batch_size: int, device: str
 ) -> Callable[[Path], dict[str, float]]:
     """Return what judges a file of images; the reference's features are computed once."""
-
-    def features_of(images: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(images).split(batch_size)
-        return torch.cat([network(part).features.cpu() for part in parts]).numpy()
-
-    source = open_images(reference, resolution)
-    members = np.array_split(source.train, -(-len(source.train) // batch_size))
-    real = np.concatenate([features_of(to_uint8(source.images(part))) for part in members])
+    prepared = prepare_reference(
+        reference, network, metrics=[metric], resolution=resolution, batch_size=batch_size
+    )
 
     def judge(file: Path) -> dict[str, float]:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {_METRIC: frechet_distance(features_of(arrays["arr_0"]), real)}
+        found = evaluate(
+            file, prepared, metrics=[metric], per_class=False, batch_size=batch_size, device=device
+        )
+        return {name: found[name] for name in (metric, f"{metric}_deviation") if name in found}
 
     return judge
 
 
-def _finish(out: Path, cells: list[Cell], title: str) -> None:
-    best = write_summary(out, cells, _METRIC)
-    draw_heat_map(out / "heat_map.png", cells, _METRIC, title)
-    click.echo(f"best: {_line(best)}, {_METRIC} {best.figures[_METRIC]:.4g}; see {out / 'heat_map.png'}")
+def _finish(out: Path, cells: list[Cell], metric: str, title: str) -> None:
+    best = write_summary(out, cells, metric)
+    draw_heat_map(out / "heat_map.png", cells, metric, title)
+    click.echo(f"best: {_line(best)}, {metric} {best.figures[metric]:.4g}; see {out / 'heat_map.png'}")
     click.echo(f"to draw with it: mvar sample --preset {out / 'preset.json'}")
 
 

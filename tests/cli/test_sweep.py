@@ -14,7 +14,7 @@ from mvar_models.pipeline import pipeline_for
 
 from command_cases import mvar
 
-SWEEP = "sweep --model mvar-digits --reference digits --features pixels --per-class 1 --seed 4"
+SWEEP = "sweep --model mvar-digits --reference digits@train --features pixels --per-class 1 --seed 4"
 
 
 def test_a_grid_on_the_digits(tmp_path):
@@ -41,6 +41,16 @@ def test_a_grid_on_the_digits(tmp_path):
     assert again.output.splitlines()[1:] == lines[1:]
 
 
+def test_another_metric_decides(tmp_path):
+    result = mvar(f"{SWEEP} --metric recall --guidance-scale 0,30 -o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("2 presets, 10 images each, by recall of pixels")
+    summary = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    recalls = [cell["figures"]["recall"] for cell in summary["cells"]]
+    assert recalls[0] != recalls[1]
+    assert summary["best"]["figures"]["recall"] == max(recalls), "more recall is better"
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
@@ -52,6 +62,8 @@ def test_a_grid_on_the_digits(tmp_path):
         ("--features inception-tf", "inception-tf needs pt_inception-2015-12-05-6726825d.pth"),
         ("--reference nothing-of-that-name", "nothing-of-that-name"),
         ("--model nothing-of-that-name", "nothing-of-that-name"),
+        ("--metric psnr", "'psnr' is not one of"),
+        ("--metric is", "no class probabilities"),
         ("--per-class 0", "0 is not in the range"),
     ],
 )
