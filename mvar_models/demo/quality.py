@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from mvar_models.evaluation.frechet import frechet_distance
+from mvar_models.evaluation.nearest import copy_distance, nearest_distances
 from mvar_models.optional import require
 
 _COMPONENTS = 20
-# A near-copy is closer to a training digit than all but this share of the held-out digits are.
-_COPY_QUANTILE = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Quality:
     Attributes:
         agreement: Share of images that the classifier assigns to the requested class.
         frechet: Frechet distance to the real training digits.
-        near_copies: Share of images closer to a training digit than 95 % of the held-out digits are.
+        near_copies: Share of images as close to a training digit as the closest 5 % of held-out digits are.
     """
 
     agreement: float
@@ -56,7 +55,7 @@ class DigitJudge:
 
     Attributes:
         accuracy: Share of the held-out digits that the classifier gets right.
-        copy_distance: Distance to the nearest training digit below which an image is a near-copy.
+        copy_distance: Distance to the nearest training digit up to which an image is a near-copy.
     """
 
     def __init__(
@@ -68,10 +67,10 @@ class DigitJudge:
         # The full decomposition is deterministic; the randomised one, which "auto" may choose, is not.
         pca = require("sklearn.decomposition", "demo").PCA(_COMPONENTS, svd_solver="full")
         self._pca: Any = pca.fit(train)
-        self._neighbors: Any = require("sklearn.neighbors", "demo").NearestNeighbors(n_neighbors=1).fit(train)
+        self._train = train
         self._projected = self.project(train)
         self.accuracy = float((self._classifier.predict(val) == val_labels).mean())
-        self.copy_distance = float(np.quantile(self._nearest(val), _COPY_QUANTILE))
+        self.copy_distance = copy_distance(self._nearest(val))
 
     def judge(self, generated: np.ndarray, labels: np.ndarray) -> Quality:
         """Return the figures of generated images.
@@ -83,7 +82,7 @@ class DigitJudge:
         return Quality(
             agreement=float((self._classifier.predict(generated) == labels).mean()),
             frechet=frechet_distance(self.project(generated), self._projected),
-            near_copies=float((self._nearest(generated) < self.copy_distance).mean()),
+            near_copies=float((self._nearest(generated) <= self.copy_distance).mean()),
         )
 
     def project(self, values: np.ndarray) -> np.ndarray:
@@ -93,5 +92,4 @@ class DigitJudge:
 
     def _nearest(self, values: np.ndarray) -> np.ndarray:
         """Return (n,) distances to the nearest training digit."""
-        distances: np.ndarray = self._neighbors.kneighbors(values)[0][:, 0]
-        return distances
+        return nearest_distances(values, self._train)
