@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from tqdm import tqdm
 
 from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
@@ -46,7 +47,17 @@ class _Names(click.ParamType[tuple[str, ...]]):
     default=DEFAULT_FEATURES,
     help="Feature network; only the distance of inception-tf is an FID.",
 )
-@click.option("--weights", default=None, help="File of the feature network's weights, where it needs one.")
+@click.option(
+    "--weights",
+    default=None,
+    help="File of the feature network's weights, or 'download', where it needs one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Type that features are computed in. Published figures are of float32.",
+)
 @click.option(
     "--metrics",
     type=_Names(),
@@ -116,6 +127,7 @@ def evaluate_command(
     reference: str,
     features: str,
     weights: str | None,
+    dtype: str,
     metrics: tuple[str, ...] | None,
     training: str | None,
     held_out: str | None,
@@ -143,10 +155,12 @@ def evaluate_command(
         raise click.UsageError("--held-out is for --model: images have no likelihood without one")
     if held_out is not None:
         check_data_exists(held_out)
+    if save_statistics is not None and save_statistics.suffix != ".npz":
+        raise click.UsageError(f"--save-statistics must end in .npz, got {save_statistics}")
     processes = Processes.from_environment(device).connect()
     try:
         place = processes.device
-        network = feature_network(features, device=place, weights=weights)
+        network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
         sets = drawn_sets(drawn, out=out, resolution=resolution, processes=processes, **drawing)
         shared: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size, "workers": processes}
         results = []

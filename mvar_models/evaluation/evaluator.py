@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FeatureNet
 from mvar_models.evaluation.figures import write_images
 from mvar_models.evaluation.frechet import FrechetReference, rank_warning
 from mvar_models.evaluation.image_sets import ImageSet, batches, open_set
-from mvar_models.evaluation.metrics import COMPARED, FROM_STATISTICS, OF_ARRAYS, metric
+from mvar_models.evaluation.metrics import COMPARED, FROM_STATISTICS, METRICS, OF_ARRAYS, metric
 from mvar_models.evaluation.nearest import Nearest
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics, save_statistics
 from mvar_models.evaluation.summary import Summary, summarize
@@ -46,13 +46,25 @@ class Reference:
     network: FeatureNetwork
     training: ImageSet | None = None
     _frechet: FrechetReference | None = None
+    _warned: set[str] = field(default_factory=set)
 
     @property
     def frechet(self) -> FrechetReference:
         """The covariance with its root, which is computed once."""
         assert self.summary is not None
-        self._frechet = self._frechet or FrechetReference(self.summary.moments)
+        if self._frechet is None:
+            try:
+                self._frechet = FrechetReference(self.summary.moments)
+            except ValueError as error:
+                raise ValueError(f"{self.summary.name}: {error}") from None
         return self._frechet
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Log what has not been logged of an earlier set, such as that the reference has few images."""
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                logger.warning("%s", warning)
 
 
 def evaluate(
@@ -68,6 +80,7 @@ def evaluate(
     bootstrap: int = 0,
     half_distances: bool = False,
     device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
     batch_size: int = 32,
     weights: str | os.PathLike[str] | None = None,
     statistics: str | os.PathLike[str] | None = None,
@@ -91,6 +104,7 @@ def evaluate(
         half_distances: Distances of precision, recall, density and coverage in float16, as in OpenAI's
             evaluator, whose published figures carry its rounding.
         device: Where the features are computed. Default: the CPU.
+        dtype: Type they are computed in. Published figures are of float32.
         batch_size: Images at a time.
         weights: File of the network's weights, for networks that need one.
         statistics: .npz to write the reference's statistics to, which is then a `reference` itself.
@@ -124,12 +138,12 @@ def evaluate(
     else:
         network = features
         if isinstance(network, str):
-            network = feature_network(network, device=device, weights=weights)
+            network = feature_network(network, device=device, dtype=dtype, weights=weights)
         prepared = prepare_reference(
             reference, network, metrics=metrics, training=training, resolution=resolution or images.size[0],
             batch_size=batch_size, workers=workers, report=report,
         )  # fmt: skip
-    workers.on_first(lambda: _check_sizes(images, prepared.summary))
+    workers.on_first(lambda: _check_sizes(images, prepared))
     if statistics is not None:
         workers.on_first(lambda: save_statistics(_known(prepared.summary), statistics))
     keep = bool(set(names) - FROM_STATISTICS) or bootstrap > 0 or bool(per_class)
@@ -151,6 +165,7 @@ def evaluate(
             half=half_distances, frechet=prepared.frechet,
         )  # fmt: skip
         results = _figures(comparison, names, strict=metrics is not None)
+        prepared.warn(results["warnings"])
         results |= _described(comparison, prepared)
         if per_class is not False:
             results |= by_class(comparison, strict=per_class is True)
@@ -213,8 +228,7 @@ def check_metrics(metrics: Sequence[str] | None) -> tuple[str, ...]:
         ValueError: an unknown metric, or one that does not compare sets of images.
     """
     for name in metrics or ():
-        metric(name)
-        if name in OF_ARRAYS:
+        if name not in METRICS or name in OF_ARRAYS:
             raise ValueError(f"metrics: {name!r} does not compare sets; those that do: {', '.join(COMPARED)}")
     return COMPARED if metrics is None else tuple(metrics)
 
@@ -236,7 +250,6 @@ def _figures(comparison: Comparison, names: Sequence[str], strict: bool) -> dict
             warning = rank_warning(summary.moments, what)
             if warning is not None:
                 warnings.append(warning)
-                logger.warning("%s", warning)
     return {**results, "left_out": left_out, "warnings": warnings}
 
 
@@ -255,6 +268,7 @@ def _described(comparison: Comparison, prepared: Reference) -> dict[str, Any]:
     return {
         "features": network.name,
         "distance": network.distance,
+        "dtype": str(getattr(network, "dtype", torch.float32)).removeprefix("torch."),
         "weights": network.weights,
         "counts": counts,
         "sets": described,
@@ -326,14 +340,18 @@ def _nearest(
     )
 
 
-def _check_sizes(drawn: ImageSet, reference: Summary | None) -> None:
-    expected = _known(reference).size
-    if expected is not None and tuple(expected) != tuple(drawn.size):
-        (height, width), (first, second) = expected, drawn.size
-        raise ValueError(
-            f"{drawn.name} has images of {second} x {first} pixels, the reference "
-            f"{_known(reference).name} of {width} x {height}: a resize of one would decide the distance"
-        )
+def _check_sizes(drawn: ImageSet, prepared: Reference) -> None:
+    reference, training = _known(prepared.summary), prepared.training
+    expected = [("the reference", reference.name, reference.size)]
+    if training is not None:
+        expected.append(("the training set", training.name, training.size))
+    for what, name, size in expected:
+        if size is not None and tuple(size) != tuple(drawn.size):
+            (height, width), (first, second) = size, drawn.size
+            raise ValueError(
+                f"{drawn.name} has images of {second} x {first} pixels, {what} {name} of {width} x {height}: "
+                "a resize of one would decide the distance"
+            )
 
 
 def _known(summary: Summary | None) -> Summary:

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from mvar_models.evaluation import evaluate, prepare_reference
+from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.image_sets import ArrayImages
 
@@ -29,6 +31,14 @@ def test_all_keys_and_figures():
     assert found["counts"] == {"drawn": 90, "reference": 80, "training": 80}
     assert found["features"] == "toy"
     json.dumps(found)
+
+
+def test_the_type_that_features_are_computed_in(monkeypatch):
+    monkeypatch.setitem(FEATURES, "typed", "feature_cases:Typed")
+    images = random_images(20)
+    found = evaluate(images, images, features="typed", metrics=["fd"], dtype=torch.bfloat16)
+    assert found["dtype"] == "bfloat16"
+    assert evaluate(images, images, features="pixels", metrics=["fd"])["dtype"] == "float32"
 
 
 def test_identical_sets():
@@ -86,6 +96,14 @@ def test_a_prepared_reference_serves_several_sets():
         assert evaluate(drawn, prepared)["fd"] == expected
 
 
+def test_few_images_are_warned_of_once_for_a_reference(caplog):
+    prepared = prepare_reference(random_images(20, seed=2), toy(), metrics=["fd"])
+    found = [evaluate(random_images(n), prepared, metrics=["fd"]) for n in (20, 20, 30)]
+    said = [record.getMessage().partition(" for ")[0] for record in caplog.records]
+    assert said == ["20 drawn images", "20 reference images", "30 drawn images"]
+    assert all(len(each["warnings"]) == 2 for each in found)
+
+
 def test_bootstrap_encloses_the_figure():
     found = evaluate(random_images(60), random_images(60, seed=1), features="pixels", bootstrap=5)
     interval = found["intervals"]["fd"]
@@ -95,7 +113,7 @@ def test_bootstrap_encloses_the_figure():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"metrics": ["fod"]}, "metric must be one of.*'fod'"),
+        ({"metrics": ["fod"]}, "metrics: 'fod' does not compare sets; those that do: fd, sfd"),
         ({"metrics": ["psnr"]}, "'psnr' does not compare sets"),
         ({"metrics": ["is"]}, "is cannot be computed.*no class probabilities"),
         ({"drawn": random_images(1)}, "at least 2 images, got 1"),

