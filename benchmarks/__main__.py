@@ -36,6 +36,7 @@ from benchmarks.suites.table import SUITES, load
     default="90",
     help="Emulated: compute capability that kernels are compiled for.",
 )
+@click.option("--data", default="digits", help="Evaluation: real images in classes, as --data of mvar train.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
 def main(
     suites: tuple[str, ...],
@@ -46,6 +47,7 @@ def main(
     out: Path,
     compare_with: Path | None,
     capability: str,
+    data: str,
 ) -> None:
     """Run suites, print tables, and write CSV, JSON, Markdown and plots.
 
@@ -61,6 +63,7 @@ def main(
         only=only,
         compare_with=compare_with,
         capability=int(capability),
+        data=data,
     )
     click.echo(machine.line(settings.facts))
     for suite in suites:

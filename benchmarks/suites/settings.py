@@ -24,6 +24,7 @@ class Settings:
         only: Attention: measure only competitors whose name contains this, and the dense one.
         compare_with: Attention: an earlier attention.json.
         capability: Emulated: compute capability to compile for, 80 or 90.
+        data: Evaluation: the real images, as `--data` of training.
     """
 
     device: torch.device
@@ -34,6 +35,7 @@ class Settings:
     only: str | None = None
     compare_with: Path | None = None
     capability: int = 90
+    data: str = "digits"
 
 
 def report_times(settings: Settings, name: str, records: list[Record], base: str) -> list[str]:

@@ -20,6 +20,7 @@ SUITES = {
     "memory": "benchmarks.suites.memory",
     "emulated": "benchmarks.suites.emulated",
     "editing": "benchmarks.suites.editing",
+    "evaluation": "benchmarks.suites.evaluation",
 }
 
 

@@ -1,0 +1,94 @@
+"""The evaluation suite damages real images, and the figures move as theory says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.__main__ import main
+from benchmarks.suites import evaluation
+from mvar_models.evaluation.features.network import feature_network
+
+
+@pytest.fixture(scope="module")
+def images():
+    return evaluation.real_images("digits", 256)
+
+
+@pytest.fixture(scope="module")
+def found(images):
+    """Figures of every damaged set, in pixels."""
+    return {each["images"]: each for each in evaluation.judged(images, feature_network("pixels"))}
+
+
+def test_sets_are_disjoint_and_of_equal_size(images):
+    sets = [images.reference, images.training, images.others]
+    assert [len(each) for each in sets] == [256, 256, 1285]
+    assert len(np.unique(np.concatenate(sets).reshape(1797, -1), axis=0)) == 1797
+    counts = {name: len(each) for name, each in evaluation.damaged(images)}
+    assert set(counts.values()) == {256}
+
+
+def test_noise_and_missing_classes_are_ordered(found):
+    fd = {name: each["fd"] for name, each in found.items()}
+    assert fd["real"] < fd["noise of 20"] < fd["noise of 40"]
+    assert fd["real"] < fd["half of the classes only"] < fd["the two largest classes only"]
+
+
+def test_missing_classes_cost_recall_and_not_precision(found):
+    real, dropped = found["real"], found["the two largest classes only"]
+    assert dropped["recall"] < 0.5 * real["recall"]
+    assert dropped["coverage"] < 0.5 * real["coverage"]
+    assert dropped["precision"] > 0.9 * real["precision"]
+
+
+def test_only_near_copies_shows_memorising(found):
+    """Copies of all training images are as good as real ones to every other figure."""
+    real, copies = found["real, others"], found["copies of training images"]
+    assert copies["near_copies"] == 1
+    assert 0.4 < found["half copies of training images"]["near_copies"] < 0.65
+    assert real["near_copies"] < 0.2
+    assert copies["fd"] < 1.5 * real["fd"]
+    assert copies["recall"] > 0.8 * real["recall"]
+    few = found["copies of 20 training images"]
+    assert few["recall"] < 0.5 * real["recall"]
+    assert few["fd"] > 1.5 * real["fd"]
+
+
+def test_equal_images_are_computed_once():
+    network = evaluation.Remembering(feature_network("pixels"))
+    plain, calls = network._network, []
+
+    def counted(images):
+        calls.append(len(images))
+        return plain(images)
+
+    network._network = counted
+    images = torch.randint(0, 256, (3, 4, 4, 3), dtype=torch.uint8)[[0, 1, 0, 2]]
+    assert torch.equal(network(images).features, plain(images).features)
+    assert torch.equal(network(images[:2]).features, plain(images[:2]).features)
+    assert calls == [3]
+
+
+def test_the_suite_writes_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_DAMAGED", ("pixels",))
+    monkeypatch.setattr(evaluation, "FEATURES", {"pixels": ""})
+    command = ["--suite", "evaluation", "--quick", "--seconds", "0.05", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "| pixels | copies of training images |" in result.output
+    records = json.loads((tmp_path / "evaluation.json").read_text())["records"]
+    (speed,) = (each for each in records if "images per second" in each)
+    assert speed["images per second"] > 10
+    assert speed["weights"] == "own"
+
+
+def test_images_need_classes(tmp_path):
+    from PIL import Image
+
+    for index in range(3):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{index}.png")
+    with pytest.raises(ValueError, match="must have classes"):
+        evaluation.real_images(str(tmp_path), 1)
