@@ -15,6 +15,7 @@ _SHOWN = {
     "loss": "loss",
     "val_loss": "val_loss",
     "val_psnr": "val_psnr",
+    "fd": "fd",
     "skipped_steps": "skipped",
     "images_per_second": "images/s",
     "memory_gb": "GB",

@@ -8,7 +8,7 @@ import click
 
 from mvar_models.cli.options import flag_of
 from mvar_models.cli.progress import step_progress
-from mvar_models.cli.training import run_options, start
+from mvar_models.cli.training import run_options, show_distance, start
 from mvar_models.training import runs
 from mvar_models.training.settings import VQVAESettings
 
@@ -55,6 +55,7 @@ def train_vqvae(**options: Any) -> None:
             "other images of their classes took their places"
         )
     shares = ", ".join(f"{share:.1%}" for share in results["codes_used_per_scale"])
+    show_distance(results, run.settings)
     click.echo(f"codes in use at each scale: {shares}")
     click.echo(
         f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; "

@@ -67,6 +67,15 @@ def start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., 
     return make(device=device, **given)
 
 
+def show_distance(results: dict[str, Any], settings: RunSettings) -> None:
+    """Print the last Frechet distance, if the run measured one."""
+    if "fd" in results:
+        click.echo(
+            f"Frechet distance {results['fd']:.2f} of {settings.evaluate_features} features to at most "
+            f"{settings.evaluate_images:,} held-out images"
+        )
+
+
 def train_transformer(options: dict[str, Any]) -> None:
     """Start or resume the run that the options describe, train it to its end and print the result."""
     run = start(options, TransformerSettings, runs.start_transformer_run)
@@ -79,6 +88,7 @@ def train_transformer(options: dict[str, Any]) -> None:
     with step_progress(settings.steps, shown=run.processes.first) as report:
         results = runs.train_transformer(run, report)
     if run.processes.first:
+        show_distance(results, settings)
         nats = results["val_loss"]
         click.echo(
             f"held-out cross-entropy {nats:.4f} nats ({nats / math.log(2):.3f} bits) per code; "

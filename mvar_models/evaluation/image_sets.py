@@ -244,6 +244,11 @@ def _members(source: ImageSource, part: str, place: str) -> np.ndarray:
     return np.arange(len(source))
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Return at most `most` of the indices 0 .. count - 1, evenly spread and ascending."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 def batches(
     images: ImageSet, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from mvar_models.training.ema import WeightAverage
+from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.metrics_log import Metrics, memory_gb
 from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
@@ -89,6 +90,9 @@ class Loop:
         self.loss_scale = LossScale(settings.precision == "fp16")
         self.metrics = Metrics(folder, tensorboard=settings.tensorboard)
         self.writer = RunWriter(folder, self.processes, self.metrics)
+        self.distance: HeldOutDistance | None = None
+        if settings.evaluate_every is not None:
+            self.distance = HeldOutDistance(task, settings, self.processes)
         self.best: float | None = None
         self.start = 0
 
@@ -147,7 +151,7 @@ class Loop:
         settings = self.settings
         self.task.model.train()
         saved = self.start
-        results = self._catch_up(saved) if saved else {}
+        results, distance = self._catch_up(saved) if saved else ({}, {})
         for index in range(self.start, settings.steps):
             values, signal = self.step(index, signals)
             done = index + 1
@@ -158,6 +162,10 @@ class Loop:
                 results = self.validate(done)
                 values |= {name: value for name, value in results.items() if isinstance(value, float)}
                 signal = _first_signal(self.processes.total(_received(signals)).tolist())
+            if self.distance is not None and (last or (not signal and _due(done, settings.evaluate_every))):
+                distance = self.evaluate(done)
+                values |= distance
+                signal = signal or _first_signal(self.processes.total(_received(signals)).tolist())
             if settings.sample_every is not None and (
                 last or (not signal and _due(done, settings.sample_every))
             ):
@@ -168,24 +176,27 @@ class Loop:
             self.report(values)
             if signal and not last:
                 self.processes.stop(stopped_by(signal, saved, self.folder.path))
-        results = results or self._evaluate()
+        results = {**(results or self._held_out_figures()), **distance}
         self.save_model("the final model", self.folder.model)
         self.task.model.eval()
         return results
 
-    def _catch_up(self, step: int) -> dict[str, Any]:
-        """Validate and sample the checkpoint of `step`, where a signal left no time to."""
+    def _catch_up(self, step: int) -> tuple[dict[str, Any], dict[str, float]]:
+        """Validate, evaluate and sample the checkpoint of `step`, where a signal left no time to."""
 
         def missing(every: int | None, done: Callable[[], bool]) -> bool:
-            return _due(step, every or 0) and not self.processes.on_first(done)
+            return _due(step, every) and not self.processes.on_first(done)
 
         results: dict[str, Any] = {}
+        distance: dict[str, float] = {}
         best_figure = self.task.best_figure
         if missing(self.settings.validate_every, lambda: self.folder.has_figure(step, best_figure)):
             results = self.validate(step)
+        if missing(self.settings.evaluate_every, lambda: self.folder.has_figure(step, "fd")):
+            distance = self.evaluate(step)
         if missing(self.settings.sample_every, lambda: self.folder.has_samples(step)):
             self.sample(step)
-        return results
+        return results, distance
 
     def step(self, index: int, signals: StopSignals | None = None) -> tuple[dict[str, Any], int]:
         """Take one optimizer step.
@@ -283,13 +294,13 @@ class Loop:
             self.parallel.reshard()
         self.task.model.train()
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _held_out_figures(self) -> dict[str, Any]:
         with self._evaluating():
             return self.task.validate()
 
     def validate(self, step: int) -> dict[str, Any]:
         """Return and log figures on the held-out examples, and save the model if it is the best so far."""
-        results = self._evaluate()
+        results = self._held_out_figures()
         self.writer.log({"step": step, **results})
         figure = results.get(self.task.best_figure)
         if figure is not None and self._is_best(figure):
@@ -301,6 +312,14 @@ class Loop:
         if not math.isfinite(figure):
             return False
         return self.best is None or (figure > self.best if self.task.higher_is_better else figure < self.best)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Return and log the Frechet distance of the model's images to held-out ones."""
+        assert self.distance is not None, "settings.evaluate_every is not set"
+        with self._evaluating():
+            figures = self.distance.measure(self.parallel.plain_model())
+        self.writer.log({"step": step, **figures})
+        return figures
 
     def sample(self, step: int) -> None:
         """Draw samples on rank 0 and write them."""
@@ -345,8 +364,8 @@ class Loop:
         )
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and every > 0 and step % every == 0
 
 
 def _received(signals: StopSignals | None) -> torch.Tensor:

@@ -34,6 +34,7 @@ from mvar_models.training.build import (
     new_vqvae_config,
     released_vqvae_shape,
 )
+from mvar_models.training.held_out_distance import decided
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
 from mvar_models.training.processes import Processes
@@ -194,7 +195,10 @@ def train_transformer(
     resuming = run.folder.last_step() > 0
     model = build_transformer(settings, vqvae, class_names, resuming, checkpoint)
     logger.info("%d images to train on, %d held out", len(train), len(val))
-    return _fit(TransformerTask(model, vqvae, train, val, settings), run, report)
+    source = None
+    if settings.evaluate_every is not None and not is_token_folder(Path(settings.data)):
+        source = open_images(settings.data, vqvae.config.resolution)
+    return _fit(TransformerTask(model, vqvae, train, val, settings, source), run, report)
 
 
 def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[str, Any]:
@@ -213,6 +217,7 @@ def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[s
 def _create(settings: S, processes: Processes) -> Run[S]:
     pieces(settings.batch_size, processes.world_size * settings.accumulate)  # an error here leaves no folder
     processes.connect(always=settings.fsdp)
+    settings = decided(settings, processes)
     folder = processes.on_first(lambda: RunFolder.create(settings))
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 

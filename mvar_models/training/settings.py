@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from mvar_models.config import residual_assignment
+from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.registry import architecture, drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,6 +23,8 @@ _LEAST = {
     "save_every": 0,
     "validate_every": 0,
     "sample_every": 0,
+    "evaluate_every": 0,
+    "evaluate_images": 2,
 }
 
 R = TypeVar("R", bound="RunSettings")
@@ -86,6 +89,24 @@ class RunSettings:
     sample_every: int | None = setting(
         None, "Steps between grids of sampled images; 0 samples only at the end.", shown="never"
     )
+    evaluate_every: int | None = setting(
+        None,
+        "Steps between Frechet distances to held-out images, of reconstructions for a VQVAE, else of drawn"
+        " images; 0 evaluates only at the end.",
+        shown="never",
+    )
+    evaluate_features: str | None = setting(
+        None,
+        "With --evaluate-every: the feature network, as for `mvar evaluate`.",
+        shown='efficientnet-lite0, or pixels where the extra "evaluate" is not installed',
+        choices=tuple(FEATURES),
+    )
+    evaluate_weights: str | None = setting(
+        None, "With --evaluate-every: file of the feature network's weights, where it needs one."
+    )
+    evaluate_images: int = setting(
+        1000, "With --evaluate-every: images to make, and held-out images to compare with, at most."
+    )
     keep: int = setting(2, "Checkpoints to keep, besides the best model.")
     device: str = setting("cpu", "Device to run on.", shown="cuda if available, else cpu")
     accumulate: int = setting(1, "Micro-batches per process and step, run in sequence to save memory.")
@@ -108,6 +129,10 @@ class RunSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        if self.evaluate_features is not None and self.evaluate_features not in FEATURES:
+            raise ValueError(
+                f"evaluate_features must be one of {', '.join(FEATURES)}, got {self.evaluate_features!r}"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not self.lr > 0:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor, nn
 
+from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.training.processes import Processes
 
 
@@ -85,6 +86,18 @@ class Task(abc.ABC):
     def sample(self, model: nn.Module) -> Image.Image | None:
         """Return an image of what `model` draws or reconstructs by now, or None."""
         return None
+
+    def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:
+        """Return images that `model` makes by now, and the held-out images to compare them with.
+
+        Args:
+            model: An ordinary module of the kind of `self.model`.
+            count: Number of images of each set, at most.
+
+        Raises:
+            ValueError: there are no images to compare.
+        """
+        raise ValueError(f"evaluate_every: {type(self).__name__} has no images to compare")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what else a checkpoint must hold: tensors, numbers, and containers of them."""

@@ -12,11 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.config import VQVAE_FOLDER
+from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
+from mvar_models.evaluation.image_sets import ImageSet, SourceImages, spread
 from mvar_models.evaluation.likelihood import held_out_losses, per_scale
+from mvar_models.evaluation.network_images import DecodedImages, DrawnImages
 from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import Pipeline
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.registry import architecture
 from mvar_models.tokens.token_set import TokenSet
@@ -69,6 +73,7 @@ class TransformerTask(Task):
         train: Codes of the training images.
         val: Codes of the held-out images.
         settings: The run's settings.
+        source: The images of the codes, for `compared`. Without them it takes the held-out codes decoded.
     """
 
     model: ScaleTransformer
@@ -81,6 +86,7 @@ class TransformerTask(Task):
         train: TokenSet,
         val: TokenSet,
         settings: TransformerSettings,
+        source: ImageSource | None = None,
     ) -> None:
         self.model = model
         self.compute = LossModule(model)
@@ -88,6 +94,7 @@ class TransformerTask(Task):
         self.train = train
         self.val = val
         self.settings = settings
+        self.source = source
         depth = model.config.depth
         largest = 0.1 * depth / 24 if settings.drop_path is None else settings.drop_path
         self.drop_rates = np.linspace(0, largest, depth)
@@ -188,10 +195,26 @@ class TransformerTask(Task):
     def sample(self, model: nn.Module) -> Image.Image:
         """Return a grid with one row for each of the first classes, drawn from the same seeds every time."""
         assert isinstance(model, ScaleTransformer)
-        pipeline = architecture(model.config.model_type).pipeline_class()(model, self.vqvae)
+        pipeline = self._pipeline(model)
         labels = np.repeat(np.arange(min(model.config.num_classes, _SAMPLE_ROWS)), _SAMPLE_COLUMNS)
         drawn = pipeline(labels.tolist(), seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS)
         return grid(drawn, columns=_SAMPLE_COLUMNS)
+
+    def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:
+        """Return drawn images of the held-out images' classes, and the held-out images."""
+        assert isinstance(model, ScaleTransformer)
+        real: ImageSet
+        if self.source is None:
+            members = spread(len(self.val), count)
+            real, labels = DecodedImages(self.vqvae, self.val, members, "held-out"), self.val.labels[members]
+        else:
+            members = self.source.held_out[spread(len(self.source.held_out), count)]
+            side = self.vqvae.config.resolution
+            real, labels = SourceImages(self.source, members, "held-out", side), self.source.labels[members]
+        return DrawnImages(self._pipeline(model), labels, seed=self.settings.seed), real
+
+    def _pipeline(self, model: ScaleTransformer) -> Pipeline:
+        return architecture(model.config.model_type).pipeline_class()(model, self.vqvae)
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write the model with its VQVAE, so that a pipeline loads the folder alone."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar_models.evaluation.image_sets import ArrayImages, batches, open_set
+from mvar_models.evaluation.image_sets import ArrayImages, batches, open_set, spread
 
 from feature_cases import random_images
 
@@ -72,3 +72,9 @@ def test_the_digest_changes_with_the_content():
     first = ArrayImages(images).digest
     images[0, 0, 0, 0] ^= 1
     assert ArrayImages(images).digest != first
+
+
+def test_a_spread_is_even_and_no_more_than_there_is():
+    assert spread(9, 3).tolist() == [0, 4, 8]
+    assert spread(3, 9).tolist() == [0, 1, 2]
+    assert spread(1, 5).tolist() == [0]

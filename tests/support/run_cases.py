@@ -81,5 +81,5 @@ def wait_for_step(process, run, step):
 
 def losses(run):
     """Return what was logged, except what depends on the clock or the machine."""
-    kept = ("step", "loss", "grad_norm", "lr", "val_loss", "val_loss_per_scale")
+    kept = ("step", "loss", "grad_norm", "lr", "val_loss", "val_loss_per_scale", "fd")
     return [{name: line[name] for name in kept if name in line} for line in RunFolder(run).metrics()]

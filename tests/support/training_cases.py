@@ -31,6 +31,8 @@ CASES = {
     "fsdp_uneven": dict(fsdp=True, batch_size=7, accumulate=3),
 }
 FP16 = dict(fsdp=True, precision="fp16", steps=16)
+# Weights that hardly move, so that rounding changes no code that is drawn.
+EVALUATED = dict(evaluate_every=1, evaluate_features="pixels", steps=2, lr=1e-9)
 # A run whose checkpoint of step 2 is continued by another number of processes.
 SHARED = dict(fsdp=True, ema=0.9, steps=5)
 
@@ -101,6 +103,8 @@ def main(out: Path) -> None:
             )
         loop.fit()
     new_loop(out / "fp16", **FP16).fit()
+    new_loop(out / "evaluated", **EVALUATED).fit()
+    new_loop(out / "fsdp_evaluated", **EVALUATED, fsdp=True, ema=0.9).fit()
     new_vqvae_loop(out / "vqvae").fit()
     save_at_step_2(out / "two_to_one")
     new_loop(out / "one_to_two", **SHARED).fit()

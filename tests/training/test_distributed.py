@@ -16,7 +16,7 @@ from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.signals import RunStopped
 
 from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
-from training_cases import CASES, SHARED, new_loop, new_vqvae_loop, save_at_step_2
+from training_cases import CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -102,6 +102,19 @@ def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path):
     first, second = (read_state(run.model / "model.safetensors") for run in (one, two))
     assert (first["quantizer.codebook.weight"] - second["quantizer.codebook.weight"]).abs().max() < 1e-3
     assert torch.allclose(first["quantizer.code_usage"], second["quantizer.code_usage"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["evaluated", "fsdp_evaluated"])
+def test_two_processes_measure_the_distance_of_one(two_processes, tmp_path, name):
+    """DDP's processes share the images; with FSDP rank 0 draws them all."""
+    loop = new_loop(tmp_path / "one", **EVALUATED)
+    loop.fit()
+    first, second = (
+        [line["fd"] for line in run.metrics() if "fd" in line]
+        for run in (loop.folder, RunFolder(two_processes / name))
+    )
+    assert len(first) == 2
+    assert second == pytest.approx(first, rel=1e-6)
 
 
 def test_shards_agree_on_fp16_overflow(two_processes):

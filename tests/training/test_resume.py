@@ -12,6 +12,7 @@ from PIL import Image
 
 from mvar_models import MVAR
 from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.transformer_task import TransformerTask
@@ -60,6 +61,7 @@ def assert_same_bits(first, second):
 def test_kill_9_five_times(folder, seed):
     """Four times at a random step and once in the middle of writing a checkpoint."""
     options = dict(steps=60, save_every=4, validate_every=20, ema=0.9)
+    options |= dict(evaluate_every=10, evaluate_features="pixels")
     assert invoke(*arguments(folder, "straight", **options)).exit_code == 0
     out = folder / "killed"
     at = sorted(random.Random(seed).sample(range(2, 46), 4))
@@ -114,8 +116,8 @@ def test_signals_save_and_leave(folder, tmp_path, monkeypatch, number, code, nam
 
 
 def test_a_signal_where_validation_and_samples_are_due_saves_first(folder, tmp_path, monkeypatch):
-    """Neither is begun when there is half a minute left; the run makes them up when it goes on."""
-    options = dict(validate_every=4, sample_every=4)
+    """None, nor an evaluation, is begun when half a minute is left; the run makes them up when it goes on."""
+    options = dict(validate_every=4, sample_every=4, evaluate_every=4, evaluate_features="pixels")
     assert invoke(*arguments(folder, tmp_path / "straight", **options)).exit_code == 0
     plain = Loop.step
 
@@ -129,7 +131,7 @@ def test_a_signal_where_validation_and_samples_are_due_saves_first(folder, tmp_p
     assert invoke(*arguments(folder, out, **options)).exit_code == 143
     monkeypatch.undo()
     assert RunFolder(out).last_step() == 8
-    assert "val_loss" not in losses(out)[-1]
+    assert not {"val_loss", "fd"} & set(losses(out)[-1])
     assert not (out / "samples" / "step-000008.png").exists()
     assert invoke("train", "--resume", out).exit_code == 0
     assert_same_bits(tmp_path / "straight", out)
@@ -150,6 +152,22 @@ def test_a_signal_during_validation_saves_right_after_it(folder, tmp_path, monke
     result = invoke(*arguments(folder, tmp_path / "run", validate_every=4, sample_every=4))
     assert result.exit_code == 143
     assert "SIGTERM after step 4" in result.output
+
+
+def test_a_signal_during_an_evaluation_saves_right_after_it(folder, tmp_path, monkeypatch):
+    plain = HeldOutDistance.measure
+
+    def measure(self, model):
+        signal.raise_signal(signal.SIGTERM)
+        return plain(self, model)
+
+    monkeypatch.setattr(HeldOutDistance, "measure", measure)
+    options = dict(evaluate_every=4, evaluate_features="pixels", sample_every=4)
+    result = invoke(*arguments(folder, tmp_path / "run", **options))
+    assert result.exit_code == 143
+    assert "SIGTERM after step 4" in result.output
+    assert "fd" in losses(tmp_path / "run")[-1]
+    assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_no_memory_for_samples_does_not_end_the_run(folder, tmp_path, monkeypatch, caplog):
