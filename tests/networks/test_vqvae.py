@@ -107,10 +107,12 @@ def test_norms_of_half_precision_are_those_of_float32_rounded(seed, dtype):
     assert (found - expected).abs().max() <= 2 * torch.finfo(dtype).eps * expected.abs().max()
 
 
+@pytest.mark.parametrize("layer", ["norm_out", "middle.0.conv2", "middle.1.proj"])
 @torch.no_grad()
-def test_hooks_on_norms_see_what_they_return(seed):
-    """SiLU writes into a norm's output only where nobody else can hold it."""
+def test_hooks_see_what_layers_return(seed, layer):
+    """SiLU and the sums of residual blocks write into a layer's output only where nobody else can hold it."""
     vqvae, seen = tiny_vqvae(), []
-    vqvae.decoder.norm_out.register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
+    hooked = vqvae.decoder.get_submodule(layer)
+    hooked.register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
     vqvae.decode_latents(torch.randn(1, 4, 4, 4))
     assert torch.equal(*seen[0])
