@@ -16,6 +16,7 @@ MVAR (arXiv 2505.12742).
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -97,8 +98,9 @@ class Neighborhood(NamedTuple):
     """The general form of who attends to whom, which every backend takes.
 
     Attributes:
-        blocks: their queries tile 0 .. num_queries - 1 without overlap; keys may be shared between blocks
-            (VAR's block-causal mask) or seen by none.
+        blocks: their queries tile 0 .. num_queries - 1. Consecutive blocks of the same queries share one
+            softmax; their keys do not overlap. Other blocks may share keys (VAR's block-causal mask), and
+            some keys may be seen by none.
         num_queries: length of the sequence of queries.
         num_keys: length of the sequence of keys.
     """
@@ -112,6 +114,10 @@ class Neighborhood(NamedTuple):
         """Put a grid of queries over a grid of keys; windows larger than the key grid are the key grid."""
         block = WindowBlock(0, query_grid, 0, key_grid, _clamp(window, key_grid))
         return cls((block,), block.num_queries, block.num_keys)
+
+    def by_queries(self) -> tuple[tuple[WindowBlock, ...], ...]:
+        """Return the blocks, those of the same queries together."""
+        return _by_queries(self)
 
     def attended_pairs(self) -> int:
         """Count the (query, key) pairs with a score, per batch element and head."""
@@ -138,6 +144,11 @@ class Neighborhood(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
+def _by_queries(neighborhood: Neighborhood) -> tuple[tuple[WindowBlock, ...], ...]:
+    return tuple(tuple(group) for _, group in itertools.groupby(neighborhood.blocks, lambda b: b[:2]))
+
+
+@functools.lru_cache(maxsize=1024)
 def _decode(flat: tuple[int, ...]) -> Neighborhood:
     num_queries, num_keys, *rest = flat
     blocks = []
@@ -149,7 +160,9 @@ def _decode(flat: tuple[int, ...]) -> Neighborhood:
 
 @dataclass(frozen=True, init=False)
 class Pyramid:
-    """Scales of tokens packed coarse to fine, row-major inside a scale, each scale attending inside itself.
+    """Scales of tokens packed coarse to fine, row-major inside a scale.
+
+    Each scale attends to itself and, if asked for, to the scales before it.
 
     Immutable, hashable and equal by value: two pyramids are equal when their tokens attend to the same
     tokens.
@@ -158,69 +171,90 @@ class Pyramid:
         sides: one int (square) or (height, width) pair per scale, coarse to fine.
         kernel_size: window of the scales that are not dense: an int, a tuple (kh, kw), or a *list* with one
             int, tuple or None (dense) per scale. A window larger than a scale is the whole scale.
-        dense_scales: the first `dense_scales` scales attend to the whole scale, whatever `kernel_size` says.
+        dense_scales: the first `dense_scales` scales attend to whole scales, whatever `kernel_size` says.
+        previous_scales: how many scales before its own a token attends to as well, in one softmax: to the
+            corresponding windows, whose size is that of the token's own scale, or to all of them if its scale
+            is dense. 0 is MVAR; num_scales - 1 with dense scales is VAR.
 
     Attributes:
         sides: ((h, w), ...) per scale.
-        windows: ((kh, kw), ...) per scale, clamped to the scale.
+        windows: ((kh, kw), ...) per scale, over the scale itself, clamped to it.
+        previous_windows: per scale ((kh, kw), ...) over the scales before it that it sees, coarse to fine.
         offsets: first token of every scale.
         length: number of tokens L.
+        previous_scales: the most scales before its own that a token sees.
 
     Raises:
         TypeError: an entry is not an int or a pair of ints.
-        ValueError: an empty pyramid, a side or window below 1, a list of the wrong length, or
-            `dense_scales` outside 0 .. num_scales.
+        ValueError: an empty pyramid, a side or window below 1, a list of the wrong length, `dense_scales`
+            outside 0 .. num_scales, or `previous_scales` outside 0 .. num_scales - 1.
     """
 
     sides: tuple[Grid, ...]
     windows: tuple[Grid, ...]
-    # Derived from `sides`, so equality and hash need not look at them.
+    previous_windows: tuple[tuple[Grid, ...], ...]
+    # Derived from the fields above, so equality and hash need not look at them.
     offsets: tuple[int, ...] = field(compare=False)
     length: int = field(compare=False)
+    previous_scales: int = field(compare=False)
 
     def __init__(
         self,
         sides: Iterable[Side],
         kernel_size: int | tuple[int, int] | Sequence[int | tuple[int, int] | None] = 7,
         dense_scales: int = 0,
+        previous_scales: int = 0,
     ) -> None:
-        try:
-            grids = tuple(as_pair(side, "sides") for side in sides)
-        except TypeError as error:
-            if isinstance(sides, Iterable):
-                raise
-            raise TypeError(
-                f"sides must be a sequence of ints or (height, width) pairs, got {sides!r}"
-            ) from error
-        if not grids:
-            raise ValueError("sides must name at least one scale, got none")
+        grids = _as_grids(sides)
         dense_scales = _as_int(dense_scales, "dense_scales")
         if not 0 <= dense_scales <= len(grids):
             raise ValueError(
                 f"dense_scales must be between 0 and the number of scales ({len(grids)}), got {dense_scales}"
+            )
+        previous_scales = _as_int(previous_scales, "previous_scales")
+        if not 0 <= previous_scales < len(grids):
+            raise ValueError(
+                f"previous_scales must be at least 0 and less than the number of scales ({len(grids)}), "
+                f"got {previous_scales}"
             )
         per_scale = kernel_size if isinstance(kernel_size, list) else [kernel_size] * len(grids)
         if len(per_scale) != len(grids):
             raise ValueError(
                 f"kernel_size as a list needs one entry per scale ({len(grids)}), got {len(per_scale)}"
             )
-        windows = tuple(
-            grid if scale < dense_scales or kernel is None else _clamp(as_pair(kernel, "kernel_size"), grid)
-            for scale, (grid, kernel) in enumerate(zip(grids, per_scale))
-        )
+        windows = [
+            # Windows over the scales from `first` to the query's own.
+            tuple(
+                grid
+                if scale < dense_scales or kernel is None
+                else _clamp(as_pair(kernel, "kernel_size"), grid)
+                for grid in grids[max(0, scale - previous_scales) : scale + 1]
+            )
+            for scale, kernel in enumerate(per_scale)
+        ]
+        self._set(grids, windows)
+
+    def _set(self, grids: tuple[Grid, ...], windows: Sequence[tuple[Grid, ...]]) -> None:
+        """Set all fields, given per scale its windows over the scales that it sees, its own last."""
         offsets = [0]
         for h, w in grids:
             offsets.append(offsets[-1] + h * w)
         # The dataclass is frozen, so its fields can only be set like this.
-        object.__setattr__(self, "sides", grids)
-        object.__setattr__(self, "windows", windows)
-        object.__setattr__(self, "offsets", tuple(offsets[:-1]))
-        object.__setattr__(self, "length", offsets[-1])
+        for name, value in {
+            "sides": grids,
+            "windows": tuple(each[-1] for each in windows),
+            "previous_windows": tuple(each[:-1] for each in windows),
+            "offsets": tuple(offsets[:-1]),
+            "length": offsets[-1],
+            "previous_scales": max(map(len, windows)) - 1,
+        }.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         sides = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in self.sides)
         windows = ", ".join("dense" if k == g else f"{k[0]}x{k[1]}" for k, g in zip(self.windows, self.sides))
-        return f"Pyramid(sides=[{sides}], windows=[{windows}], length={self.length})"
+        previous = f", previous_scales={self.previous_scales}" if self.previous_scales else ""
+        return f"Pyramid(sides=[{sides}], windows=[{windows}]{previous}, length={self.length})"
 
     @property
     def num_scales(self) -> int:
@@ -233,17 +267,37 @@ class Pyramid:
         return slice(self.offsets[scale], self.offsets[scale] + h * w)
 
     def select(self, scales: range) -> Pyramid:
-        """Return the pyramid of these scales alone, with the same windows."""
+        """Return the pyramid of these scales alone, with the same windows over those that remain."""
         picked = list(scales)
-        return Pyramid([self.sides[s] for s in picked], [self.windows[s] for s in picked])
+        windows = []
+        for place, scale in enumerate(picked):
+            # Scales that lie next to each other here and did before.
+            kept = 0
+            while kept < min(place, len(self.previous_windows[scale])) and picked[place - kept - 1] == (
+                scale - kept - 1
+            ):
+                kept += 1
+            seen = self.previous_windows[scale]
+            windows.append((*seen[len(seen) - kept :], self.windows[scale]))
+        selected = object.__new__(Pyramid)
+        selected._set(_as_grids(self.sides[s] for s in picked), windows)
+        return selected
 
     def neighborhood(self) -> Neighborhood:
-        """MVAR: every token attends inside its own scale, over its window."""
+        """Every token attends to its window in its own scale and in the `previous_scales` before it."""
         return _pyramid_neighborhood(self)
 
+    def step_neighborhood(self, scale: int) -> Neighborhood:
+        """Put the queries of one scale over the keys of the scales that it sees, packed coarse to fine."""
+        return _step_neighborhood(self, scale)
+
+    def first_seen(self, scale: int) -> int:
+        """Return the coarsest scale that the tokens of a scale attend to."""
+        return scale - len(self.previous_windows[scale])
+
     def causal_neighborhood(self) -> Neighborhood:
-        """VAR: every token of scale s attends to all tokens of scales 0 .. s, laid out as one row of keys."""
-        return _causal_neighborhood(self)
+        """VAR: every token of scale s attends to all tokens of scales 0 .. s."""
+        return _causal_neighborhood(self.sides)
 
     def mask(self) -> torch.Tensor:
         """Return (L, L) bool, True where attended. For oracles and plots: no kernel builds it."""
@@ -260,20 +314,56 @@ class Pyramid:
 
 @functools.lru_cache(maxsize=256)
 def _pyramid_neighborhood(pyramid: Pyramid) -> Neighborhood:
-    blocks = tuple(
-        WindowBlock(offset, grid, offset, grid, window)
-        for offset, grid, window in zip(pyramid.offsets, pyramid.sides, pyramid.windows)
-    )
-    return Neighborhood(blocks, pyramid.length, pyramid.length)
+    blocks = [block for scale in range(pyramid.num_scales) for block in _blocks_of_scale(pyramid, scale)]
+    return Neighborhood(tuple(blocks), pyramid.length, pyramid.length)
 
 
 @functools.lru_cache(maxsize=256)
-def _causal_neighborhood(pyramid: Pyramid) -> Neighborhood:
+def _causal_neighborhood(sides: tuple[Grid, ...]) -> Neighborhood:
+    return Pyramid(sides, dense_scales=len(sides), previous_scales=len(sides) - 1).neighborhood()
+
+
+@functools.lru_cache(maxsize=1024)
+def _step_neighborhood(pyramid: Pyramid, scale: int) -> Neighborhood:
+    first = pyramid.offsets[pyramid.first_seen(scale)]
+    blocks = tuple(
+        block._replace(query_offset=0, key_offset=block.key_offset - first)
+        for block in _blocks_of_scale(pyramid, scale)
+    )
+    return Neighborhood(blocks, blocks[0].num_queries, pyramid.scale_slice(scale).stop - first)
+
+
+def _blocks_of_scale(pyramid: Pyramid, scale: int) -> list[WindowBlock]:
+    """Return the blocks of one scale's queries, one per scale of keys or run of scales that are seen whole.
+
+    A run is one row of keys, however many scales it has, so that VAR's keys fill tiles as one scale would.
+    """
+    windows = (*pyramid.previous_windows[scale], pyramid.windows[scale])
+    seen = range(scale - len(windows) + 1, scale + 1)
+    queries = pyramid.offsets[scale], pyramid.sides[scale]
     blocks = []
-    for offset, (h, w) in zip(pyramid.offsets, pyramid.sides):
-        seen = (1, offset + h * w)
-        blocks.append(WindowBlock(offset, (h, w), 0, seen, seen))
-    return Neighborhood(tuple(blocks), pyramid.length, pyramid.length)
+    for whole, run in itertools.groupby(zip(seen, windows), lambda each: each[1] == pyramid.sides[each[0]]):
+        keys = list(run)
+        if whole and len(keys) > 1:
+            first, last = pyramid.offsets[keys[0][0]], pyramid.scale_slice(keys[-1][0]).stop
+            blocks.append(WindowBlock(*queries, first, (1, last - first), (1, last - first)))
+        else:
+            blocks += [WindowBlock(*queries, pyramid.offsets[key], pyramid.sides[key], w) for key, w in keys]
+    return blocks
+
+
+def _as_grids(sides: Iterable[Side]) -> tuple[Grid, ...]:
+    try:
+        grids = tuple(as_pair(side, "sides") for side in sides)
+    except TypeError as error:
+        if isinstance(sides, Iterable):
+            raise
+        raise TypeError(
+            f"sides must be a sequence of ints or (height, width) pairs, got {sides!r}"
+        ) from error
+    if not grids:
+        raise ValueError("sides must name at least one scale, got none")
+    return grids
 
 
 def as_pair(value: object, name: str) -> Grid:

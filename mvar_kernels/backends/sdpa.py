@@ -1,4 +1,5 @@
-"""Dense attention of each block, with its windows as a mask: the fastest on a CPU while grids are small.
+"""Dense attention of each grid of queries, with its windows as a mask: the fastest on a CPU for
+small grids.
 
 All scores of a block are computed, hidden ones too.
 """
@@ -6,6 +7,7 @@ All scores of a block are computed, hidden ones too.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +24,49 @@ def can_run(
     return None
 
 
+class _Dense(NamedTuple):
+    """The blocks of the same queries, as one dense rectangle of scores.
+
+    Attributes:
+        blocks: they share one softmax.
+        first_key: the first key that they see.
+        num_keys: from there to the last key that they see.
+    """
+
+    blocks: tuple[WindowBlock, ...]
+    first_key: int
+    num_keys: int
+
+    @property
+    def queries(self) -> slice:
+        return self.blocks[0].query_slice
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.first_key, self.first_key + self.num_keys)
+
+
+@functools.lru_cache(maxsize=256)
+def _dense(neighborhood: Neighborhood) -> tuple[_Dense, ...]:
+    found = []
+    for blocks in neighborhood.by_queries():
+        first = min(block.key_slice.start for block in blocks)
+        found.append(_Dense(blocks, first, max(block.key_slice.stop for block in blocks) - first))
+    return tuple(found)
+
+
 # A bias that was created under inference mode could not be saved for backward by a later call outside of it.
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def block_bias(block: WindowBlock, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Return (num_queries, num_keys): 0 where attended, -inf elsewhere; None for a dense block."""
-    if block.is_dense:
+def _bias(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Return (queries, keys): 0 where attended, -inf elsewhere; None if all of them are attended."""
+    if len(dense.blocks) == 1 and dense.blocks[0].is_dense:
         return None
-    mask = block.mask()
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf")).to(device)
+    bias = torch.full((dense.blocks[0].num_queries, dense.num_keys), float("-inf"), dtype=dtype)
+    for block in dense.blocks:
+        first = block.key_offset - dense.first_key
+        bias[:, first : first + block.num_keys].masked_fill_(block.mask(), 0)
+    return bias.to(device)
 
 
 def forward(
@@ -43,13 +79,13 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     query, key = normalized(query, key, logit_scale)
     outs, lses = [], []
-    for block in neighborhood.blocks:
-        rows, cols = block.query_slice, block.key_slice
+    for dense in _dense(neighborhood):
+        rows, cols = dense.queries, dense.keys
         out, lse = attend(
             query[:, rows].transpose(1, 2),
             key[:, cols].transpose(1, 2),
             value[:, cols].transpose(1, 2),
-            block_bias(block, query.dtype, query.device),
+            _bias(dense, query.dtype, query.device),
             scale,
         )
         outs.append(out.transpose(1, 2))
@@ -62,13 +98,13 @@ def forward(
 def eager_forward(
     query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float
 ) -> Tensor | None:
-    """Call PyTorch's own operator, with its own autograd; None unless the neighborhood is one block."""
-    if len(neighborhood.blocks) != 1:
+    """Call PyTorch's own operator, with its own autograd; None unless all queries are one grid."""
+    dense, *others = _dense(neighborhood)
+    if others:
         return None
-    bias = block_bias(neighborhood.blocks[0], query.dtype, query.device)
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, scale=scale
-    )
+    q, k, v = (each.transpose(1, 2) for each in (query, key[:, dense.keys], value[:, dense.keys]))
+    bias = _bias(dense, query.dtype, query.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     return out.transpose(1, 2)
 
 
@@ -90,8 +126,8 @@ def backward(
     # deterministic, and in lse's type (at least float32), so that half-precision keys seen by many scales are
     # rounded once.
     dk, dv = (torch.zeros(key.shape, dtype=lse.dtype, device=key.device) for _ in range(2))
-    for block in neighborhood.blocks:
-        rows, cols = block.query_slice, block.key_slice
+    for dense in _dense(neighborhood):
+        rows, cols = dense.queries, dense.keys
         block_dq, block_dk, block_dv = attend_backward(
             grad_out[:, rows].transpose(1, 2),
             None if grad_lse is None else grad_lse[:, :, rows],
@@ -100,7 +136,7 @@ def backward(
             value[:, cols].transpose(1, 2),
             out[:, rows].transpose(1, 2),
             lse[:, :, rows],
-            block_bias(block, query.dtype, query.device),
+            _bias(dense, query.dtype, query.device),
             scale,
         )
         dq[:, rows] = block_dq.transpose(1, 2)

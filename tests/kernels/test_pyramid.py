@@ -51,16 +51,61 @@ def test_cross_scale_windows_look_at_the_corresponding_place():
     assert window_starts(1, 5, 3) == (1,)
 
 
-def test_pyramid_mask_is_block_diagonal(seed):
+def test_pyramid_masks_against_a_double_loop(seed):
+    """Windows in the scale itself and in those before it, from the words of the definition."""
     rng = random.Random(seed)
-    for _ in range(20):
-        pyramid = random_pyramid(rng, largest=6)
-        expected = torch.zeros(pyramid.length, pyramid.length, dtype=torch.bool)
-        for scale, (side, window) in enumerate(zip(pyramid.sides, pyramid.windows)):
-            where = pyramid.scale_slice(scale)
-            expected[where, where] = Neighborhood.of_grids(side, side, window).mask()
-        assert torch.equal(pyramid.mask(), expected)
+    for _ in range(200 // 3):
+        sides = [(rng.randint(1, 6), rng.randint(1, 6)) for _ in range(rng.randint(1, 5))]
+        kernels = [rng.choice([None, (rng.randint(1, 8), rng.randint(1, 8))]) for _ in sides]
+        dense_scales, previous = rng.randint(0, len(sides)) // 2, rng.randrange(len(sides))
+        pyramid = Pyramid(sides, kernels, dense_scales, previous)
+        expected = brute_force(sides, kernels, dense_scales, previous)
+        assert torch.equal(pyramid.mask(), expected), pyramid
         assert pyramid.attended_pairs() == int(expected.sum())
+        for scale in range(len(sides)):
+            seen = slice(pyramid.offsets[pyramid.first_seen(scale)], pyramid.scale_slice(scale).stop)
+            step = expected[pyramid.scale_slice(scale), seen]
+            assert torch.equal(pyramid.step_neighborhood(scale).mask(), step)
+
+
+def brute_force(sides, kernels, dense_scales, previous_scales):
+    """Return the mask (L, L) of a pyramid, one query and one key at a time."""
+    tokens = [(s, r, c) for s, (h, w) in enumerate(sides) for r in range(h) for c in range(w)]
+    mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+    for i, (scale, row, col) in enumerate(tokens):
+        for key_scale in range(max(0, scale - previous_scales), scale + 1):
+            kernel = sides[key_scale] if scale < dense_scales else kernels[scale] or sides[key_scale]
+            rows = attended(row, sides[scale][0], sides[key_scale][0], kernel[0])
+            cols = attended(col, sides[scale][1], sides[key_scale][1], kernel[1])
+            for j, (other, r, c) in enumerate(tokens):
+                if other == key_scale and r in rows and c in cols:
+                    mask[i, j] = True
+    return mask
+
+
+def test_without_previous_scales_the_mask_is_block_diagonal():
+    mask = Pyramid((1, 2, 4), 3).mask()
+    scale = torch.tensor([0] + [1] * 4 + [2] * 16)
+    assert not mask[scale[:, None] != scale[None, :]].any()
+
+
+def test_whole_scales_are_one_row_of_keys():
+    """VAR's keys are one block, whatever the number of scales; small scales are whole under any window."""
+    pyramid = Pyramid((1, 2, 3, 4, 6), 3, 0, 4)
+    assert [len(blocks) for blocks in pyramid.neighborhood().by_queries()] == [1, 1, 1, 2, 3]
+    assert pyramid.neighborhood().by_queries()[-1][0].key_grid == (1, 1 + 4 + 9)
+    assert len(Pyramid((1, 2, 3, 4, 6)).causal_neighborhood().blocks) == 5
+
+
+def test_selected_scales_keep_what_they_see():
+    pyramid = Pyramid((1, 2, 3, 4, 6, 8), 3, 2, 2)
+    for scales in (range(0, 6), range(2, 5), range(3, 4)):
+        tokens = slice(pyramid.offsets[scales.start], pyramid.scale_slice(scales.stop - 1).stop)
+        selected = pyramid.select(scales)
+        assert torch.equal(selected.mask(), pyramid.mask()[tokens, tokens])
+        assert selected.previous_scales == min(2, len(scales) - 1)
+    assert pyramid.select(range(0, 6)) == pyramid
+    assert pyramid.select(range(0, 6, 2)).previous_scales == 0
 
 
 def test_causal_mask_is_var_s(seed):
@@ -106,7 +151,11 @@ def test_value_semantics():
     assert first != "a pyramid"
     assert pickle.loads(pickle.dumps(first)) == first
     assert pickle.loads(pickle.dumps(first)).offsets == (0, 1, 5)
-    assert "length=69" in repr(first)
+    assert "length=69" in repr(first) and "previous" not in repr(first)
+    adjacent = Pyramid([1, 2, 8], 3, 1, 1)
+    assert adjacent != first and "previous_scales=1" in repr(adjacent)
+    assert pickle.loads(pickle.dumps(adjacent)) == adjacent
+    assert Pyramid([1, 2, 3], 3, 0, 2) == Pyramid([1, 2, 3], 9, 3, 2)
 
 
 @pytest.mark.parametrize("name", ["sides", "windows", "offsets", "length", "of_no_field"])
@@ -150,6 +199,9 @@ def test_neighborhoods_survive_the_operators_schema(seed):
         (([2, 3], 3, -1), ValueError, "dense_scales"),
         (([2, 3], True), TypeError, "^kernel_size must be an int"),
         (([2, 3], 3, 1.5), TypeError, "^dense_scales must be an int"),
+        (([2, 3], 3, 0, 2), ValueError, r"^previous_scales .* number of scales \(2\), got 2"),
+        (([2, 3], 3, 0, -1), ValueError, "^previous_scales .* got -1"),
+        (([2, 3], 3, 0, 0.5), TypeError, "^previous_scales must be an int"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):

@@ -7,7 +7,15 @@ import torch
 
 from mvar_kernels import Neighborhood, Pyramid
 from mvar_kernels.backends.tiled import tasks
-from mvar_kernels.backends.tiled.tasks import Cut, TileTask, attention_tasks, cut_for, groups, token_tasks
+from mvar_kernels.backends.tiled.tasks import (
+    Cut,
+    TileTask,
+    attention_tasks,
+    cut_for,
+    groups,
+    passes,
+    token_tasks,
+)
 from mvar_kernels.backends.tiled.workers import workers_and_threads
 
 from kernel_cases import random_neighborhood
@@ -28,7 +36,8 @@ def test_each_query_of_each_head_is_in_one_task(seed):
         query = torch.empty(batch, neighborhood.num_queries, heads, 8)
         cut = rng.choice((Cut(1, 1), Cut(1, 4), Cut(2, 1), Cut(12, 2)))
         count = torch.zeros(batch, neighborhood.num_queries, heads)
-        for task in attention_tasks(neighborhood.blocks, query, cut, rng.choice((1, 1 << 12, 1 << 20))):
+        first, *_ = passes(neighborhood)
+        for task in attention_tasks(first, query, cut, rng.choice((1, 1 << 12, 1 << 20))):
             part = count[:, task.block.query_slice]
             if isinstance(task, TileTask):
                 real = task.layout.real
@@ -44,13 +53,24 @@ def test_blocks_of_a_group_share_no_key(seed):
     rng = random.Random(seed)
     for _ in range(40):
         neighborhood = random_neighborhood(rng)
-        found = list(groups(neighborhood))
-        assert tuple(block for group in found for block in group) == neighborhood.blocks
+        found = [group for blocks in passes(neighborhood) for group in groups(blocks)]
+        assert sorted(block for group in found for block in group) == sorted(neighborhood.blocks)
         for group in found:
             keys = [key for block in group for key in range(block.key_slice.start, block.key_slice.stop)]
             assert len(keys) == len(set(keys))
-    assert len(list(groups(Pyramid((1, 2, 3, 9)).neighborhood()))) == 1
-    assert len(list(groups(Pyramid((1, 2, 3, 9)).causal_neighborhood()))) == 4
+    assert len(list(groups(Pyramid((1, 2, 3, 9)).neighborhood().blocks))) == 1
+    assert len(list(groups(Pyramid((1, 2, 3, 9)).causal_neighborhood().blocks))) == 4
+
+
+def test_the_queries_of_a_pass_are_in_one_block(seed):
+    rng = random.Random(seed)
+    for _ in range(40):
+        neighborhood = random_neighborhood(rng)
+        for blocks in passes(neighborhood):
+            queries = [q for block in blocks for q in range(block.query_slice.start, block.query_slice.stop)]
+            assert len(queries) == len(set(queries))
+    adjacent = passes(Pyramid((1, 2, 9, 12), 3, 0, 1).neighborhood())
+    assert [len(blocks) for blocks in adjacent] == [4, 2], "small scales are whole and merged"
 
 
 def test_tokens_are_covered_once():

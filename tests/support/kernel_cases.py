@@ -33,7 +33,9 @@ def random_pyramid(rng: random.Random, largest: int = 14) -> Pyramid:
         for _ in range(rng.randint(1, 6))
     ]
     kernels = [rng.choice([None, rng.randint(1, 9), (rng.randint(1, 9), rng.randint(1, 9))]) for _ in sides]
-    return Pyramid(sides, kernels)
+    return Pyramid(
+        sides, kernels, rng.randint(0, len(sides)) // 2, rng.choice([0, rng.randrange(len(sides))])
+    )
 
 
 def random_neighborhood(rng: random.Random) -> Neighborhood:

@@ -26,6 +26,7 @@ from mvar_kernels.backends.tiled.tasks import (
     attention_tasks,
     cut_for,
     groups,
+    passes,
     token_tasks,
 )
 from mvar_kernels.backends.tiled.workers import Wait, run
@@ -57,12 +58,18 @@ def forward(
     query, key = _normalized(query, key, logit_scale, cut)
     batch, _, heads, _ = query.shape
     precise = torch.promote_types(query.dtype, torch.float32)
-    out = buffers.empty(query.shape, query.dtype, query.device)
+    first, *later = passes(neighborhood)
+    # Parts of one softmax are merged in at least float32.
+    out = buffers.empty(query.shape, precise if later else query.dtype, query.device)
     lse = torch.empty((batch, heads, neighborhood.num_queries), dtype=precise, device=query.device)
     whole = Operands(query, key, value, out, lse.transpose(1, 2), scale)
-    tasks = attention_tasks(neighborhood.blocks, query, cut, _FORWARD_ELEMENTS)
-    run(tasks, lambda task, wait: forward_task(task, whole), cut.threads, scratch.trim)
-    return out, lse
+    for blocks in (first, *later):
+        tasks = attention_tasks(blocks, query, cut, _FORWARD_ELEMENTS)
+        merge = blocks is not first
+        run(
+            tasks, lambda task, wait, merge=merge: forward_task(task, whole, merge), cut.threads, scratch.trim
+        )
+    return out.to(query.dtype), lse
 
 
 def backward(
@@ -79,7 +86,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     cut = cut_for(query, neighborhood)
     q, k = _normalized(query, key, logit_scale, cut)
-    dq = buffers.empty(query.shape, query.dtype, query.device)
+    first, *later = passes(neighborhood)
+    dq = buffers.empty(query.shape, lse.dtype if later else query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
     dk, dv = (buffers.empty(key.shape, lse.dtype, key.device) for _ in range(2))
@@ -91,16 +99,18 @@ def backward(
     run(token_tasks(query, key), clear, cut.threads)
     whole = Operands(q, k, value, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
-    for blocks in groups(neighborhood):
-        tasks = attention_tasks(blocks, query, cut, _BACKWARD_ELEMENTS)
-        run(
-            tasks,
-            lambda task, wait: backward_task(task, wait, whole, gradients),
-            cut.threads,
-            scratch.trim,
-        )
+    for blocks in (first, *later):
+        add = blocks is not first
+        for group in groups(blocks):
+            tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
+            run(
+                tasks,
+                lambda task, wait, add=add: backward_task(task, wait, whole, gradients, add),
+                cut.threads,
+                scratch.trim,
+            )
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, cut)
-    return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
+    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), grad_factor
 
 
 def _normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None, cut: Cut) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mvar_kernels.backends.common.dense import attend, attend_backward
@@ -20,7 +21,7 @@ class Operands(NamedTuple):
 
     Attributes:
         query, key, value: (B, L, H, D).
-        out: (B, Lq, H, D); written by forward.
+        out: (B, Lq, H, D); written by forward, in at least float32 where it merges.
         lse: (B, Lq, H); written by forward.
         scale: factor of the logits.
     """
@@ -39,7 +40,7 @@ class Gradients(NamedTuple):
     Attributes:
         out: (B, Lq, H, D).
         lse: (B, Lq, H), or None.
-        query: (B, Lq, H, D), written.
+        query: (B, Lq, H, D), written, or added to.
         key, value: (B, Lk, H, D), added to.
     """
 
@@ -50,23 +51,32 @@ class Gradients(NamedTuple):
     value: Tensor
 
 
-def forward_task(task: TileTask | HeadTask, whole: Operands) -> None:
-    """Write out and lse of the task's queries."""
+def forward_task(task: TileTask | HeadTask, whole: Operands, merge: bool) -> None:
+    """Write out and lse of the task's queries; `merge` them with what other keys left there."""
     if isinstance(task, HeadTask):
-        _forward_heads(task, whole)
+        _forward_heads(task, whole, merge)
     else:
-        _forward_tiles(task, whole)
+        _forward_tiles(task, whole, merge)
 
 
-def backward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
-    """Write dq of the task's queries; add to dk and dv of the keys that they see, after `wait`."""
+def backward_task(
+    task: TileTask | HeadTask, wait: Wait, whole: Operands, gradients: Gradients, add: bool
+) -> None:
+    """Write dq of the task's queries, or add to it; after `wait` add to dk and dv of the keys they see."""
     if isinstance(task, HeadTask):
-        _backward_heads(task, whole, gradients)
+        _backward_heads(task, whole, gradients, add)
     else:
-        _backward_tiles(task, wait, whole, gradients)
+        _backward_tiles(task, wait, whole, gradients, add)
 
 
-def _forward_heads(task: HeadTask, whole: Operands) -> None:
+def _merged(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return out (..., D) and lse (...) of a softmax over two sets of keys, given those of each."""
+    both = torch.logaddexp(lse, other_lse)
+    share = torch.exp(lse - both).unsqueeze(-1)
+    return torch.lerp(other_out.to(share.dtype), out.to(share.dtype), share), both
+
+
+def _forward_heads(task: HeadTask, whole: Operands, merge: bool) -> None:
     rows, cols = task.block.query_slice, task.block.key_slice
     out, lse = attend(
         _heads(task, whole.query, rows),
@@ -75,11 +85,14 @@ def _forward_heads(task: HeadTask, whole: Operands) -> None:
         None,
         whole.scale,
     )
-    _heads(task, whole.out, rows).copy_(out)
-    _heads(task, whole.lse, rows).copy_(lse)
+    target_out, target_lse = _heads(task, whole.out, rows), _heads(task, whole.lse, rows)
+    if merge:
+        out, lse = _merged(target_out, target_lse, out, lse)
+    target_out.copy_(out)
+    target_lse.copy_(lse)
 
 
-def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> None:
+def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients, add: bool) -> None:
     rows, cols = task.block.query_slice, task.block.key_slice
     dq, dk, dv = attend_backward(
         _heads(task, gradients.out, rows),
@@ -92,7 +105,8 @@ def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> No
         None,
         whole.scale,
     )
-    _heads(task, gradients.query, rows).copy_(dq)
+    target = _heads(task, gradients.query, rows)
+    target.copy_(target + dq if add else dq)
     _heads(task, gradients.key, cols).add_(dk)
     _heads(task, gradients.value, cols).add_(dv)
 
@@ -102,7 +116,7 @@ def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
     return tensor[task.batch, tokens, task.heads].transpose(1, 2)
 
 
-def _forward_tiles(task: TileTask, whole: Operands) -> None:
+def _forward_tiles(task: TileTask, whole: Operands, merge: bool) -> None:
     layout, rows, cols = task.layout, task.block.query_slice, task.block.key_slice
     queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
     q = scratch.gather(0, whole.query[task.batch, rows], queries)
@@ -110,15 +124,21 @@ def _forward_tiles(task: TileTask, whole: Operands) -> None:
     v = scratch.gather(2, whole.value[task.batch, cols], keys)
     out = whole.out[task.batch, rows].flatten(2).unflatten(1, task.block.query_grid)
     lse = whole.lse[task.batch, rows].unflatten(1, task.block.query_grid)
+    if merge:
+        # All of the tiles' queries are read before any strip writes.
+        old_out = scratch.gather(3, whole.out[task.batch, rows], queries)
+        old_lse = scratch.gather(5, whole.lse[task.batch, rows].unsqueeze(-1), queries).squeeze(-1)
     for strip, first_key_row in zip(layout.strips, task.first_key_rows):
-        seen = layout.key_slots(strip, first_key_row)
+        slots, seen = strip.slots, layout.key_slots(strip, first_key_row)
         bias = _repeated_bias(strip, task.tiles, len(q))
-        strip_out, strip_lse = attend(q[:, :, strip.slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
+        strip_out, strip_lse = attend(q[:, :, slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
+        if merge:
+            strip_out, strip_lse = _merged(old_out[:, :, slots], old_lse[:, :, slots], strip_out, strip_lse)
         for target, tiles in ((out, strip_out), (lse, strip_lse)):
             scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.width, rects)
 
 
-def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
+def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients, add: bool) -> None:
     layout, rows, cols = task.layout, task.block.query_slice, task.block.key_slice
     queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
     q = scratch.gather(0, whole.query[task.batch, rows], queries)
@@ -154,7 +174,7 @@ def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Grad
             _repeated_bias(strip, task.tiles, len(q)),
             whole.scale,
         )
-        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects)
+        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects, add)
         of_keys.append((strip, first_key_row, strip_dk, strip_dv))
     wait()
     for strip, first_key_row, strip_dk, strip_dv in of_keys:

@@ -104,10 +104,24 @@ def _scores(neighborhood: Neighborhood) -> int:
     )
 
 
-def groups(neighborhood: Neighborhood) -> Iterator[list[WindowBlock]]:
+@functools.lru_cache(maxsize=256)
+def passes(neighborhood: Neighborhood) -> tuple[tuple[WindowBlock, ...], ...]:
+    """Cut the blocks into passes without a common query; what later passes compute is added to the queries'.
+
+    The first pass has each query's last block, that of its own scale. Attending to one block after the other
+    copies fewer keys than one softmax over all of them, which would need them side by side.
+    """
+    grouped = neighborhood.by_queries()
+    return tuple(
+        tuple(blocks[-1 - number] for blocks in grouped if number < len(blocks))
+        for number in range(max(map(len, grouped), default=0))
+    )
+
+
+def groups(blocks: Sequence[WindowBlock]) -> Iterator[list[WindowBlock]]:
     """Yield the blocks in groups that share no keys, as only those may add to them at the same time."""
     group: list[WindowBlock] = []
-    for block in neighborhood.blocks:
+    for block in blocks:
         if any(_overlap(block.key_slice, other.key_slice) for other in group):
             yield group
             group = []

@@ -214,7 +214,7 @@ class _Builder:
             first = own.stop
             fixed_mask = np.zeros((len(tokens.fixed), total), dtype=np.float32)
             for part in tokens.parts:
-                # The same for every part, as tokens have several parts only where all of them are dense.
+                # The same for every part.
                 fixed_mask[:, own] = part.fixed_features(self.by)
                 looped.append(part.keys if self.by == "query" else part.queries)
                 looped_mask = np.full((len(looped[-1]), total), NEGATIVE, dtype=np.float32)

@@ -8,6 +8,9 @@ vectors, one of each: 0 where they do, hugely negative where they do not.
     dense part      one feature, needed only where parts share a tile; a looped token is NEGATIVE at the
                     features of other parts
 
+Fixed tokens that take part in several blocks (a scale and the scales next to it) have one set of features for
+all of them, that of a windowed part if there is one.
+
 Features follow the fixed tokens because a tile bounds how many rows and columns those have, whatever the
 window: 16 for 8 x 8. Features of the looped tokens were 29 for 8 x 8 tiles and windows of 7.
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +37,12 @@ class TilePart(NamedTuple):
     Attributes:
         block: where both rectangles lie.
         tile: the rectangles.
+        by_rows: whether the fixed tokens have a feature per row and column; else all share one.
     """
 
     block: WindowBlock
     tile: GridTile
+    by_rows: bool
 
     @property
     def queries(self) -> np.ndarray:
@@ -54,12 +58,12 @@ class TilePart(NamedTuple):
 
     def num_features(self, by: str) -> int:
         """Count the features; `by` is "query" or "key" (what is fixed)."""
-        return 1 if self.block.is_dense else sum(map(len, self._fixed(by)))
+        return sum(map(len, self._fixed(by))) if self.by_rows else 1
 
     def fixed_features(self, by: str) -> np.ndarray:
         """Return (fixed tokens, features): 1 at the token's row and at its column."""
         rows, cols = map(len, self._fixed(by))
-        if self.block.is_dense:
+        if not self.by_rows:
             return np.ones((rows * cols, 1), dtype=np.float32)
         token = np.arange(rows * cols)
         features = np.zeros((rows * cols, rows + cols), dtype=np.float32)
@@ -70,7 +74,8 @@ class TilePart(NamedTuple):
     def looped_features(self, by: str) -> np.ndarray:
         """Return (looped tokens, features): NEGATIVE at the rows and columns that do not see the token."""
         if self.block.is_dense:
-            return np.zeros((len(self.keys if by == "query" else self.queries), 1), dtype=np.float32)
+            looped = self.keys if by == "query" else self.queries
+            return np.zeros((len(looped), self.num_features(by)), dtype=np.float32)
         rows = self._outside(0, self.tile.query_rows, self.tile.key_rows)
         cols = self._outside(1, self.tile.query_cols, self.tile.key_cols)
         if by == "query":
@@ -99,7 +104,7 @@ class TileTokens(NamedTuple):
 
     Attributes:
         fixed: the tokens that stay in the program.
-        parts: what they take part in; several only where dense blocks share keys (VAR's mask).
+        parts: what they take part in, one per block; their features are the same.
     """
 
     fixed: np.ndarray
@@ -116,52 +121,75 @@ class TileTokens(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def unsupported(neighborhood: Neighborhood) -> str | None:
     """Return why there are no key tiles, or None, as for all that Pyramid and the public functions make."""
-    for block in neighborhood.blocks:
-        if not block.is_dense:
-            for other in neighborhood.blocks:
-                ends = block.key_offset + block.num_keys, other.key_offset + other.num_keys
-                if other is not block and block.key_offset < ends[1] and other.key_offset < ends[0]:
-                    return "a windowed block shares keys with another block"
+    for first, last, seeing in _stretches(neighborhood):
+        grids = {(block.key_offset, block.key_grid) for block in seeing if not block.is_dense}
+        if grids and (
+            len(grids) > 1 or any(b.key_slice != slice(first, last) for b in seeing if not b.is_dense)
+        ):
+            return "a windowed block shares keys with a block of another grid of keys"
     return None
+
+
+def _stretches(neighborhood: Neighborhood) -> list[tuple[int, int, list[WindowBlock]]]:
+    """Cut the keys where a block begins or ends; return both ends and the blocks that see all in between."""
+    bounds = {0, neighborhood.num_keys}
+    for block in neighborhood.blocks:
+        bounds |= {block.key_slice.start, block.key_slice.stop}
+    return [
+        (
+            first,
+            last,
+            [b for b in neighborhood.blocks if b.key_slice.start <= first and last <= b.key_slice.stop],
+        )
+        for first, last in itertools.pairwise(sorted(bounds))
+    ]
 
 
 def tiles_of_queries(neighborhood: Neighborhood, height: int, width: int) -> list[TileTokens]:
     """Cut all queries into tiles of at most height x width tokens."""
-    parts = [part for block in neighborhood.blocks for part in _cut(block, height, width, query_tiles)]
-    return [TileTokens(part.queries, (part,)) for part in parts]
+    tiles = []
+    for blocks in neighborhood.by_queries():
+        if all(block.is_dense for block in blocks):
+            # Runs of tokens fill tiles better than rectangles.
+            blocks = tuple(map(_as_one_row, blocks))
+            cuts, by_rows = [query_tiles(block, 1, height * width) for block in blocks], False
+        else:
+            cuts, by_rows = [query_tiles(block, height, width) for block in blocks], True
+        for each in zip(*cuts):
+            parts = tuple(TilePart(block, tile, by_rows) for block, tile in zip(blocks, each))
+            tiles.append(TileTokens(parts[0].queries, parts))
+    return tiles
 
 
 def tiles_of_keys(neighborhood: Neighborhood, height: int, width: int) -> list[TileTokens]:
     """Cut all keys into tiles of at most height x width tokens; those of unseen keys have no parts."""
     tiles = []
-    bounds = {0, neighborhood.num_keys}
-    for block in neighborhood.blocks:
-        bounds |= {block.key_offset, block.key_offset + block.num_keys}
-    # Between two neighbouring bounds all keys are seen by the same blocks.
-    for first, last in itertools.pairwise(sorted(bounds)):
-        seeing = [
-            b for b in neighborhood.blocks if b.key_offset <= first and last <= b.key_offset + b.num_keys
-        ]
-        windowed = [block for block in seeing if not block.is_dense]
-        if windowed:
-            tiles += [TileTokens(part.keys, (part,)) for part in _cut(windowed[0], height, width, key_tiles)]
+    for first, last, seeing in _stretches(neighborhood):
+        windowed = next((block for block in seeing if not block.is_dense), None)
+        if windowed is None:
+            for begin in range(first, last, height * width):
+                keys = np.arange(begin, min(begin + height * width, last))
+                tiles.append(TileTokens(keys, tuple(_dense_part(block, keys) for block in seeing)))
             continue
-        for begin in range(first, last, height * width):
-            keys = np.arange(begin, min(begin + height * width, last))
-            tiles.append(TileTokens(keys, tuple(_dense_part(block, keys) for block in seeing)))
+        # All windowed blocks slide over the same grid of keys, so they have the same rectangles of keys.
+        cuts = [
+            _all_queries(block, windowed, height, width)
+            if block.is_dense
+            else [TilePart(block, tile, True) for tile in key_tiles(block, height, width)]
+            for block in seeing
+        ]
+        keys = cuts[seeing.index(windowed)]
+        tiles += [TileTokens(part.keys, parts) for part, parts in zip(keys, zip(*cuts))]
     return tiles
 
 
-def _cut(
-    block: WindowBlock,
-    height: int,
-    width: int,
-    into_tiles: Callable[[WindowBlock, int, int], list[GridTile]],
-) -> list[TilePart]:
-    """Cut windowed blocks into rectangles, dense ones into runs of their tokens, which fill tiles better."""
-    if block.is_dense:
-        block, height, width = _as_one_row(block), 1, height * width
-    return [TilePart(block, tile) for tile in into_tiles(block, height, width)]
+def _all_queries(dense: WindowBlock, grid: WindowBlock, height: int, width: int) -> list[TilePart]:
+    """Give all queries of a dense block to each tile of the keys of `grid`."""
+    block, queries = _as_one_row(dense), range(dense.num_queries)
+    return [
+        TilePart(block, tile._replace(query_rows=range(1), query_cols=queries), True)
+        for tile in key_tiles(grid, height, width)
+    ]
 
 
 def _as_one_row(block: WindowBlock) -> WindowBlock:
@@ -173,4 +201,4 @@ def _dense_part(block: WindowBlock, keys: np.ndarray) -> TilePart:
     """Return all queries of a dense block with some of its keys."""
     first = int(keys[0]) - block.key_offset
     tile = GridTile(range(1), range(block.num_queries), range(1), range(first, first + len(keys)))
-    return TilePart(_as_one_row(block), tile)
+    return TilePart(_as_one_row(block), tile, False)

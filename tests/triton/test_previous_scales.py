@@ -1,0 +1,70 @@
+"""Windows in a scale and in the scales before it share one softmax: several blocks of keys in one tile."""
+
+import random
+
+import pytest
+import torch
+
+from mvar_kernels import Pyramid, neighborhood_attn, pyramid_markov_attn
+
+from kernel_cases import (
+    PYRAMID_DIGITS,
+    assert_windows_in_slices,
+    draw_inputs,
+    errors_beside_plain_pytorch,
+    random_pyramid,
+)
+from triton_support import DEVICE, HALF, compare
+
+ADJACENT = Pyramid((1, 2, 3, 4, 6, 8), 3, 3, 1)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_windows_exactly(part, seed):
+    """200 random pyramids in all; with q = 0 and one-hot values the output is the window."""
+    rng = random.Random(seed + part)
+    for index in range(50):
+        pyramid = random_pyramid(rng, largest=5)
+        while pyramid.length > 64:
+            pyramid = random_pyramid(rng, largest=5)
+        assert_windows_in_slices(pyramid.neighborhood(), "triton", DEVICE, f"{index} {pyramid}")
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("previous_scales", [1, 2, 5])
+def test_against_float64(previous_scales, cosine):
+    pyramid = Pyramid(PYRAMID_DIGITS.sides, 3, 3, previous_scales)
+    compare(pyramid.neighborhood(), batch=1, cosine=cosine, dim=16)
+
+
+def test_tiles_of_several_chunks():
+    """Grids larger than a tile, whose keys in both scales take more than one chunk."""
+    compare(Pyramid((13, 16), 7, 0, 1).neighborhood(), batch=1, heads=1, dim=16)
+
+
+@pytest.mark.parametrize("scale", range(PYRAMID_DIGITS.num_scales))
+def test_one_scale_at_a_time_is_all_at_once(scale):
+    query, key, value, *_ = draw_inputs(ADJACENT.neighborhood(), batch=1, dim=16, device=DEVICE)
+    whole = pyramid_markov_attn(query, key, value, ADJACENT, backend="triton")
+    own = ADJACENT.scale_slice(scale)
+    seen = slice(ADJACENT.offsets[ADJACENT.first_seen(scale)], own.stop)
+    step = neighborhood_attn(
+        query[:, own], key[:, seen], value[:, seen], ADJACENT.step_neighborhood(scale), backend="triton"
+    )
+    assert (step - whole[:, own]).abs().max() <= 2e-5
+
+
+def test_all_whole_scales_are_var_s_neighborhood():
+    """One block of keys per scale of queries, so that VAR's tiles have as many chunks as before."""
+    neighborhood = Pyramid(PYRAMID_DIGITS.sides, 1, 6, 5).neighborhood()
+    assert neighborhood == PYRAMID_DIGITS.causal_neighborhood()
+    assert len(neighborhood.blocks) == PYRAMID_DIGITS.num_scales
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("factor", [None, 10.0])
+def test_errors_are_at_most_twice_those_of_plain_pytorch(dtype, factor):
+    found = errors_beside_plain_pytorch("triton", ADJACENT.neighborhood(), dtype, factor, batch=1, heads=1)
+    for name, error, plain, largest in found:
+        size = largest if name != "dlogit_scale" else 2 * ADJACENT.length**0.5
+        assert error <= 2 * plain + 2 * torch.finfo(dtype).eps * size, name
