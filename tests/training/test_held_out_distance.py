@@ -19,6 +19,7 @@ from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.task import Task
+from mvar_models.training.transformer_task import TransformerTask
 
 from run_cases import arguments, invoke, losses, make_data
 from training_cases import new_loop, tiny_tokens
@@ -51,6 +52,15 @@ def test_drawn_images_of_the_held_out_classes(folder, tmp_path, ema):
     expected = evaluate(drawn, real, features="pixels", metrics=["fd"])["fd"]
     assert found[3] == pytest.approx(expected, rel=1e-9)
     assert f"Frechet distance {expected:.2f} of pixels features to at most 6 held-out images" in result.output
+
+
+def test_both_sets_have_the_same_classes(folder, tmp_path):
+    """Half of them are of either class, as in the data."""
+    plain = new_loop(tmp_path / "run").task
+    source = open_images(str(folder / "data"), 16)
+    task = TransformerTask(plain.model, plain.vqvae, plain.train, plain.val, plain.settings, source)
+    drawn, real = task.compared(task.model, 6)
+    assert drawn.labels.tolist() == real.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_reconstructions_of_held_out_images(tmp_path):
