@@ -212,9 +212,13 @@ def _likelihood(drawn: DrawnSet, data: str, batch_size: int, processes: Processe
 def _show(results: list[dict[str, Any]], json_file: Path | None) -> None:
     for line in table(results):
         click.echo(line)
+    for name, reason in results[0]["left_out"].items():
+        if all(name in each["left_out"] for each in results):
+            click.echo(f"no {name}: {reason}")
     for each in results:
         for name, reason in each["left_out"].items():
-            click.echo(f"{each['sets']['drawn']['name']}: no {name}: {reason}")
+            if any(name not in other["left_out"] for other in results):
+                click.echo(f"{each['sets']['drawn']['name']}: no {name}: {reason}")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         content = results[0] if len(results) == 1 else {"sets": results}

@@ -42,6 +42,19 @@ def test_table_json_and_statistics(files):
     assert json.loads((files / "figures.json").read_text())["fd"] == first["fd"]
 
 
+def test_what_no_set_has_is_said_once(files):
+    np.savez(files / "few.npz", random_images(3))
+    options = ["--features", "pixels", "--metrics", "fd", "--out", files / "out"]
+    both = [files / "drawn.npz", files / "few.npz", "--reference", files / "reference.npz"]
+    assert "no " not in run(*both, *options).output
+    done = run(*both, "--features", "pixels", "--out", files / "out")
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if ": no " in line or line.startswith("no ")]
+    assert [line.partition(":")[0] for line in lines[:2]] == ["no sfd", "no is"]
+    assert all(line.startswith(str(files / "few.npz")) for line in lines[2:])
+    assert len(lines) > 2
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
