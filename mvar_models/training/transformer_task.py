@@ -24,6 +24,7 @@ from mvar_models.pipeline import Pipeline
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.registry import architecture
 from mvar_models.tokens.token_set import TokenSet
+from mvar_models.training.scale_weights import token_weights
 from mvar_models.training.settings import PRECISIONS, TransformerSettings
 from mvar_models.training.task import Task
 
@@ -98,6 +99,8 @@ class TransformerTask(Task):
         depth = model.config.depth
         largest = 0.1 * depth / 24 if settings.drop_path is None else settings.drop_path
         self.drop_rates = np.linspace(0, largest, depth)
+        weights = token_weights(settings.scale_weights, model.config.sides)
+        self.token_weights = None if weights is None else weights.to(settings.device)
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +137,7 @@ class TransformerTask(Task):
             scales=scales,
             label_smoothing=settings.label_smoothing,
             path_keep=self.path_keep(step, rows),
+            token_weights=self.token_weights,
         )
         return loss, {} if scales is None else {"first_scale": scales.start, "last_scale": scales.stop - 1}
 

@@ -1,7 +1,6 @@
-"""Optional losses of the VQVAE: a perceptual one (LPIPS) and an adversarial one.
+"""The optional adversarial loss of the VQVAE, VQGAN's (arXiv 2012.09841).
 
-The adversarial loss is VQGAN's (arXiv 2012.09841): a patch discriminator, hinge losses, and a weight that
-balances gradients.
+It is a patch discriminator, hinge losses, and a weight that balances gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvar_models.optional import require
 from mvar_models.training.processes import Processes
 
 _BETAS = (0.5, 0.9)
@@ -147,22 +145,3 @@ class Adversary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-class Perceptual(nn.Module):
-    """LPIPS (arXiv 1801.03924), averaged over images. Its first use downloads the weights of VGG16.
-
-    Raises:
-        ImportError: the extra `perceptual` is not installed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        lpips = require("lpips", "perceptual")
-        self.network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
-
-    def forward(self, images: Tensor, originals: Tensor) -> Tensor:
-        """Return a scalar for two batches (n, 3, R, R) in [-1, 1]."""
-        with torch.autocast(images.device.type, enabled=False):
-            distance: Tensor = self.network(images.float(), originals.float()).mean()
-        return distance

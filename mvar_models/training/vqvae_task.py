@@ -25,10 +25,11 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.training.dead_codes import DeadCodes
 from mvar_models.training.optimizer import learning_rate_factor
+from mvar_models.training.perceptual import PERCEPTUAL
 from mvar_models.training.processes import Processes
 from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.task import Task
-from mvar_models.training.vqvae_losses import Adversary, Perceptual
+from mvar_models.training.vqvae_losses import Adversary
 
 # A validation batch has at most this many images, and at most the pixels of 16 images of 256 px, whose
 # reconstruction takes 5 GB with the released decoder.
@@ -87,7 +88,9 @@ class VQVAETask(Task):
         self.val = val
         self.settings = settings
         self.dead_codes = DeadCodes(model, settings)
-        self.perceptual = Perceptual().to(settings.device) if settings.perceptual else None
+        self.perceptual: nn.Module | None = None
+        if settings.perceptual:
+            self.perceptual = PERCEPTUAL[settings.perceptual_network]().to(settings.device)
         self.adversary: Adversary | None = None
         if settings.adversarial:
             self.adversary = Adversary(

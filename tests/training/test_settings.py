@@ -61,6 +61,7 @@ schedule: packed
         ("lr", 0.0),
         ("arch", "vqvae"),
         ("schedule", "random"),
+        ("scale_weights", "sides"),
         ("label_drop", 1.0),
         ("drop_path", -0.1),
     ],

@@ -1,7 +1,4 @@
-"""Discriminator, hinge, balance of gradients, and LPIPS."""
-
-import sys
-import types
+"""Discriminator, hinge, balance of gradients."""
 
 import pytest
 import torch
@@ -57,39 +54,3 @@ def test_adversarial_loss_pulls_as_hard_as_the_others():
 def test_hinge_loss():
     assert hinge_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])) == 0
     assert hinge_loss(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(0.5 * (1 + 1.5))
-
-
-def test_perceptual_loss_needs_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(ImportError, match=r"lpips .*\[perceptual\]"):
-        task(perceptual=1.0)
-
-
-def test_perceptual_loss_is_added(monkeypatch):
-    """The library's network stands for itself by one that needs no weights: what is asked of it, and where
-    its value goes.
-    """
-
-    class LPIPS(torch.nn.Module):
-        def __init__(self, net, verbose):
-            super().__init__()
-            assert net == "vgg"
-            assert not verbose
-            self.scale = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, first, second):
-            assert first.shape == second.shape
-            assert second.min() >= -1
-            assert second.max() <= 1
-            return (first - second).abs().mean((1, 2, 3), keepdim=True) * self.scale
-
-    module = types.ModuleType("lpips")
-    module.LPIPS = LPIPS
-    monkeypatch.setitem(sys.modules, "lpips", module)
-    plain, subject = task(), task(perceptual=2.0)
-    loss, figures = subject.loss(0)
-    assert loss.item() == pytest.approx(plain.loss(0)[0].item() + 2 * figures["perceptual"], rel=1e-5)
-    assert figures["perceptual"] > 0
-    loss.backward()
-    assert subject.perceptual.network.scale.grad is None
-    assert not any("perceptual" in name for name in subject.model.state_dict())
