@@ -209,9 +209,6 @@ class TransformerConfig(Config):
             checkpoint's own `vqvae` folder.
     """
 
-    # Whether a scale can be computed from its own input, without the tokens of the coarser scales.
-    scales_alone: ClassVar[bool] = False
-
     depth: int = 16
     width: int = None  # type: ignore[assignment]  # never None after __post_init__
     num_heads: int = None  # type: ignore[assignment]  # never None after __post_init__
@@ -256,6 +253,11 @@ class TransformerConfig(Config):
         """Tokens per image, over all scales."""
         return sum(side * side for side in self.sides)
 
+    @property
+    def scales_alone(self) -> bool:
+        """Whether a scale can be computed from its own input, without the tokens of the coarser scales."""
+        return False
+
     def scale_of_token(self) -> torch.Tensor:
         """Return the scale that each packed token belongs to: (L,) int64."""
         return torch.cat([torch.full((side * side,), scale) for scale, side in enumerate(self.sides)])
@@ -289,18 +291,20 @@ class VARConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MVARConfig(TransformerConfig):
-    """MVAR: every token attends inside its own scale.
+    """MVAR: every token attends inside its own scale, and to `previous_scales` before it if there are any.
 
     Attributes:
         kernel_size: Side of the window that tokens of the finer scales attend to.
-        dense_scales: Number of leading scales that attend to the whole scale.
+        dense_scales: Number of leading scales that attend to whole scales.
+        previous_scales: Scales before its own that a token attends to as well, at the corresponding place; 0,
+            as released, for none. With all of them and dense scales the model is a VAR.
     """
 
     model_type: ClassVar[str] = "mvar"
-    scales_alone: ClassVar[bool] = True
 
     kernel_size: int = 7
     dense_scales: int = 8
+    previous_scales: int = 0
     guidance_scale: float = 2.7
     top_k: int = 1200
     top_p: float = 0.99
@@ -311,8 +315,12 @@ class MVARConfig(TransformerConfig):
             raise ValueError(f"kernel_size must be at least 1, got {self.kernel_size}")
         self.pyramid()  # wrong windows are an error here, not at the first forward
 
+    @property
+    def scales_alone(self) -> bool:
+        return self.previous_scales == 0
+
     def pyramid(self) -> Pyramid:
-        return Pyramid(self.sides, self.kernel_size, self.dense_scales)
+        return Pyramid(self.sides, self.kernel_size, self.dense_scales, self.previous_scales)
 
     @classmethod
     def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
@@ -330,7 +338,6 @@ class MarkovVARConfig(TransformerConfig):
     """
 
     model_type: ClassVar[str] = "markov-var"
-    scales_alone: ClassVar[bool] = True
 
     mlp_ratio: float = 8 / 3
     kernel_size: int | None = None
@@ -354,6 +361,10 @@ class MarkovVARConfig(TransformerConfig):
             if value % of:
                 raise ValueError(f"{name} must be a multiple of {of} for Markov-VAR, got {value}")
         self.pyramid()  # wrong windows are an error here, not at the first forward
+
+    @property
+    def scales_alone(self) -> bool:
+        return True
 
     @property
     def hidden_width(self) -> int:

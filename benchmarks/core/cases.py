@@ -30,7 +30,8 @@ class Case:
         name: What tables call it.
         sides: Sides of the pyramid's scales; a single side is one grid.
         kernel_size: Window of the scales that are not dense.
-        dense_scales: How many of the first scales attend to the whole scale.
+        dense_scales: How many of the first scales attend to whole scales.
+        previous_scales: How many scales before its own a token attends to as well.
         batch, heads, head_dim: Shape of query, key and value, (batch, tokens, heads, head_dim).
         dtype: Type of query, key and value.
         cosine: Normalize query and key and scale the scores per head.
@@ -42,6 +43,7 @@ class Case:
     sides: tuple[int, ...]
     kernel_size: int = 7
     dense_scales: int = 0
+    previous_scales: int = 0
     batch: int = 1
     heads: int = 8
     head_dim: int = 64
@@ -52,7 +54,7 @@ class Case:
 
     @cached_property
     def pyramid(self) -> Pyramid:
-        return Pyramid(self.sides, self.kernel_size, self.dense_scales)
+        return Pyramid(self.sides, self.kernel_size, self.dense_scales, self.previous_scales)
 
     @property
     def neighborhood(self) -> Neighborhood:

@@ -16,6 +16,7 @@ from benchmarks.peers.baselines import Baseline, DenseMask, Eager
 from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_models.networks.block import SelfAttention, TransformerBlock
 from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.networks.var import VAR
 
 # Ways to compute a training step's loss, as the memory suite compares them.
 WAYS = ("plain, scores kept", "plain", "ours", "ours, checkpointed")
@@ -90,7 +91,7 @@ def case_of(model: ScaleTransformer, batch: int, dtype: torch.dtype, direction: 
     config = model.config
     windows = {
         name: getattr(config, name)
-        for name in ("kernel_size", "dense_scales")
+        for name in ("kernel_size", "dense_scales", "previous_scales")
         if name in config.field_names()
     }
     return Case(
@@ -102,7 +103,7 @@ def case_of(model: ScaleTransformer, batch: int, dtype: torch.dtype, direction: 
         dtype=dtype,
         cosine=config.cosine_attention,
         direction=direction,
-        causal=not config.scales_alone,
+        causal=isinstance(model, VAR),
         **windows,
     )
 

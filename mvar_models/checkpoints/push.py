@@ -23,6 +23,7 @@ _LISTED = (
     "sides",
     "kernel_size",
     "dense_scales",
+    "previous_scales",
     "guidance_scale",
     "top_k",
     "top_p",

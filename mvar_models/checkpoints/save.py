@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvar_models.checkpoints import official
-from mvar_models.config import Config
+from mvar_models.config import Config, MVARConfig
 from mvar_models.files import replacing
 from mvar_models.registry import architecture
 
@@ -36,7 +36,15 @@ def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype | 
 def export_official(model: nn.Module, config: Config, path: Path) -> None:
     """Write a .pth that the released programs load strictly, with the outer entry that the published file
     has.
+
+    Raises:
+        ValueError: the model attends to previous scales, which the released programs cannot.
     """
+    if isinstance(config, MVARConfig) and config.previous_scales:
+        raise ValueError(
+            "the released programs know no previous_scales, so this model has no released layout; "
+            "save it with save_pretrained"
+        )
     state = {
         name: value.detach().cpu().contiguous() for name, value in official.to_official(model, config).items()
     }

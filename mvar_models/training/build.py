@@ -23,6 +23,7 @@ _KERNEL_SIZE = 7
 _WORDNET_ID = re.compile(r"n\d{8}")
 # Settings of a windowed architecture that a checkpoint of another one does not hold.
 _WINDOWS = ("kernel_size", "dense_scales")
+_PREVIOUS = "previous_scales"
 # Settings that a VQVAE's run shares with the model's configuration.
 _VQVAE_SHAPE = (
     "vocab_size",
@@ -60,6 +61,10 @@ def load_initial(settings: TransformerSettings, opened: Checkpoint | None = None
         )
         return converted
     model: ScaleTransformer = network.from_pretrained(checkpoint)
+    previous_scales = _previous_scales(row, settings)
+    if previous_scales is not None and previous_scales != getattr(model.config, _PREVIOUS):
+        # The parameters are the same, so any checkpoint can be trained to see more or fewer scales.
+        model = getattr(model, f"with_{_PREVIOUS}")(previous_scales)
     for name in _WINDOWS if _has_windows(row) else ():
         asked, actual = getattr(settings, name), getattr(model.config, name)
         if asked is not None and asked != actual:
@@ -98,6 +103,8 @@ def build_transformer(
     """
     model = checkpoint or load_initial(settings) or _new_transformer(settings, vqvae, class_names)
     check_codes(model, vqvae, settings)
+    # A checkpoint may bring previous scales that the settings do not name.
+    settings.check_schedule(model.config.scales_alone)
     if not _same_classes(model.config, class_names):
         if not resuming:
             logger.warning(
@@ -176,6 +183,7 @@ def windows_for(row: Architecture, settings: TransformerSettings, sides: Sequenc
 
     Empty for an architecture without windows, and for one that has none unless asked.
     """
+    previous_scales = _previous_scales(row, settings)
     if not _has_windows(row) or (settings.kernel_size is None and row.config_class()().kernel_size is None):
         return {}
     dense, kernel_size = settings.dense_scales, settings.kernel_size
@@ -188,7 +196,19 @@ def windows_for(row: Architecture, settings: TransformerSettings, sides: Sequenc
             "no scale has windows: all attend to the whole grid; "
             "fewer --dense-scales or a smaller --kernel-size give some"
         )
-    return {"kernel_size": kernel_size, "dense_scales": dense}
+    windows = {"kernel_size": kernel_size, "dense_scales": dense}
+    return windows if previous_scales is None else {**windows, _PREVIOUS: previous_scales}
+
+
+def _previous_scales(row: Architecture, settings: TransformerSettings) -> int | None:
+    """Return the previous scales asked for, or None.
+
+    Raises:
+        ValueError: the architecture sees none, or always the same.
+    """
+    if settings.previous_scales is not None and _PREVIOUS not in row.config_class().field_names():
+        raise ValueError(f"{_PREVIOUS} is a setting of an MVAR, which a {row.title} does not have")
+    return settings.previous_scales
 
 
 def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:

@@ -184,6 +184,11 @@ class TransformerSettings(RunSettings):
         "Leading scales that attend without a window.",
         shown="the checkpoint's if it is an MVAR, else the scales of side 10 or less",
     )
+    previous_scales: int | None = setting(
+        None,
+        "Scales before its own that a token of an MVAR attends to as well.",
+        shown="the checkpoint's if it is an MVAR, else 0",
+    )
     copies: int | None = setting(
         None,
         "Cached variants per image.",
@@ -218,14 +223,20 @@ class TransformerSettings(RunSettings):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         row = architecture(self.arch)
-        if self.schedule == "alternating" and not row.config_class().scales_alone:
-            raise ValueError(
-                f"schedule 'alternating' trains scales apart, which {row.title} cannot; use 'packed'"
-            )
+        self.check_schedule(row.config_class()().scales_alone and not self.previous_scales)
         for name in ("label_drop", "drop_path", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+    def check_schedule(self, scales_alone: bool) -> None:
+        """Raise ValueError if the schedule needs `scales_alone` (see `TransformerConfig`) and it is false."""
+        if self.schedule == "alternating" and not scales_alone:
+            row = architecture(self.arch)
+            which = row.title + (" with previous_scales" if row.config_class()().scales_alone else "")
+            raise ValueError(
+                f"schedule 'alternating' trains scales apart, which {which} cannot; use 'packed'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from mvar_models import MVAR, VAR
 from mvar_models.checkpoints.official import from_official, to_official
-from mvar_models.checkpoints.save import save_safetensors
+from mvar_models.checkpoints.save import export_official, save_safetensors
 
 from checkpoint_cases import small, small_vqvae
 from tiny_models import tiny_mvar
@@ -46,3 +46,10 @@ def test_a_failed_save_leaves_the_old_weights(tmp_path):
         save_safetensors({"a": shared, "b": shared}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_previous_scales_have_no_released_layout(tmp_path):
+    model = tiny_mvar().with_previous_scales(1)
+    with pytest.raises(ValueError, match="know no previous_scales"):
+        export_official(model, model.config, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())

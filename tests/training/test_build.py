@@ -100,3 +100,22 @@ def test_markov_var_has_windows_only_if_asked():
     row = architecture("markov-var")
     assert windows_for(row, settings(), SIDES_256) == {}
     assert windows_for(row, settings(kernel_size=5), SIDES_256) == {"kernel_size": 5, "dense_scales": 8}
+
+
+def test_previous_scales_come_from_any_checkpoint(saved):
+    """The parameters of VAR, MVAR and MVAR with previous scales are the same."""
+    for init in ("var", "mvar"):
+        asked = settings(init=str(saved / init), previous_scales=1)
+        model = build_transformer(asked, tiny_vqvae(), NAMES)
+        assert model.config.previous_scales == 1 and not model.config.scales_alone
+    model.save_pretrained(saved / "adjacent")
+    kept = build_transformer(settings(init=str(saved / "adjacent")), tiny_vqvae(), NAMES)
+    assert kept.config.previous_scales == 1
+    back = build_transformer(settings(init=str(saved / "adjacent"), previous_scales=0), tiny_vqvae(), NAMES)
+    assert back.config.previous_scales == 0
+    with pytest.raises(ValueError, match=r"'alternating'.*previous_scales cannot"):
+        build_transformer(settings(init=str(saved / "adjacent"), schedule="alternating"), tiny_vqvae(), NAMES)
+    with pytest.raises(ValueError, match="previous_scales is a setting of an MVAR"):
+        build_transformer(settings(arch="markov-var", previous_scales=1), tiny_vqvae(), NAMES)
+    with pytest.raises(ValueError, match="previous_scales must be at least 0"):
+        build_transformer(settings(init=str(saved / "var"), previous_scales=-1), tiny_vqvae(), NAMES)
