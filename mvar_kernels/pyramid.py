@@ -339,16 +339,21 @@ def _blocks_of_scale(pyramid: Pyramid, scale: int) -> list[WindowBlock]:
     A run is one row of keys, however many scales it has, so that VAR's keys fill tiles as one scale would.
     """
     windows = (*pyramid.previous_windows[scale], pyramid.windows[scale])
-    seen = range(scale - len(windows) + 1, scale + 1)
-    queries = pyramid.offsets[scale], pyramid.sides[scale]
-    blocks = []
-    for whole, run in itertools.groupby(zip(seen, windows), lambda each: each[1] == pyramid.sides[each[0]]):
-        keys = list(run)
-        if whole and len(keys) > 1:
-            first, last = pyramid.offsets[keys[0][0]], pyramid.scale_slice(keys[-1][0]).stop
-            blocks.append(WindowBlock(*queries, first, (1, last - first), (1, last - first)))
-        else:
-            blocks += [WindowBlock(*queries, pyramid.offsets[key], pyramid.sides[key], w) for key, w in keys]
+    blocks: list[WindowBlock] = []
+    whole_before = False
+    # torch.compile traces this, so it is a plain loop.
+    for key_scale, window in enumerate(windows, scale - len(windows) + 1):
+        grid = pyramid.sides[key_scale]
+        block = WindowBlock(
+            pyramid.offsets[scale], pyramid.sides[scale], pyramid.offsets[key_scale], grid, window
+        )
+        whole = window == grid
+        if whole and whole_before:
+            before = blocks.pop()
+            keys = (1, before.num_keys + block.num_keys)
+            block = before._replace(key_grid=keys, window=keys)
+        blocks.append(block)
+        whole_before = whole
     return blocks
 
 
