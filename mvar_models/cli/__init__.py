@@ -27,6 +27,7 @@ COMMANDS: dict[str, Row] = {
     "evaluate": Row("mvar_models.cli.evaluate:evaluate_command", "Compare drawn images with a reference."),
     "export": Row("mvar_models.cli.export:export", "Write a model for the released programs."),
     "finetune": Row("mvar_models.cli.finetune:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
+    "gallery": Row("mvar_models.cli.gallery:gallery", "Draw contact sheets of a model."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),
     "sample": Row("mvar_models.cli.sample:sample", "Draw images, or the file that FID programs read."),
     "sweep": Row("mvar_models.cli.sweep:sweep_command", "Find a model's best guidance, top-k and top-p."),

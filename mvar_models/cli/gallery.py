@@ -1,0 +1,73 @@
+"""The command `mvar gallery`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from mvar_models.cli.drawing_options import checkpoint_options, filter_options
+from mvar_models.config import CONFIG_NAME
+from mvar_models.demo.gallery import draw_gallery
+from mvar_models.devices import default_device
+from mvar_models.pipeline import pipeline_for
+
+
+@click.command()
+@checkpoint_options
+@click.option(
+    "--labels",
+    default=None,
+    help="Class numbers or names, separated by commas. Default: all, or twenty spread evenly over more.",
+)
+@click.option("--n", default=6, type=click.IntRange(min=1), help="Images per class.")
+@click.option("--seed", default=0, help="Image i of a sheet takes seed + i.")
+@filter_options
+@click.option(
+    "--out",
+    "-o",
+    default="gallery",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the PNGs and their index.",
+)
+def gallery(
+    model: str | None,
+    vqvae: str | None,
+    arch: str | None,
+    dtype: str,
+    device: str | None,
+    preset: Path | None,
+    labels: str | None,
+    n: int,
+    seed: int,
+    out: Path,
+    **given: Any,
+) -> None:
+    """Draw contact sheets of a model: its classes, its scales, an in-painting and a change of class.
+
+    --model also takes the folder of a run, whose finished model draws, or its best one so far.
+    """
+    if model is None:
+        raise click.UsageError("--model is missing: what should draw?")
+    pipeline = pipeline_for(
+        _model_of_run(model),
+        arch=arch,
+        vqvae=vqvae,
+        preset=preset,
+        device=device or default_device(),
+        dtype=getattr(torch, dtype),
+    )
+    chosen = None if labels is None else [part.strip() for part in labels.split(",")]
+    files = draw_gallery(pipeline, out, name=model, labels=chosen, samples=n, seed=seed, **given)
+    click.echo(f"{len(files) - 1} sheets, listed in {files[-1]}")
+
+
+def _model_of_run(model: str) -> str:
+    """Return the model's folder if `model` is the folder of a run, else `model`."""
+    for inside in ("model", "best"):
+        folder = Path(model) / inside
+        if (Path(model) / "config.yaml").is_file() and (folder / CONFIG_NAME).is_file():
+            return str(folder)
+    return model
