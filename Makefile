@@ -22,7 +22,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-fast test-gpu test-emulated bench tune gpu test-min wheel-test weights lint format docs clean
+.PHONY: setup demo test test-fast test-gpu test-emulated bench tune gpu test-min wheel-test weights weights-emoji lint format docs clean
 
 setup: $(STAMP)
 
@@ -94,6 +94,11 @@ wheel-test: $(STAMP)
 # How the embedded weights were made, step by step; about 20 minutes on two cores.
 weights: $(STAMP)
 	PATH="$(abspath $(VENV))/bin:$$PATH" sh mvar_models/weights/digits/reproduce.sh
+
+# The emoji models: fetches the images with npm, trains and rounds. A stage takes two hours at most in one call; the next
+# call continues where it was. WORK=FOLDER holds the runs.
+weights-emoji: $(STAMP)
+	PYTHONPATH=. $(PY) scripts/emoji_weights.py $(if $(WORK),--work $(WORK))
 
 # What `make demo` and `make test` do without: linters and the documentation's tools have stamps of their own.
 $(DEV_STAMP): $(STAMP)

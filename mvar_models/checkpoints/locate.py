@@ -142,7 +142,7 @@ def _of_entry(name: str, entry: zoo.Entry, hub: HubOptions) -> Source:
     if entry.repository != zoo.EMBEDDED:
         hub = replace(hub, revision=hub.revision or entry.revision)
         return Source(name, entry.file, None, entry.repository, entry, hub)
-    folder = Path(str(resources.files("mvar_models"))) / "weights" / "digits" / entry.file
+    folder = Path(str(resources.files("mvar_models"))) / "weights" / entry.file
     if not (folder / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{folder} is missing: this installation lacks its weights; install it again")
     return Source(name, str(folder / WEIGHTS_NAME), str(folder / CONFIG_NAME), entry=entry)

@@ -107,14 +107,14 @@ def _markov_var(depth: int, *, parameters: str, fid: float, inception: float) ->
     )
 
 
-def _digits(name: str, *, model_type: str, parameters: str) -> Entry:
+def _embedded(family: str, name: str, *, model_type: str, resolution: int, parameters: str) -> Entry:
     return Entry(
         name=name,
         model_type=model_type,
         repository=EMBEDDED,
-        file=name,
+        file=f"{family}/{name}",
         licence="MIT",
-        resolution=32,
+        resolution=resolution,
         parameters=parameters,
     )
 
@@ -176,9 +176,9 @@ ENTRIES: dict[str, Entry] = {
         _markov_var(16, parameters="320 M", fid=3.23, inception=256.2),
         _markov_var(20, parameters="623 M", fid=2.44, inception=286.1),
         _markov_var(24, parameters="1.05 B", fid=2.15, inception=310.9),
-        _digits("vae-digits", model_type="vqvae", parameters="0.33 M"),
-        _digits("var-digits", model_type="var", parameters="0.98 M"),
-        _digits("mvar-digits", model_type="mvar", parameters="0.98 M"),
+        _embedded("digits", "vae-digits", model_type="vqvae", resolution=32, parameters="0.33 M"),
+        _embedded("digits", "var-digits", model_type="var", resolution=32, parameters="0.98 M"),
+        _embedded("digits", "mvar-digits", model_type="mvar", resolution=32, parameters="0.98 M"),
     )
 }
 

@@ -1,0 +1,235 @@
+"""Make the emoji models from nothing: `python scripts/emoji_weights.py` (or `make weights-emoji`).
+
+The stages are images, vae, tokens, var and mvar; each of the three networks is then rounded to half precision
+and stored in the package's weights. A stage whose result stands is skipped. One that takes longer than
+--minutes is stopped with its work saved, and the next call continues it, so the whole is made in as many
+calls as it takes.
+
+The weights are used under their names after the zoo has entries for them; the last call prints those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import mvar_models
+from mvar_models.checkpoints.push import CardFacts, model_card
+from mvar_models.files import write_text
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE.parent / "mvar_models" / "weights" / "emoji"
+MOST_BYTES = 25_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyperparameter, as options of the commands.
+
+    Attributes:
+        vae: Of `mvar train-vqvae`.
+        tokens: Of `mvar tokenize`. The data holds flags, letters and arrows, so nothing is mirrored.
+        var: Of `mvar train`.
+        mvar: Of `mvar finetune`.
+    """
+
+    vae: dict[str, str] = field(
+        default_factory=lambda: {
+            "steps": "4000",
+            "batch-size": "16",
+            "channels": "32",
+            "channel-multipliers": "1,2,2",
+            "sides": "1,2,3,4,5,6,8,10,13,16",
+            "vocab-size": "1024",
+            "z-channels": "16",
+            "ema": "0.998",
+            "save-every": "200",
+            "validate-every": "500",
+        }
+    )
+    tokens: dict[str, str] = field(default_factory=lambda: {"copies": "1"})
+    var: dict[str, str] = field(
+        default_factory=lambda: {
+            "arch": "var",
+            "depth": "4",
+            "width": "256",
+            "num-heads": "4",
+            "steps": "4000",
+            "batch-size": "16",
+            "lr": "1e-3",
+            "ema": "0.998",
+            "save-every": "100",
+            "validate-every": "500",
+        }
+    )
+    mvar: dict[str, str] = field(
+        default_factory=lambda: {
+            "arch": "mvar",
+            "kernel-size": "7",
+            "dense-scales": "8",
+            "steps": "2000",
+            "batch-size": "16",
+            "lr": "5e-4",
+            "ema": "0.998",
+            "save-every": "100",
+            "validate-every": "500",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Where everything lies, and how long a stage may take in one call.
+
+    Attributes:
+        work: Folder of the images, the codes and the runs.
+        weights: Folder of the half-precision models.
+        recipe: The hyperparameters.
+        images: Folder of class folders; fetched into `work` if None.
+        archives: Folder that keeps the fetched packages; None keeps none.
+        minutes: Time of a stage in one call.
+    """
+
+    work: Path
+    weights: Path = WEIGHTS
+    recipe: Recipe = field(default_factory=Recipe)
+    images: Path | None = None
+    archives: Path | None = None
+    minutes: float = 120.0
+
+    def make(self, only: str | None = None) -> None:
+        """Run the stages whose results are missing, or one of them.
+
+        Raises:
+            SystemExit: a stage failed or ran out of time; the message says how to continue.
+        """
+        work, recipe = self.work, self.recipe
+        images, tokens, vae = self.images or work / "images", work / "tokens", work / "vae" / "model"
+        # Codes are made with the rounded VQVAE, the one that will decode them.
+        rounded = self.weights / "vae-emoji"
+        stages = {
+            "images": lambda: self._fetch(images),
+            "vae": lambda: self._train("train-vqvae", "vae", {"data": str(images), **recipe.vae}),
+            "tokens": lambda: self._tokenize(images, tokens, rounded),
+            "var": lambda: self._train(
+                "train", "var", {"data": str(tokens), "vqvae": str(rounded), **recipe.var}
+            ),
+            "mvar": lambda: self._train(
+                "finetune",
+                "mvar",
+                {
+                    "model": str(work / "var" / "model"),
+                    "data": str(tokens),
+                    "vqvae": str(rounded),
+                    **recipe.mvar,
+                },
+            ),
+        }
+        work.mkdir(parents=True, exist_ok=True)
+        for name, stage in stages.items():
+            if only not in (None, name):
+                continue
+            stage()
+            if name == "vae":
+                self._store("VQVAE", vae, "vae-emoji")
+            elif name in ("var", "mvar"):
+                self._store(name.upper(), work / name / "model", f"{name}-emoji")
+
+    def _fetch(self, images: Path) -> None:
+        if images.exists():
+            print(f"images: {images} stands")
+            return
+        kept = ["--archives", str(self.archives)] if self.archives else []
+        self._run("images", [sys.executable, str(HERE / "fetch_emoji.py"), str(images), *kept])
+
+    def _tokenize(self, images: Path, tokens: Path, vqvae: Path) -> None:
+        if (tokens / "index.json").exists():
+            print(f"tokens: {tokens} stands")
+            return
+        options = {"data": str(images), "vqvae": str(vqvae), "out": str(tokens), **self.recipe.tokens}
+        self._run("tokens", _command("tokenize", options))
+
+    def _train(self, command: str, name: str, options: dict[str, str]) -> None:
+        run = self.work / name
+        if (run / "model" / "config.json").exists():
+            print(f"{name}: {run / 'model'} stands")
+            return
+        begun = any((run / "checkpoints").glob("step-*"))
+        if not begun:
+            # A run that was stopped before its first checkpoint has nothing to continue from.
+            shutil.rmtree(run, ignore_errors=True)
+        self._run(name, _command(command, {"resume": str(run)} if begun else {**options, "out": str(run)}))
+
+    def _run(self, name: str, command: list[str]) -> None:
+        print(f"{name}: {' '.join(command[1:])}", flush=True)
+        with subprocess.Popen(command) as process:
+            try:
+                code = process.wait(timeout=self.minutes * 60)
+            except subprocess.TimeoutExpired:
+                # The training commands save on this signal; what tokenize has written stays.
+                process.terminate()
+                process.wait()
+                raise SystemExit(f"{name}: {self.minutes:g} minutes are over; run this again") from None
+        if code:
+            raise SystemExit(f"{name}: exit code {code}; what it printed says why")
+
+    def _store(self, class_name: str, folder: Path, name: str) -> None:
+        """Round a finished network to half precision and write it with its card; print its zoo entry."""
+        target = self.weights / name
+        made = folder / "model.safetensors"
+        stored = target / "model.safetensors"
+        if stored.exists() and stored.stat().st_mtime >= made.stat().st_mtime:
+            print(f"{name}: {target} stands")
+            return
+        model = getattr(mvar_models, class_name).from_pretrained(folder)
+        if class_name != "VQVAE":
+            # The run names the VQVAE by its folder, the package by its name.
+            model.config = model.config.replace(vqvae="vae-emoji")
+        target.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(target, dtype=torch.float16)
+        facts = CardFacts(class_name, model.config, model.num_parameters(), draws=class_name != "VQVAE")
+        write_text(target / "README.md", str(model_card(facts, name, license="mit")))
+        shutil.copyfile(HERE / "emoji_notice.txt", self.weights / "NOTICE")
+        total = sum(file.stat().st_size for file in self.weights.glob("*/model.safetensors"))
+        if total > MOST_BYTES:
+            raise SystemExit(
+                f"{self.weights} holds {total / 1e6:.1f} MB of weights, more than {MOST_BYTES / 1e6:.0f}"
+            )
+        print(
+            f"{name}: {stored.stat().st_size / 1e6:.1f} MB in {target} ({total / 1e6:.1f} MB in all); "
+            "zoo entry:\n"
+            f'  _embedded("emoji", "{name}", model_type="{model.config.model_type}", resolution=64, '
+            f'parameters="{model.num_parameters() / 1e6:.2f} M"),'
+        )
+
+
+def _command(name: str, options: dict[str, str]) -> list[str]:
+    pairs = [part for option, value in options.items() for part in (f"--{option}", value)]
+    return [sys.executable, "-m", "mvar_models", name, *pairs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/emoji"), help="folder of runs (default: runs/emoji)"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the half-precision models")
+    parser.add_argument("--images", type=Path, help="folder that fetch_emoji.py laid out, if there is one")
+    parser.add_argument("--archives", type=Path, help="folder that keeps the fetched packages")
+    parser.add_argument(
+        "--minutes", type=float, default=120.0, help="time of a stage in one call (default: 120)"
+    )
+    parser.add_argument("--only", choices=["images", "vae", "tokens", "var", "mvar"], help="one stage alone")
+    options = vars(parser.parse_args())
+    only = options.pop("only")
+    Chain(**options).make(only)
+
+
+if __name__ == "__main__":
+    main()
