@@ -35,9 +35,11 @@ def draw_heat_map(file: Path, cells: Sequence[Cell], metric: str, title: str) ->
         title: What stands above it.
     """
     plt = pyplot()
-    guidance, tops, shares = (
-        sorted({getattr(cell.preset, name) for cell in cells})
-        for name in ("guidance_scale", "top_k", "top_p")
+    guidance = sorted({cell.preset.guidance_scale for cell in cells})
+    # A filter that is off lets through more than any other.
+    tops, shares = (
+        sorted({getattr(cell.preset, name) for cell in cells}, key=lambda value: value or np.inf)
+        for name in ("top_k", "top_p")
     )
     # [top_k, top_p, guidance_scale]
     table = np.full((len(tops), len(shares), len(guidance)), np.nan)
@@ -65,7 +67,7 @@ def draw_heat_map(file: Path, cells: Sequence[Cell], metric: str, title: str) ->
             if np.isfinite(value):
                 dark = image.norm(value) < 0.5 if colors == "viridis" else image.norm(value) > 0.5
                 color = "white" if dark else "black"
-                axis.text(column, row, f"{value:.3g}", ha="center", va="center", color=color)
+                axis.text(column, row, _three_digits(value), ha="center", va="center", color=color)
         if top_k == best.top_k:
             corner = guidance.index(best.guidance_scale) - 0.5, shares.index(best.top_p) - 0.5
             axis.add_patch(
@@ -77,6 +79,10 @@ def draw_heat_map(file: Path, cells: Sequence[Cell], metric: str, title: str) ->
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _or_off(value: float) -> str:

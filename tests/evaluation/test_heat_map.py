@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
+from mvar_models.evaluation.heat_map import _three_digits, draw_heat_map, pyplot
 from mvar_models.evaluation.sweep import Cell, preset_grid
 
 
@@ -27,18 +27,38 @@ def frame_of(file):
 @pytest.mark.parametrize("metric", ["fd", "recall"])
 def test_the_frame_is_at_the_best(tmp_path, metric):
     """Panels of top_k from left to right, guidance from left to right inside, top_p downwards."""
-    presets = preset_grid([0.0, 1.0, 2.0], [0, 50], [0.5, 0.9])
+    presets = preset_grid([0.0, 1.0, 2.0], [20, 50], [0.5, 0.9])
     places = []
     for best in (0, 5, 7):
         draw_heat_map(tmp_path / "map.png", cells_of(presets, metric, best), metric, "a title")
         places.append((presets[best], *frame_of(tmp_path / "map.png")))
     (first, x1, y1), (second, x2, y2), (third, x3, y3) = places
-    assert (first.top_k, first.guidance_scale, first.top_p) == (0, 0.0, 0.5)
-    assert (second.top_k, second.guidance_scale, second.top_p) == (0, 1.0, 0.9)
+    assert (first.top_k, first.guidance_scale, first.top_p) == (20, 0.0, 0.5)
+    assert (second.top_k, second.guidance_scale, second.top_p) == (20, 1.0, 0.9)
     assert (third.top_k, third.guidance_scale, third.top_p) == (50, 1.0, 0.9)
     assert x1 < x2 - 0.05 < x3 - 0.2
     assert y1 < y2 - 0.05
     assert abs(y2 - y3) < 0.01
+
+
+def test_a_filter_that_is_off_comes_last(tmp_path):
+    """Off is the loosest value, not the smallest."""
+    presets = preset_grid([0.0], [0, 50], [0.0, 0.9])
+    places = {}
+    for best, preset in enumerate(presets):
+        draw_heat_map(tmp_path / "map.png", cells_of(presets, "fd", best), "fd", "a title")
+        places[preset.top_k, preset.top_p] = frame_of(tmp_path / "map.png")
+    assert places[50, 0.9][0] < places[0, 0.9][0] - 0.2
+    assert places[50, 0.9][1] < places[50, 0.0][1] - 0.2
+
+
+def test_cells_show_three_digits():
+    assert [_three_digits(value) for value in (14.95, 100.0, 0.5, 206400.0)] == [
+        "14.9",
+        "100",
+        "0.500",
+        "2.06e+05",
+    ]
 
 
 def test_one_preset_and_part_of_a_grid(tmp_path):
