@@ -1,18 +1,20 @@
 """The cpu-targets suite: the project's limits for the CPU path, as ratios measured within one run.
 
-64 x 64 is measured alone and beside other processes, which the suite starts and stops. All cases are float32,
-8 heads of 64, windows of 7.
+64 x 64 is measured alone and beside other processes, which the suite starts and stops. Pyramids whose tokens
+see the scale before as well are measured against those without. All cases are float32, 8 heads of 64, windows
+of 7.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from benchmarks.core import report
 from benchmarks.core.attention_report import REFERENCE, Result, records, table
-from benchmarks.core.cases import grid
+from benchmarks.core.cases import Case, grid, pyramid
 from benchmarks.core.ceilings import ceilings
 from benchmarks.core.measure import Timing
 from benchmarks.core.neighbours import LOOP, PYTORCH, neighbour
@@ -24,6 +26,9 @@ from benchmarks.suites.settings import Settings
 # `tiled` over dense SDPA at 64 x 64, and 128 x 128 over 64 x 64 (four times the tokens).
 LEAST_SPEEDUP = {"forward": 9.0, "both": 10.0}
 MOST_GROWTH = 4.6
+# A pyramid whose tokens see the scale before as well, over one without; about twice the pairs.
+MOST_ADJACENT = 2.3
+ADJACENT_SIZES = ("512px", "1024px")
 # What `tiled` computes beside, and what must be left of the speedup that the same run shows alone. The loop
 # takes one core; PyTorch takes all of them.
 NEIGHBOURS = {"a busy loop": LOOP, "a second PyTorch program": PYTORCH}
@@ -69,12 +74,23 @@ def measure_targets(seconds: float) -> tuple[list[Record], list[str]]:
         for case in (grid(side), grid(side).both()):
             alone += run_case(case, [dense, auto], device, seconds, peak_rates)
 
+    for pair in _adjacent_pairs():
+        alone += run_together([(case, [tiled]) for case in pair], device, 4 * seconds, peak_rates)
+
     rows = records(alone)
     for name, results in beside.items():
         rows += [{**record, "case": f"{record['case']} beside {name}"} for record in records(results)]
     timings = _timings(alone)
     speed = _speed_lines(timings, {name: _timings(results) for name, results in beside.items()})
-    return rows, [*speed, *_growth_lines(timings), *_auto_lines(timings)]
+    return rows, [*speed, *_growth_lines(timings), *_adjacent_lines(timings), *_auto_lines(timings)]
+
+
+def _adjacent_pairs() -> Iterator[tuple[Case, Case]]:
+    """Yield pyramids without previous scales and with one, forward and with backward."""
+    for size in ADJACENT_SIZES:
+        own = replace(pyramid(size), dense_scales=6)
+        for case in (own, own.both()):
+            yield case, replace(case, name=f"{case.name} adjacent", previous_scales=1)
 
 
 def _timings(results: list[Result]) -> Timings:
@@ -111,6 +127,14 @@ def _growth_lines(timings: Timings) -> Iterator[str]:
         ratio = large.over(small)
         text = f"128 x 128 over 64 x 64, {direction}: {ratio:.2f} x the time (at most {MOST_GROWTH:g})"
         yield _line(ratio <= MOST_GROWTH, text)
+
+
+def _adjacent_lines(timings: Timings) -> Iterator[str]:
+    for own, adjacent in _adjacent_pairs():
+        one, none = (timings[case.name, case.direction, "mvar tiled"] for case in (adjacent, own))
+        ratio = one.over(none)
+        text = f"{adjacent.name}, {own.direction}: {ratio:.2f} x the time (at most {MOST_ADJACENT:g})"
+        yield _line(ratio <= MOST_ADJACENT, text)
 
 
 def _auto_lines(timings: Timings) -> Iterator[str]:

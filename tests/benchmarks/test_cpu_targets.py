@@ -32,6 +32,23 @@ def test_what_is_left_is_compared_with_the_same_run_alone():
     assert "[MISSED]" in next(cpu_targets._speed_lines(timings(8.9, 1.0), {}))
 
 
+def test_adjacent_scales_are_compared_with_the_same_pyramid_without():
+    pairs = list(cpu_targets._adjacent_pairs())
+    assert [(own.pyramid.previous_scales, adjacent.pyramid.previous_scales) for own, adjacent in pairs] == [
+        (0, 1)
+    ] * 4
+    found = {
+        (case.name, case.direction, "mvar tiled"): Timing(seconds, seconds, seconds, seconds, 5, (seconds,))
+        for pair in pairs
+        for case, seconds in zip(pair, (1.0, 2.2))
+    }
+    lines = list(cpu_targets._adjacent_lines(found))
+    assert len(lines) == 4
+    assert all(line.startswith("[reached]") and "2.20 x the time" in line for line in lines)
+    found["pyramid 512px adjacent", "both", "mvar tiled"] = Timing(2.4, 2.4, 2.4, 2.4, 5, (2.4,))
+    assert [line[:8] for line in cpu_targets._adjacent_lines(found)].count("[MISSED]") == 1
+
+
 def test_a_neighbour_computes_until_the_block_ends():
     with neighbour(LOOP) as process:
         time.sleep(0.2)
