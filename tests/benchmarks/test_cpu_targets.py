@@ -38,14 +38,16 @@ def test_adjacent_scales_are_compared_with_the_same_pyramid_without():
         (0, 1)
     ] * 4
     found = {
-        (case.name, case.direction, "mvar tiled"): Timing(seconds, seconds, seconds, seconds, 5, (seconds,))
+        (case.name, case.direction, "mvar tiled"): Timing(
+            seconds, seconds, seconds, seconds, 5, rounds=(seconds,)
+        )
         for pair in pairs
         for case, seconds in zip(pair, (1.0, 2.2))
     }
     lines = list(cpu_targets._adjacent_lines(found))
     assert len(lines) == 4
     assert all(line.startswith("[reached]") and "2.20 x the time" in line for line in lines)
-    found["pyramid 512px adjacent", "both", "mvar tiled"] = Timing(2.4, 2.4, 2.4, 2.4, 5, (2.4,))
+    found["pyramid 512px adjacent", "both", "mvar tiled"] = Timing(2.4, 2.4, 2.4, 2.4, 5, rounds=(2.4,))
     assert [line[:8] for line in cpu_targets._adjacent_lines(found)].count("[MISSED]") == 1
 
 

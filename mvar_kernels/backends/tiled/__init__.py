@@ -13,6 +13,8 @@ order that depends on the grid alone (`turns.py`): no scatter-add, and the same 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -65,10 +67,8 @@ def forward(
     whole = Operands(query, key, value, out, lse.transpose(1, 2), scale)
     for blocks in (first, *later):
         tasks = attention_tasks(blocks, query, cut, _FORWARD_ELEMENTS)
-        merge = blocks is not first
-        run(
-            tasks, lambda task, wait, merge=merge: forward_task(task, whole, merge), cut.threads, scratch.trim
-        )
+        attend_to = functools.partial(forward_task, whole=whole, merge=blocks is not first)
+        run(tasks, attend_to, cut.threads, scratch.trim)
     return out.to(query.dtype), lse
 
 
@@ -100,15 +100,12 @@ def backward(
     whole = Operands(q, k, value, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
     for blocks in (first, *later):
-        add = blocks is not first
+        attend_to = functools.partial(
+            backward_task, whole=whole, gradients=gradients, add=blocks is not first
+        )
         for group in groups(blocks):
             tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
-            run(
-                tasks,
-                lambda task, wait, add=add: backward_task(task, wait, whole, gradients, add),
-                cut.threads,
-                scratch.trim,
-            )
+            run(tasks, attend_to, cut.threads, scratch.trim)
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, cut)
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), grad_factor
 

@@ -51,7 +51,7 @@ class Gradients(NamedTuple):
     value: Tensor
 
 
-def forward_task(task: TileTask | HeadTask, whole: Operands, merge: bool) -> None:
+def forward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands, merge: bool) -> None:
     """Write out and lse of the task's queries; `merge` them with what other keys left there."""
     if isinstance(task, HeadTask):
         _forward_heads(task, whole, merge)

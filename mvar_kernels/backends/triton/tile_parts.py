@@ -178,8 +178,8 @@ def tiles_of_keys(neighborhood: Neighborhood, height: int, width: int) -> list[T
             else [TilePart(block, tile, True) for tile in key_tiles(block, height, width)]
             for block in seeing
         ]
-        keys = cuts[seeing.index(windowed)]
-        tiles += [TileTokens(part.keys, parts) for part, parts in zip(keys, zip(*cuts))]
+        own = cuts[seeing.index(windowed)]
+        tiles += [TileTokens(part.keys, parts) for part, parts in zip(own, zip(*cuts))]
     return tiles
 
 
