@@ -35,6 +35,7 @@ SLOW = (
     "pipeline/test_base.py::test_a_saved_pipeline_draws_the_same_in_a_fresh_process",
     "sampling/test_engine.py::test_modulation_is_read_once_per_image",
     "sampling/test_engine.py::test_the_loop_can_be_captured",
+    "recipes/test_ablation.py::test_rows_are_kept_and_tabled",
     "recipes/test_emoji_weights.py::test_the_chain_is_made_once",
     "sampling/test_same_bits.py",
     "sampling/test_same_digits.py",
