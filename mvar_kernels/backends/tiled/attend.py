@@ -73,7 +73,7 @@ def _merged(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> t
     """Return out (..., D) and lse (...) of a softmax over two sets of keys, given those of each."""
     both = torch.logaddexp(lse, other_lse)
     share = torch.exp(lse - both).unsqueeze(-1)
-    return torch.lerp(other_out.to(share.dtype), out.to(share.dtype), share), both
+    return other_out.to(share.dtype).lerp_(out.to(share.dtype), share), both
 
 
 def _forward_heads(task: HeadTask, whole: Operands, merge: bool) -> None:
