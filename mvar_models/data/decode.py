@@ -7,8 +7,10 @@ animation is used.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 # Resizing the short side of a sliver to R would take gigabytes, of which the crop keeps a square.
 _LONGEST_OVER_SHORTEST = 50
 _STEPS_16_TO_8_BITS = 257  # 65535 / 255
+# Larger images are decoded one at a time, and laid on white this many pixels at a time: the copies of one of
+# 168 million pixels took 3.3 GB, and two threads decoded such images at once.
+_LARGE = 1 << 24
+_one_large_image = threading.Lock()
 
 
 class UnreadableImage(ValueError):
@@ -59,8 +65,10 @@ def _decode(file: BinaryIO) -> Image.Image:
         raise UnreadableImage("is a web page, probably an error message saved instead of the image")
     try:
         with Image.open(file) as image:
-            image.load()
-            return _to_rgb(_upright(image), image.format)
+            large = image.width * image.height > _LARGE
+            with _one_large_image if large else contextlib.nullcontext():
+                image.load()
+                return _to_rgb(_upright(image), image.format)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -92,9 +100,19 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     if image.mode in ("I", "F"):
         raise UnreadableImage("has 32 bits per pixel, whose range is unknown; save it with 8 or 16")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay a transparent image on white, some rows at a time."""
+    out = Image.new("RGB", image.size)
+    rows = max(1, _LARGE // image.width)
+    for top in range(0, image.height, rows):
+        layer = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        out.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return out
 
 
 def center_crop(image: Image.Image, resolution: int) -> Image.Image:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar_models.data.decode import UnreadableImage, center_crop, load_image
+from mvar_models.data.decode import UnreadableImage, center_crop, decode, load_image
 from mvar_models.images import to_pil
 
 from odd_images import BROKEN, ODD, encoded
@@ -55,3 +55,17 @@ def test_images_and_tensors_are_inverse(seed):
     back = to_pil(tensors)
     assert len(back) == len(images)
     assert all(np.array_equal(np.array(found), image) for found, image in zip(back, images))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_large_transparent_images_are_laid_on_white_in_parts(mode, monkeypatch):
+    """The same pixels as at once, for any number of rows that does not divide the height."""
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (23, 40, 4), dtype=np.uint8), "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    data = encoded(image)
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr("mvar_models.data.decode._LARGE", 170)
+    assert np.array_equal(np.asarray(decode(data)), whole)
+    assert whole.shape == (23, 40, 3) and len(np.unique(whole)) > 50
