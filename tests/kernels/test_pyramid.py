@@ -54,7 +54,7 @@ def test_cross_scale_windows_look_at_the_corresponding_place():
 def test_pyramid_masks_against_a_double_loop(seed):
     """Windows in the scale itself and in those before it, from the words of the definition."""
     rng = random.Random(seed)
-    for _ in range(200 // 3):
+    for _ in range(200):
         sides = [(rng.randint(1, 6), rng.randint(1, 6)) for _ in range(rng.randint(1, 5))]
         kernels = [rng.choice([None, (rng.randint(1, 8), rng.randint(1, 8))]) for _ in sides]
         dense_scales, previous = rng.randint(0, len(sides)) // 2, rng.randrange(len(sides))

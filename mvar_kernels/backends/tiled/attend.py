@@ -72,8 +72,10 @@ def backward_task(
 def _merged(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Return out (..., D) and lse (...) of a softmax over two sets of keys, given those of each."""
     both = torch.logaddexp(lse, other_lse)
-    share = torch.exp(lse - both).unsqueeze(-1)
-    return other_out.to(share.dtype).lerp_(out.to(share.dtype), share), both
+    # 1 - share would lose the digits of a small share.
+    share, other_share = (torch.exp(each - both).unsqueeze(-1) for each in (lse, other_lse))
+    # What `attend` returned belongs to the caller. New memory costs more than the arithmetic.
+    return other_out.to(share.dtype).mul_(other_share).addcmul_(out.to(share.dtype), share), both
 
 
 def _forward_heads(task: HeadTask, whole: Operands, merge: bool) -> None:
