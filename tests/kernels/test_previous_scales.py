@@ -45,7 +45,7 @@ def test_one_scale_at_a_time_is_all_at_once(backend):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_have_the_same_bits_on_every_run(threads):
-    """Both passes add to the same keys, one after the other."""
+    """Two scales add to the same keys, one after the other."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,5 +1,6 @@
 """Tasks cover a call once, whoever works on it."""
 
+import itertools
 import random
 
 import pytest
@@ -13,7 +14,6 @@ from mvar_kernels.backends.tiled.tasks import (
     attention_tasks,
     cut_for,
     groups,
-    passes,
     token_tasks,
 )
 from mvar_kernels.backends.tiled.workers import workers_and_threads
@@ -36,41 +36,64 @@ def test_each_query_of_each_head_is_in_one_task(seed):
         query = torch.empty(batch, neighborhood.num_queries, heads, 8)
         cut = rng.choice((Cut(1, 1), Cut(1, 4), Cut(2, 1), Cut(12, 2)))
         count = torch.zeros(batch, neighborhood.num_queries, heads)
-        first, *_ = passes(neighborhood)
-        for task in attention_tasks(first, query, cut, rng.choice((1, 1 << 12, 1 << 20))):
-            part = count[:, task.block.query_slice]
+        for task in attention_tasks(neighborhood.by_queries(), query, cut, rng.choice((1, 1 << 12, 1 << 20))):
             if isinstance(task, TileTask):
                 real = task.layout.real
                 own = torch.ones_like(task.layout.queries, dtype=torch.bool) if real is None else real
                 which = task.layout.queries[task.tiles][own[task.tiles]]
-                part[task.batch, which] += 1
+                count[task.batch, which] += 1
             else:
-                part[task.batch, :, task.heads] += 1
+                count[task.batch, task.block.query_slice, task.heads] += 1
         assert (count == 1).all(), (neighborhood, cut)
 
 
-def test_blocks_of_a_group_share_no_key(seed):
+def test_blocks_of_a_group_that_share_keys_are_tiled(seed):
     rng = random.Random(seed)
     for _ in range(40):
         neighborhood = random_neighborhood(rng)
-        found = [group for blocks in passes(neighborhood) for group in groups(blocks)]
-        assert sorted(block for group in found for block in group) == sorted(neighborhood.blocks)
+        found = list(groups(neighborhood))
+        assert [blocks for group in found for blocks in group] == list(neighborhood.by_queries())
         for group in found:
-            keys = [key for block in group for key in range(block.key_slice.start, block.key_slice.stop)]
-            assert len(keys) == len(set(keys))
-    assert len(list(groups(Pyramid((1, 2, 3, 9)).neighborhood().blocks))) == 1
-    assert len(list(groups(Pyramid((1, 2, 3, 9)).causal_neighborhood().blocks))) == 4
+            for blocks, other in itertools.permutations(group, 2):
+                if len(blocks) == 1 and blocks[0].is_dense:
+                    assert not keys_of(blocks) & keys_of(other)
+    assert len(list(groups(Pyramid((1, 2, 3, 9)).neighborhood()))) == 1
+    assert len(list(groups(Pyramid((1, 2, 3, 9)).causal_neighborhood()))) == 4
+    assert [len(group) for group in groups(Pyramid((1, 2, 9, 12, 15), 3, 0, 1).neighborhood())] == [1, 1, 3]
 
 
-def test_the_queries_of_a_pass_are_in_one_block(seed):
+def keys_of(blocks):
+    return {key for block in blocks for key in range(block.key_slice.start, block.key_slice.stop)}
+
+
+def test_tiles_that_share_a_key_have_different_turns_of_one_lane(seed):
     rng = random.Random(seed)
-    for _ in range(40):
-        neighborhood = random_neighborhood(rng)
-        for blocks in passes(neighborhood):
-            queries = [q for block in blocks for q in range(block.query_slice.start, block.query_slice.stop)]
-            assert len(queries) == len(set(queries))
-    adjacent = passes(Pyramid((1, 2, 9, 12), 3, 0, 1).neighborhood())
-    assert [len(blocks) for blocks in adjacent] == [4, 2], "small scales are whole and merged"
+    for index in range(12):
+        sides = sorted(rng.randint(1, 30) for _ in range(rng.randint(2, 4)))
+        neighborhood = Pyramid(sides, rng.randint(1, 7), 0, rng.randint(0, len(sides) - 1)).neighborhood()
+        query, cut = torch.empty(3, neighborhood.num_queries, 2, 8), Cut(2, rng.choice((1, 3)))
+        for group in groups(neighborhood):
+            tasks = attention_tasks(group, query, cut, rng.choice((1, 1 << 12, 1 << 16)))
+            tiled = [task for task in tasks if isinstance(task, TileTask)]
+            written = [written_keys(task) for task in tiled]
+            for (task, keys), (later, later_keys) in itertools.combinations(zip(tiled, written), 2):
+                if keys & later_keys:
+                    assert later.lane == task.lane and later.turn > task.turn, (index, sides)
+            for lane in {task.lane for task in tiled}:
+                turns = [task.turn for task in tiled if task.lane == lane]
+                assert turns == sorted(turns) and set(turns) == set(range(turns[-1] + 1)), (index, sides)
+
+
+def written_keys(task):
+    """Return (batch element, key) of all keys that one of the task's tiles sees."""
+    keys = {
+        block.key_offset + row * block.key_grid[1] + col
+        for block, tiles in zip(task.layout.blocks, task.layout.seen)
+        for tile in tiles[task.tiles]
+        for row in tile.key_rows
+        for col in tile.key_cols
+    }
+    return set(itertools.product(range(task.batch.start, task.batch.stop), keys))
 
 
 def test_tokens_are_covered_once():

@@ -36,9 +36,10 @@ def results(inputs, neighborhood, use_lse=True):
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_the_same_bits_on_any_number_of_cores(workers, cosine):
+@pytest.mark.parametrize("previous", [0, 1, 2])
+def test_the_same_bits_on_any_number_of_cores(workers, cosine, previous):
     """Every key gets its summands in one order, whoever computes them and whenever."""
-    neighborhood = Neighborhood.of_grids((26, 35), (26, 35), (7, 5))
+    neighborhood = Pyramid((3, (13, 10), (26, 35)), (7, 5), 0, previous).neighborhood()
     inputs = draw_inputs(neighborhood, dim=64, cosine=cosine)
     expected = None
     for threads in (1, 2, 3, 4, 2):
@@ -116,21 +117,32 @@ def test_a_failure_in_a_worker_reaches_the_caller(workers, monkeypatch):
     assert torch.equal(spatial_markov_attn(query, query, query, 5, backend="tiled"), expected)
 
 
-@pytest.mark.parametrize("grid, window", [((8, 8), (3, 3)), ((13, 21), (5, 2)), ((3, 30), (7, 7))])
-def test_every_query_lies_in_one_tile_and_sees_its_window(grid, window):
+@pytest.mark.parametrize(
+    "sides, window, previous",
+    [
+        ([(8, 8)], (3, 3), 0),
+        ([(13, 21)], (5, 2), 0),
+        ([(3, 30)], (7, 7), 0),
+        ([(13, 21), (18, 20)], (5, 2), 1),
+        ([4, 11, 10, 26], (5, 5), 3),
+    ],
+)
+def test_every_query_lies_in_one_tile_and_sees_its_windows(sides, window, previous):
     """Slots that repeat a query are marked, and masks of strips show exactly the keys of the windows."""
-    block = Neighborhood.of_grids(grid, grid, window).blocks[0]
-    layout, expected = layout_of(block, torch.float32, torch.device("cpu")), block.mask()
+    neighborhood = Pyramid(sides, window, 0, previous).neighborhood()
+    blocks = neighborhood.by_queries()[-1]
+    layout, expected = layout_of(blocks, torch.float32, torch.device("cpu")), neighborhood.mask()
     real = torch.ones_like(layout.queries, dtype=torch.bool) if layout.real is None else layout.real
-    assert layout.queries[real].sort().values.tolist() == list(range(block.num_queries))
+    own = range(blocks[0].query_offset, neighborhood.num_queries)
+    assert len(blocks) == previous + 1 and layout.queries[real].sort().values.tolist() == list(own)
     for run in layout.runs:
-        for strip, first_key_row in zip(layout.strips, run.first_key_rows):
-            keys = layout.keys[run.tiles, layout.key_slots(strip, first_key_row)]
+        for strip, shift in zip(layout.strips, run.key_shifts):
+            keys = layout.keys[run.tiles, strip.key_slots(shift)]
             queries = layout.queries[run.tiles, strip.slots]
-            actual = torch.zeros(*queries.shape, block.num_keys, dtype=torch.bool)
-            seen = strip.bias[run.tiles].squeeze(1) == 0
-            actual.scatter_(2, keys[:, None].expand(seen.shape), seen)
-            assert torch.equal(actual, expected[queries])
+            actual = torch.zeros(*queries.shape, neighborhood.num_keys, dtype=torch.int)
+            seen = (strip.bias[run.tiles].squeeze(1) == 0).int()
+            actual.scatter_add_(2, keys[:, None].expand(seen.shape), seen)
+            assert torch.equal(actual, expected[queries].int())
 
 
 def test_computed_scores_count_whole_tiles():

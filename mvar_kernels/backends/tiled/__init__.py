@@ -28,7 +28,6 @@ from mvar_kernels.backends.tiled.tasks import (
     attention_tasks,
     cut_for,
     groups,
-    passes,
     token_tasks,
 )
 from mvar_kernels.backends.tiled.workers import Wait, run
@@ -58,18 +57,18 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     cut = cut_for(query, neighborhood)
     query, key = _normalized(query, key, logit_scale, cut)
+    query, key, value = (_in_rows(tensor, cut) for tensor in (query, key, value))
     batch, _, heads, _ = query.shape
     precise = torch.promote_types(query.dtype, torch.float32)
-    first, *later = passes(neighborhood)
-    # Parts of one softmax are merged in at least float32.
-    out = buffers.empty(query.shape, precise if later else query.dtype, query.device)
+    out = buffers.empty(query.shape, query.dtype, query.device)
     lse = torch.empty((batch, heads, neighborhood.num_queries), dtype=precise, device=query.device)
-    whole = Operands(query, key, value, out, lse.transpose(1, 2), scale)
-    for blocks in (first, *later):
-        tasks = attention_tasks(blocks, query, cut, _FORWARD_ELEMENTS)
-        attend_to = functools.partial(forward_task, whole=whole, merge=blocks is not first)
-        run(tasks, attend_to, cut.threads, scratch.trim)
-    return out.to(query.dtype), lse
+    attend_to = functools.partial(
+        forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
+    )
+    # No two queries share an output, so there is nothing to group.
+    tasks = attention_tasks(neighborhood.by_queries(), query, cut, _FORWARD_ELEMENTS)
+    run(tasks, attend_to, cut.threads, scratch.trim)
+    return out, lse
 
 
 def backward(
@@ -86,8 +85,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     cut = cut_for(query, neighborhood)
     q, k = _normalized(query, key, logit_scale, cut)
-    first, *later = passes(neighborhood)
-    dq = buffers.empty(query.shape, lse.dtype if later else query.dtype, query.device)
+    dq = buffers.empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
     dk, dv = (buffers.empty(key.shape, lse.dtype, key.device) for _ in range(2))
@@ -97,17 +95,28 @@ def backward(
         dv[:, task.keys].zero_()
 
     run(token_tasks(query, key), clear, cut.threads)
+    q, k, value, out, grad_out = (_in_rows(tensor, cut) for tensor in (q, k, value, out, grad_out))
     whole = Operands(q, k, value, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
-    for blocks in (first, *later):
-        attend_to = functools.partial(
-            backward_task, whole=whole, gradients=gradients, add=blocks is not first
-        )
-        for group in groups(blocks):
-            tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
-            run(tasks, attend_to, cut.threads, scratch.trim)
+    attend_to = functools.partial(backward_task, whole=whole, gradients=gradients)
+    for group in groups(neighborhood):
+        tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
+        run(tasks, attend_to, cut.threads, scratch.trim)
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, cut)
-    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), grad_factor
+    return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
+
+
+def _in_rows(tensor: Tensor, cut: Cut) -> Tensor:
+    """Return a tensor (B, L, H, D) whose (H, D) rows are contiguous, as tasks gather them."""
+    if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]:
+        return tensor
+    copied = buffers.empty(tensor.shape, tensor.dtype, tensor.device)
+
+    def copy(task: TokenTask, wait: Wait) -> None:
+        copied[:, task.queries].copy_(tensor[:, task.queries])
+
+    run(token_tasks(tensor, tensor), copy, cut.threads)
+    return copied
 
 
 def _normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None, cut: Cut) -> tuple[Tensor, Tensor]:

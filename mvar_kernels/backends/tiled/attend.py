@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mvar_kernels.backends.common.dense import attend, attend_backward
@@ -21,7 +20,7 @@ class Operands(NamedTuple):
 
     Attributes:
         query, key, value: (B, L, H, D).
-        out: (B, Lq, H, D); written by forward, in at least float32 where it merges.
+        out: (B, Lq, H, D); written by forward.
         lse: (B, Lq, H); written by forward.
         scale: factor of the logits.
     """
@@ -40,7 +39,7 @@ class Gradients(NamedTuple):
     Attributes:
         out: (B, Lq, H, D).
         lse: (B, Lq, H), or None.
-        query: (B, Lq, H, D), written, or added to.
+        query: (B, Lq, H, D), written.
         key, value: (B, Lk, H, D), added to.
     """
 
@@ -51,34 +50,23 @@ class Gradients(NamedTuple):
     value: Tensor
 
 
-def forward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands, merge: bool) -> None:
-    """Write out and lse of the task's queries; `merge` them with what other keys left there."""
+def forward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands) -> None:
+    """Write out and lse of the task's queries."""
     if isinstance(task, HeadTask):
-        _forward_heads(task, whole, merge)
+        _forward_heads(task, whole)
     else:
-        _forward_tiles(task, whole, merge)
+        _forward_tiles(task, whole)
 
 
-def backward_task(
-    task: TileTask | HeadTask, wait: Wait, whole: Operands, gradients: Gradients, add: bool
-) -> None:
-    """Write dq of the task's queries, or add to it; after `wait` add to dk and dv of the keys they see."""
+def backward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
+    """Write dq of the task's queries; after `wait` add to dk and dv of the keys they see."""
     if isinstance(task, HeadTask):
-        _backward_heads(task, whole, gradients, add)
+        _backward_heads(task, whole, gradients)
     else:
-        _backward_tiles(task, wait, whole, gradients, add)
+        _backward_tiles(task, wait, whole, gradients)
 
 
-def _merged(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return out (..., D) and lse (...) of a softmax over two sets of keys, given those of each."""
-    both = torch.logaddexp(lse, other_lse)
-    # 1 - share would lose the digits of a small share.
-    share, other_share = (torch.exp(each - both).unsqueeze(-1) for each in (lse, other_lse))
-    # What `attend` returned belongs to the caller. New memory costs more than the arithmetic.
-    return other_out.to(share.dtype).mul_(other_share).addcmul_(out.to(share.dtype), share), both
-
-
-def _forward_heads(task: HeadTask, whole: Operands, merge: bool) -> None:
+def _forward_heads(task: HeadTask, whole: Operands) -> None:
     rows, cols = task.block.query_slice, task.block.key_slice
     out, lse = attend(
         _heads(task, whole.query, rows),
@@ -87,14 +75,11 @@ def _forward_heads(task: HeadTask, whole: Operands, merge: bool) -> None:
         None,
         whole.scale,
     )
-    target_out, target_lse = _heads(task, whole.out, rows), _heads(task, whole.lse, rows)
-    if merge:
-        out, lse = _merged(target_out, target_lse, out, lse)
-    target_out.copy_(out)
-    target_lse.copy_(lse)
+    _heads(task, whole.out, rows).copy_(out)
+    _heads(task, whole.lse, rows).copy_(lse)
 
 
-def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients, add: bool) -> None:
+def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> None:
     rows, cols = task.block.query_slice, task.block.key_slice
     dq, dk, dv = attend_backward(
         _heads(task, gradients.out, rows),
@@ -107,8 +92,7 @@ def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients, add: 
         None,
         whole.scale,
     )
-    target = _heads(task, gradients.query, rows)
-    target.copy_(target + dq if add else dq)
+    _heads(task, gradients.query, rows).copy_(dq)
     _heads(task, gradients.key, cols).add_(dk)
     _heads(task, gradients.value, cols).add_(dv)
 
@@ -118,53 +102,48 @@ def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
     return tensor[task.batch, tokens, task.heads].transpose(1, 2)
 
 
-def _forward_tiles(task: TileTask, whole: Operands, merge: bool) -> None:
-    layout, rows, cols = task.layout, task.block.query_slice, task.block.key_slice
+def _forward_tiles(task: TileTask, whole: Operands) -> None:
+    layout = task.layout
     queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
-    q = scratch.gather(0, whole.query[task.batch, rows], queries)
-    k = scratch.gather(1, whole.key[task.batch, cols], keys)
-    v = scratch.gather(2, whole.value[task.batch, cols], keys)
-    out = whole.out[task.batch, rows].flatten(2).unflatten(1, task.block.query_grid)
-    lse = whole.lse[task.batch, rows].unflatten(1, task.block.query_grid)
-    if merge:
-        # All of the tiles' queries are read before any strip writes.
-        old_out = scratch.gather(3, whole.out[task.batch, rows], queries)
-        old_lse = scratch.gather(5, whole.lse[task.batch, rows].unsqueeze(-1), queries).squeeze(-1)
-    for strip, first_key_row in zip(layout.strips, task.first_key_rows):
-        slots, seen = strip.slots, layout.key_slots(strip, first_key_row)
+    q = scratch.gather(0, whole.query[task.batch], queries)
+    k = scratch.gather(1, whole.key[task.batch], keys)
+    v = scratch.gather(2, whole.value[task.batch], keys)
+    out, lse = _query_grid(task, whole.out), _query_grid(task, whole.lse)
+    for strip, shift in zip(layout.strips, task.key_shifts):
+        slots, seen = strip.slots, strip.key_slots(shift)
         bias = _repeated_bias(strip, task.tiles, len(q))
         strip_out, strip_lse = attend(q[:, :, slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
-        if merge:
-            strip_out, strip_lse = _merged(old_out[:, :, slots], old_lse[:, :, slots], strip_out, strip_lse)
         for target, tiles in ((out, strip_out), (lse, strip_lse)):
             scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.width, rects)
 
 
-def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients, add: bool) -> None:
-    layout, rows, cols = task.layout, task.block.query_slice, task.block.key_slice
+def _query_grid(task: TileTask, tensor: Tensor) -> Tensor:
+    """Return the task's part of a tensor (B, L, H, ...) as (b, h, w, F)."""
+    block = task.layout.blocks[0]
+    return tensor[task.batch, block.query_slice].flatten(2).unflatten(1, block.query_grid)
+
+
+def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
+    layout = task.layout
     queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
-    q = scratch.gather(0, whole.query[task.batch, rows], queries)
-    k = scratch.gather(1, whole.key[task.batch, cols], keys)
-    v = scratch.gather(2, whole.value[task.batch, cols], keys)
-    o = scratch.gather(3, whole.out[task.batch, rows], queries)
-    do = scratch.gather(4, gradients.out[task.batch, rows], queries)
-    lse = scratch.gather(5, whole.lse[task.batch, rows].unsqueeze(-1), queries).squeeze(-1)
+    q = scratch.gather(0, whole.query[task.batch], queries)
+    k = scratch.gather(1, whole.key[task.batch], keys)
+    v = scratch.gather(2, whole.value[task.batch], keys)
+    o = scratch.gather(3, whole.out[task.batch], queries)
+    do = scratch.gather(4, gradients.out[task.batch], queries)
+    lse = scratch.gather(5, whole.lse[task.batch].unsqueeze(-1), queries).squeeze(-1)
     grad_lse = None
     if gradients.lse is not None:
-        grad_lse = scratch.gather(6, gradients.lse[task.batch, rows].unsqueeze(-1), queries).squeeze(-1)
+        grad_lse = scratch.gather(6, gradients.lse[task.batch].unsqueeze(-1), queries).squeeze(-1)
     if layout.real is not None:
         # Slots that repeat a query must not count twice in dk and dv.
         once = layout.real[task.tiles].to(do.dtype).repeat(len(q) // len(queries), 1).unsqueeze(1)
         do = do * once.unsqueeze(-1)
         grad_lse = None if grad_lse is None else grad_lse * once
-    dq = gradients.query[task.batch, rows].flatten(2).unflatten(1, task.block.query_grid)
-    dk, dv = (
-        gradient[task.batch, cols].flatten(2).unflatten(1, task.block.key_grid)
-        for gradient in (gradients.key, gradients.value)
-    )
+    dq = _query_grid(task, gradients.query)
     of_keys = []
-    for strip, first_key_row in zip(layout.strips, task.first_key_rows):
-        slots, seen = strip.slots, layout.key_slots(strip, first_key_row)
+    for strip, shift in zip(layout.strips, task.key_shifts):
+        slots, seen = strip.slots, strip.key_slots(shift)
         strip_dq, strip_dk, strip_dv = attend_backward(
             do[:, :, slots],
             None if grad_lse is None else grad_lse[:, :, slots],
@@ -176,31 +155,30 @@ def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Grad
             _repeated_bias(strip, task.tiles, len(q)),
             whole.scale,
         )
-        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects, add)
-        of_keys.append((strip, first_key_row, strip_dk, strip_dv))
+        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects)
+        of_keys.append((strip, strip_dk, strip_dv))
     wait()
-    for strip, first_key_row, strip_dk, strip_dv in of_keys:
-        for target, tiles in ((dk, strip_dk), (dv, strip_dv)):
-            _add_to_keys(target, tiles.transpose(1, 2), layout, task.tiles, strip, first_key_row)
+    for strip, strip_dk, strip_dv in of_keys:
+        for target, tiles in ((gradients.key, strip_dk), (gradients.value, strip_dv)):
+            _add_to_keys(target[task.batch], tiles.transpose(1, 2), layout, task.tiles, strip)
 
 
-def _add_to_keys(
-    target: Tensor, tiles: Tensor, layout: Layout, which: slice, strip: RowStrip, first_key_row: int
-) -> None:
-    """Add a strip's gradients (B * T, keys, H, D) to target (B, h, w, H * D), one tile after the other.
+def _add_to_keys(target: Tensor, tiles: Tensor, layout: Layout, which: slice, strip: RowStrip) -> None:
+    """Add a strip's gradients (B * T, keys, H, D) to target (B, Lk, H, D), one tile after the other.
 
     Only keys that a tile sees are written: others may belong to a tile of the same turn.
     """
-    tiles_of_task, width = layout.seen[which], layout.key_rect[1]
-    shape = len(target), len(tiles_of_task), strip.num_key_rows, width, target.shape[-1]
-    per_tile = tiles.reshape(shape)
-    for tile, (seen, corner) in enumerate(zip(tiles_of_task, layout.key_corners[which])):
-        top, left = corner[0] + first_key_row, corner[1]
-        rows = range(max(top, seen.key_rows.start), min(top + strip.num_key_rows, seen.key_rows.stop))
-        cols = seen.key_cols
-        rectangle = target.narrow(1, rows.start, len(rows)).narrow(2, cols.start, len(cols))
-        source = per_tile[:, tile].narrow(1, rows.start - top, len(rows))
-        rectangle.add_(source.narrow(2, cols.start - left, len(cols)))
+    counts = [part.height * part.width for part in strip.key_rows]
+    parts = tiles.flatten(2).unflatten(0, (len(target), -1)).split(counts, dim=2)
+    for block, seen_by_tiles, part, of_part in zip(layout.blocks, layout.seen, strip.key_rows, parts):
+        grid = target[:, block.key_slice].flatten(2).unflatten(1, block.key_grid)
+        per_tile = of_part.unflatten(2, (part.height, part.width))
+        for tile, (seen, (top, left)) in enumerate(zip(seen_by_tiles[which], part.corners[which])):
+            rows = range(max(top, seen.key_rows.start), min(top + part.height, seen.key_rows.stop))
+            cols = seen.key_cols
+            rectangle = grid.narrow(1, rows.start, len(rows)).narrow(2, cols.start, len(cols))
+            source = per_tile[:, tile].narrow(1, rows.start - top, len(rows))
+            rectangle.add_(source.narrow(2, cols.start - left, len(cols)))
 
 
 def _repeated_bias(strip: RowStrip, tiles: slice, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,22 +33,20 @@ class Cut(NamedTuple):
 
 
 class TileTask(NamedTuple):
-    """Tiles of a windowed block that are gathered together.
+    """Tiles that are gathered together.
 
     Attributes:
-        block: the block.
-        layout: its tiles.
+        layout: all tiles of the same grid of queries.
         batch: which batch elements.
         tiles: which tiles.
-        first_key_rows: for each strip, its first key row inside the tiles' rectangles.
+        key_shifts: see `layout.TileRun`.
         lane, turn: see `workers.Task`.
     """
 
-    block: WindowBlock
     layout: Layout
     batch: slice
     tiles: slice
-    first_key_rows: tuple[int, ...]
+    key_shifts: tuple[int, ...]
     lane: Hashable
     turn: int
 
@@ -104,68 +103,75 @@ def _scores(neighborhood: Neighborhood) -> int:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def passes(neighborhood: Neighborhood) -> tuple[tuple[WindowBlock, ...], ...]:
-    """Cut the blocks into passes without a common query; what later passes compute is added to the queries'.
+def groups(neighborhood: Neighborhood) -> Iterator[list[tuple[WindowBlock, ...]]]:
+    """Yield what each grid of queries sees, in groups that can be computed at the same time.
 
-    The first pass has each query's last block, that of its own scale. Attending to one block after the other
-    copies fewer keys than one softmax over all of them, which would need them side by side.
+    Where gradients of keys are summed, tiles that share them do so in turns. Heads of dense blocks have no
+    turns, so one group never holds a dense block and another block with its keys.
     """
-    grouped = neighborhood.by_queries()
-    return tuple(
-        tuple(blocks[-1 - number] for blocks in grouped if number < len(blocks))
-        for number in range(max(map(len, grouped), default=0))
-    )
-
-
-def groups(blocks: Sequence[WindowBlock]) -> Iterator[list[WindowBlock]]:
-    """Yield the blocks in groups that share no keys, as only those may add to them at the same time."""
-    group: list[WindowBlock] = []
-    for block in blocks:
-        if any(_overlap(block.key_slice, other.key_slice) for other in group):
+    group: list[tuple[WindowBlock, ...]] = []
+    for blocks in neighborhood.by_queries():
+        if any(_share(blocks, other) and (_whole(blocks) or _whole(other)) for other in group):
             yield group
             group = []
-        group.append(block)
+        group.append(blocks)
     yield group
 
 
-def _overlap(one: slice, other: slice) -> bool:
-    return bool(one.start < other.stop and other.start < one.stop)
+def _whole(blocks: tuple[WindowBlock, ...]) -> bool:
+    """Whether heads, not tiles, make the tasks."""
+    return len(blocks) == 1 and blocks[0].is_dense
+
+
+def _share(ones: tuple[WindowBlock, ...], others: tuple[WindowBlock, ...]) -> bool:
+    return any(
+        one.key_slice.start < other.key_slice.stop and other.key_slice.start < one.key_slice.stop
+        for one, other in itertools.product(ones, others)
+    )
 
 
 def attention_tasks(
-    blocks: Sequence[WindowBlock], query: Tensor, cut: Cut, elements: int
+    group: Sequence[tuple[WindowBlock, ...]], query: Tensor, cut: Cut, elements: int
 ) -> list[TileTask | HeadTask]:
-    """Cut blocks that share no keys.
+    """Cut a group of `groups`.
 
     Args:
-        blocks: the blocks, large ones last, as in a pyramid.
+        group: what each grid of queries sees, large ones last, as in a pyramid.
         query: (B, L, H, D).
         cut: who works.
         elements: gathered elements of keys in a task of portion 1; at least one tile is taken.
     """
     tasks: list[TileTask | HeadTask] = []
     # The largest first, so that no thread is left with a large one at the end.
-    for block in reversed(blocks):
-        make = _head_tasks if block.is_dense else functools.partial(_tile_tasks, elements=elements)
-        tasks.extend(make(block, query, cut))
+    tiled = [blocks for blocks in reversed(group) if not _whole(blocks)]
+    tasks.extend(_tile_tasks(tiled, query, cut, elements))
+    for blocks in reversed(group):
+        if _whole(blocks):
+            tasks.extend(_head_tasks(blocks[0], query, cut))
     return tasks
 
 
-def _tile_tasks(block: WindowBlock, query: Tensor, cut: Cut, elements: int) -> Iterator[TileTask]:
+def _tile_tasks(
+    tiled: Sequence[tuple[WindowBlock, ...]], query: Tensor, cut: Cut, elements: int
+) -> Iterator[TileTask]:
     batch, _, heads, dim = query.shape
-    layout = layout_of(block, query.dtype, query.device)
-    per_task = max(1, elements // (layout.keys.shape[1] * heads * dim)) * cut.portion
-    widest = max(run.tiles.stop - run.tiles.start for run in layout.runs)
-    step = max(1, per_task // widest)
-    for b in range(0, batch, step):
-        for run in layout.runs:
-            for t in range(run.tiles.start, run.tiles.stop, per_task):
-                tiles = slice(t, min(t + per_task, run.tiles.stop))
-                lane = block.query_offset, b
-                yield TileTask(
-                    block, layout, slice(b, min(b + step, batch)), tiles, run.first_key_rows, lane, run.turn
-                )
+    layouts = [layout_of(blocks, query.dtype, query.device) for blocks in tiled]
+    per_task = [max(1, elements // (layout.keys.shape[1] * heads * dim)) * cut.portion for layout in layouts]
+    steps = [max(1, tiles // layout.widest) for tiles, layout in zip(per_task, layouts)]
+    # Grids of queries that share keys take their turns one after the other.
+    one_lane = any(_share(*pair) for pair in itertools.combinations(tiled, 2))
+    if one_lane:
+        steps = [min(steps)] * len(steps)
+    first_turn = 0
+    for number, (layout, tiles_at_once, step) in enumerate(zip(layouts, per_task, steps)):
+        for b in range(0, batch, step):
+            lane = (0 if one_lane else number), b
+            for run in layout.runs:
+                for t in range(run.tiles.start, run.tiles.stop, tiles_at_once):
+                    tiles = slice(t, min(t + tiles_at_once, run.tiles.stop))
+                    turn = first_turn + run.turn
+                    yield TileTask(layout, slice(b, min(b + step, batch)), tiles, run.key_shifts, lane, turn)
+        first_turn += layout.turns if one_lane else 0
 
 
 def _head_tasks(block: WindowBlock, query: Tensor, cut: Cut) -> Iterator[HeadTask]:

@@ -6,6 +6,7 @@ other, so that every key gets its summands in one order on any number of cores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 from mvar_kernels.backends.common.rectangles import GridTile
@@ -15,28 +16,36 @@ from mvar_kernels.backends.common.rectangles import GridTile
 _TILES_PER_TURN = 16
 
 
-def in_turns(tiles: list[GridTile]) -> list[list[GridTile]]:
-    """Cut a block's tiles, row-major, into turns of tiles whose keys do not overlap."""
-    rows = {tile.query_rows.start: tile.key_rows for tile in tiles}
-    cols = {tile.query_cols.start: tile.key_cols for tile in tiles}
-    row_step, col_step = _step(list(rows.values())), _step(list(cols.values()))
-    tiles_per_row = -(-len(cols) // col_step)
-    band = row_step * -(-_TILES_PER_TURN // tiles_per_row)
-    turns = []
-    for top, row, col in product(range(0, len(rows), band), range(row_step), range(col_step)):
-        turns.append(
-            [
-                tiles[i * len(cols) + j]
-                for i in range(top + row, min(top + band, len(rows)), row_step)
-                for j in range(col, len(cols), col_step)
-            ]
-        )
+def in_turns(per_block: Sequence[Sequence[GridTile]]) -> list[list[int]]:
+    """Cut tiles into turns without a common key.
+
+    Args:
+        per_block: the tiles, row-major, with the keys that they see in each block.
+
+    Returns:
+        The numbers of each turn's tiles.
+    """
+    per_axis = [
+        [{queries.start: keys for queries, keys in axis} for axis in axes]
+        for axes in zip(*(([t[::2] for t in tiles], [t[1::2] for t in tiles]) for tiles in per_block))
+    ]
+    (rows, height), (cols, width) = ((_step(seen), len(seen[0])) for seen in per_axis)
+    band = rows * -(-_TILES_PER_TURN // -(-width // cols))
+    turns = [
+        [
+            i * width + j
+            for i in range(top + row, min(top + band, height), rows)
+            for j in range(col, width, cols)
+        ]
+        for top, row, col in product(range(0, height, band), range(rows), range(cols))
+    ]
     return [turn for turn in turns if turn]
 
 
-def _step(seen: list[range]) -> int:
-    """Return the least distance at which ranges of keys, in order, no longer overlap."""
+def _step(per_block: list[dict[int, range]]) -> int:
+    """Return the least distance at which ranges of keys, in order, no longer overlap in any block."""
     step = 1
-    while any(first.stop > later.start for first, later in zip(seen, seen[step:])):
-        step += 1
+    for seen in map(list, map(dict.values, per_block)):
+        while any(first.stop > later.start for first, later in zip(seen, seen[step:])):
+            step += 1
     return step

@@ -65,9 +65,8 @@ def scatter_tiles(
     first_row: int,
     width: int,
     rects: tuple[SlotRect, ...],
-    add: bool = False,
 ) -> None:
-    """Copy the slots of T tiles to their places, or add them; every query is written once.
+    """Copy the slots of T tiles to their places; every query is written once.
 
     Args:
         target: (B, h, w, F), written.
@@ -75,7 +74,6 @@ def scatter_tiles(
         first_row: row of the tile that the first slot lies in.
         width: slots per row of a tile.
         rects: where each tile lies in the target.
-        add: add to what is there.
     """
     per_tile = tiles.reshape(len(target), len(rects), -1, width, target.shape[-1])
     # Strided copies of rectangles, as index_copy_ takes twice as long.
@@ -85,8 +83,7 @@ def scatter_tiles(
         count, height = rows.shape[2], rows.shape[1]
         span = target.narrow(1, first.row + min(first_row, first.height), height)
         span = span.narrow(2, first.col, (count - 1) * step + first.width).unfold(2, first.width, step)
-        rows = rows.transpose(-1, -2)
-        span.add_(rows) if add else span.copy_(rows)
+        span.copy_(rows.transpose(-1, -2))
 
 
 @functools.lru_cache(maxsize=1024)
