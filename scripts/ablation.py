@@ -43,10 +43,16 @@ _EVALUATED = ("evaluate_features", "evaluate_images")
 
 
 def settings_of(arm: str, sides: Sequence[int], dense_scales: int | None) -> dict[str, Any]:
-    """Return the training settings in which an arm differs from the others."""
+    """Return the training settings in which an arm differs from the others.
+
+    Raises:
+        SystemExit: the arm has windows, but no scale for them.
+    """
     settings = dict(ARMS[arm])
     if settings["arch"] == "mvar":
         fewer = released_dense_scales(sides) if dense_scales is None else dense_scales
+        if fewer >= len(sides) and "dense_scales" not in settings:
+            raise SystemExit(f"{arm}: all {len(sides)} scales are dense; pass fewer --dense-scales")
         settings["dense_scales"] = len(sides) if "dense_scales" in settings else fewer
     return settings
 

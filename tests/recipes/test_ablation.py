@@ -27,6 +27,8 @@ def test_arms(script):
     assert script.settings_of("dense", SIDES, 3)["dense_scales"] == 6
     assert script.settings_of("k3", SIDES, 3) == {"arch": "mvar", "kernel_size": 3, "dense_scales": 3}
     assert script.settings_of("k7-adjacent", SIDES, 3)["previous_scales"] == 1
+    with pytest.raises(SystemExit, match="k7: all 6 scales are dense"):
+        script.settings_of("k7", SIDES, 6)
 
 
 def test_rows_are_kept_and_tabled(script, tmp_path, capsys):
