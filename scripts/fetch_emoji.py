@@ -24,13 +24,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 SIDE = 64
 # Of the emoji, by a hash of their code points: stable however many images a later package adds.
 HELD_OUT_SHARE = 1 / 8
 # Five swatches of skin tones, no emoji.
 NO_CLASS = "Component"
+# Categories that a mirror leaves in their class; the others hold letters, clocks, arrows and flags.
+MIRRORED = {"smileys-emotion", "people-body", "animals-nature", "food-drink"}
+# "100" and "Zzz" are among the smileys.
+WITH_TEXT = {"1f4af", "1f4a4"}
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,11 @@ def on_white(image: Image.Image) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def lay_out(archives: dict[Package, Path], out: Path, skin_tones: bool) -> list[str]:
-    """Write the class folders; returns the held-out files, relative to `out`."""
+def lay_out(archives: dict[Package, Path], out: Path, skin_tones: bool, mirrors: bool) -> list[str]:
+    """Write the class folders; returns the held-out files, relative to `out`.
+
+    Skin tones and mirrors are of training emoji only, so a held-out emoji's are in neither part.
+    """
     plain, toned = read_table(archives[NOTO])
     held_out = []
     for package, archive in archives.items():
@@ -156,16 +163,18 @@ def lay_out(archives: dict[Package, Path], out: Path, skin_tones: bool) -> list[
             emoji = plain.get(code_points)
             if emoji is None and skin_tones:
                 emoji = toned.get(code_points)
-                # Held-out images are base emoji only, so a held-out emoji's tones are in neither part.
                 if emoji is not None and emoji.held_out:
                     continue
             if emoji is None:
                 continue
             path = out / f"{package.style}-{emoji.category}" / f"{code_points}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            on_white(image).save(path)
+            small = on_white(image)
+            small.save(path)
             if emoji.held_out:
                 held_out.append(path.relative_to(out).as_posix())
+            elif mirrors and emoji.category in MIRRORED and emoji.base not in WITH_TEXT:
+                ImageOps.mirror(small).save(path.with_suffix(".mirror.png"))
     return sorted(held_out)
 
 
@@ -176,6 +185,9 @@ def main() -> None:
         "--archives", type=Path, help="folder to keep the packages in (default: none is kept)"
     )
     parser.add_argument("--skin-tones", action="store_true", help="also lay out the skin tones, for training")
+    parser.add_argument(
+        "--mirrors", action="store_true", help="also lay out mirrors, for training, where one changes nothing"
+    )
     options = parser.parse_args()
     if options.out.exists():
         raise SystemExit(f"{options.out} exists; name a new folder")
@@ -184,7 +196,8 @@ def main() -> None:
         folder = options.archives or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         laid = Path(scratch) / "images"
-        held_out = lay_out({each: fetch(each, folder) for each in (FLUENT, NOTO)}, laid, options.skin_tones)
+        archives = {each: fetch(each, folder) for each in (FLUENT, NOTO)}
+        held_out = lay_out(archives, laid, options.skin_tones, options.mirrors)
         (laid / "held_out.txt").write_text("".join(f"{name}\n" for name in held_out))
         laid.rename(options.out)
     count = sum(1 for _ in options.out.glob("*/*.png"))

@@ -30,6 +30,7 @@ def script(monkeypatch):
 def small(script):
     return script.Recipe(
         vae={"steps": "2", "batch-size": "4", "vocab-size": "16", "z-channels": "4", "channels": "32"},
+        perceptual={"steps": "2", "batch-size": "4"},
         var={"arch": "var", "depth": "1", "width": "32", "num-heads": "1", "steps": "2", "batch-size": "4"},
         mvar={"arch": "mvar", "kernel-size": "3", "dense-scales": "3", "steps": "2", "batch-size": "4"},
     )
@@ -55,7 +56,7 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
         assert result.exit_code == 0, f"{name}: {result.output}"
 
     monkeypatch.setattr(script.Chain, "_run", in_this_process)
-    chain = script.Chain(tmp_path / "work", tmp_path / "weights", small(script), images)
+    chain = script.Chain(tmp_path / "work", tmp_path / "weights", small(script), images, images)
     chain.make()
     out = capfd.readouterr().out
     assert '_embedded("emoji", "mvar-emoji", model_type="mvar"' in out
@@ -69,12 +70,12 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     assert model.config.kernel_size == 3
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     chain.make()
-    assert capfd.readouterr().out.count("stands") == 8
+    assert capfd.readouterr().out.count("stands") == 10
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
 
 
 def test_a_stage_out_of_time_is_continued(script, images, tmp_path, monkeypatch):
-    chain = script.Chain(tmp_path / "work", tmp_path / "weights", small(script), images, minutes=0)
+    chain = script.Chain(tmp_path / "work", tmp_path / "weights", small(script), images, images, minutes=0)
     with pytest.raises(SystemExit, match="vae: 0 minutes are over; run this again"):
         chain.make()
     seen = []
@@ -83,6 +84,18 @@ def test_a_stage_out_of_time_is_continued(script, images, tmp_path, monkeypatch)
     monkeypatch.setattr(script.Chain, "_store", lambda *_: None)
     chain.make("vae")
     assert seen[0][-2:] == ["--resume", str(tmp_path / "work" / "vae")]
+
+
+def test_the_transformers_see_mirrors_and_the_vqvae_does_not(script, images, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(script.Chain, "_run", lambda self, name, command: seen.setdefault(name, command))
+    monkeypatch.setattr(script.Chain, "_store", lambda *_: None)
+    script.Chain(tmp_path / "work", tmp_path / "weights", small(script), images).make()
+    assert "--mirrors" in seen["images"]
+    mirrored = seen["images"][seen["images"].index("--mirrors") - 1]
+    assert seen["tokens"][seen["tokens"].index("--data") + 1] == mirrored
+    for name in ("vae", "perceptual"):
+        assert seen[name][seen[name].index("--data") + 1] == str(images)
 
 
 def test_the_recipe_fits_the_wheel(script):
