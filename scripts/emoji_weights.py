@@ -5,9 +5,9 @@ to half precision and stored in the package's weights. A stage whose result stan
 longer than --minutes is stopped with its work saved, and the next call continues it, so the whole is made in
 as many calls as it takes.
 
-Why the VQVAE has two stages: 4,000 steps on pixels reach 28.1 dB on held-out images, but a Frechet distance of
-87.5, above the 81.9 of the images blurred by one pixel. 1,500 more steps with the perceptual loss keep 28.1 dB
-at 70.3 (453 images; other real ones are at 57.9).
+Why the VQVAE has two stages: 4,000 steps on pixels reach 28.1 dB on held-out images, but a Frechet distance
+of 87.5, above the 81.9 of the images blurred by one pixel. 1,500 more steps with the perceptual loss keep
+28.1 dB at 70.3 (453 images; other real ones are at 57.9).
 
 The weights are used under their names after the zoo has entries for them; the last call prints those.
 """
