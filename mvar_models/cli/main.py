@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import click
@@ -58,3 +59,5 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 def main() -> None:
     """VAR and MVAR: sample, train, fine-tune."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    # Pillow warns from half the size on that it refuses; what is refused is named, and the rest is wanted.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")

@@ -1,5 +1,8 @@
 """`mvar tokenize`: what it refuses; tests/tokens has what it writes."""
 
+import warnings
+
+from PIL import Image
 from safetensors import SafetensorError
 
 from mvar_models.tokens import writer
@@ -36,3 +39,16 @@ def test_codes_are_not_encoded_again(tmp_path):
     result = mvar("tokenize --data", codes, "--out", tmp_path / "b", *vqvae)
     assert result.exit_code == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_a_large_image_that_is_used_is_no_warning(tmp_path, monkeypatch):
+    """The images have 256 pixels: over Pillow's limit for a warning, under that for an error."""
+    data = make_data(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with Image.open(next((data / "data").rglob("*.png"))):
+            assert [warning.category for warning in seen] == [Image.DecompressionBombWarning]
+        result = mvar("tokenize --data", data / "data", "--out", tmp_path / "a", "--vqvae", data / "vae")
+    assert result.exit_code == 0, result.output
+    assert [warning.category for warning in seen] == [Image.DecompressionBombWarning]
