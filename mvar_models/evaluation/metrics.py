@@ -22,10 +22,13 @@ METRICS: dict[str, str] = {
     "coverage": "mvar_models.evaluation.comparison:coverage",
     "kid": "mvar_models.evaluation.comparison:kid",
     "near_copies": "mvar_models.evaluation.comparison:near_copies",
+    "label_agreement": "mvar_models.evaluation.agreement:label_agreement",
 }
 # Those that `evaluate` reports: their functions take a `Comparison` and return figures by name. Any other row
 # of that kind can be asked for by its name.
-COMPARED = ("fd", "sfd", "is", "precision", "recall", "density", "coverage", "kid", "near_copies")
+COMPARED = (
+    "fd", "sfd", "is", "precision", "recall", "density", "coverage", "kid", "near_copies", "label_agreement",
+)  # fmt: skip
 OF_ARRAYS = frozenset({"psnr", "codes_used", "perplexity", "frechet", "likelihood"})
 # Those for which statistics are enough, so that no features are kept.
 FROM_STATISTICS = frozenset({"fd", "sfd", "is"})

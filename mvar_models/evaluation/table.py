@@ -14,6 +14,7 @@ _FIGURES = (
     ("coverage", "coverage", "{:.3f}"),
     ("kid", "KID x 1000", "{:.2f}"),
     ("near_copies", "near-copies", "{:.1%}"),
+    ("label_agreement", "own class", "{:.1%}"),
 )
 _SHOWN_CLASSES = 3
 
@@ -63,6 +64,8 @@ def _notes(results: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"near-copies: at most {first['near_copy_distance']:.3g} from an image of {training['name']}, "
             f"as 5 % of the real images ({training['real']}) are"
         )
+    if any(each.get("label_agreement") is not None for each in results):
+        yield "own class: the nearest image of the reference is of the same class"
     if any(each["order"] == "permuted" for each in results):
         yield "the Inception score's splits are a fixed permutation, because the file is sorted by class"
     for each in results:

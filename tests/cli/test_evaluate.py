@@ -50,9 +50,9 @@ def test_what_no_set_has_is_said_once(files):
     done = run(*both, "--features", "pixels", "--out", files / "out")
     assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if ": no " in line or line.startswith("no ")]
-    assert [line.partition(":")[0] for line in lines[:2]] == ["no sfd", "no is"]
-    assert all(line.startswith(str(files / "few.npz")) for line in lines[2:])
-    assert len(lines) > 2
+    assert [line.partition(":")[0] for line in lines[:3]] == ["no sfd", "no is", "no label_agreement"]
+    assert all(line.startswith(str(files / "few.npz")) for line in lines[3:])
+    assert len(lines) > 3
 
 
 @pytest.mark.parametrize(

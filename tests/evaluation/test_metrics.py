@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from mvar_models.evaluation import codebook, comparison, frechet, likelihood, reconstruction
+from mvar_models.evaluation import agreement, codebook, comparison, frechet, likelihood, reconstruction
 from mvar_models.evaluation.metrics import METRICS, metric
 
 
@@ -31,6 +31,7 @@ def test_each_name_gives_its_function():
         "coverage": comparison.coverage,
         "kid": comparison.kid,
         "near_copies": comparison.near_copies,
+        "label_agreement": agreement.label_agreement,
     }
 
 
