@@ -205,6 +205,25 @@ class Chain:
         if code:
             raise SystemExit(f"{name}: exit code {code}; what it printed says why")
 
+    def _how(self, name: str) -> list[str]:
+        """Return the lines of a card that say what the model was trained on, and with which commands."""
+        recipe = self.recipe
+        commands = {
+            "vae-emoji": [("train-vqvae", recipe.vae), ("train-vqvae", recipe.perceptual)],
+            "var-emoji": [("train", recipe.var)],
+            "mvar-emoji": [("finetune", {"model": "var-emoji", **recipe.mvar})],
+        }[name]
+        return [
+            "## How it was made",
+            "",
+            "`make weights-emoji`: Fluent 3D and Noto emoji of 64 px in 18 classes, an eighth of them held",
+            "out by code point. Their licences are in NOTICE, in the folder above.",
+            "",
+            "```sh",
+            *(_how_of(command, options) for command, options in commands),
+            "```",
+        ]
+
     def _store(self, class_name: str, folder: Path, name: str) -> None:
         """Round a finished network to half precision and write it with its card; print its zoo entry."""
         target = self.weights / name
@@ -220,7 +239,8 @@ class Chain:
         target.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(target, dtype=torch.float16)
         facts = CardFacts(class_name, model.config, model.num_parameters(), draws=class_name != "VQVAE")
-        write_text(target / "README.md", str(model_card(facts, name, license="mit")))
+        card = str(model_card(facts, name, license="mit"))
+        write_text(target / "README.md", card + "\n".join(["", *self._how(name), ""]))
         shutil.copyfile(HERE / "emoji_notice.txt", self.weights / "NOTICE")
         total = sum(file.stat().st_size for file in self.weights.glob("*/model.safetensors"))
         if total > MOST_BYTES:
@@ -233,6 +253,10 @@ class Chain:
             f'  _embedded("emoji", "{name}", model_type="{model.config.model_type}", resolution=64, '
             f'parameters="{model.num_parameters() / 1e6:.2f} M"),'
         )
+
+
+def _how_of(command: str, options: dict[str, str]) -> str:
+    return f"mvar {command} " + " ".join(f"--{option} {value}" for option, value in options.items())
 
 
 def _command(name: str, options: dict[str, str]) -> list[str]:

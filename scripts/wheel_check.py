@@ -12,6 +12,8 @@ import venv
 import zipfile
 from pathlib import Path
 
+from mvar_models.checkpoints.zoo import EMBEDDED, ENTRIES
+
 ROOT = Path(__file__).parent.parent
 _SAMPLE = """
 import sys, mvar_kernels, mvar_models
@@ -31,7 +33,11 @@ def main() -> None:
         (wheel,) = temporary.glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         weights = [name for name in names if name.endswith(".safetensors")]
-        assert len(weights) == 3 and wheel.stat().st_size < 6_000_000, (weights, wheel.stat().st_size)
+        embedded = {
+            f"mvar_models/weights/{entry.file}" for entry in ENTRIES.values() if entry.repository == EMBEDDED
+        }
+        assert {str(Path(name).parent) for name in weights} == embedded, weights
+        assert wheel.stat().st_size < 35_000_000, wheel.stat().st_size
         assert not any(name.startswith(("tests/", "benchmarks/", "scripts/")) for name in names)
         environment = temporary / "env"
         venv.create(environment, with_pip=True)

@@ -179,6 +179,7 @@ ENTRIES: dict[str, Entry] = {
         _embedded("digits", "vae-digits", model_type="vqvae", resolution=32, parameters="0.33 M"),
         _embedded("digits", "var-digits", model_type="var", resolution=32, parameters="0.98 M"),
         _embedded("digits", "mvar-digits", model_type="mvar", resolution=32, parameters="0.98 M"),
+        _embedded("emoji", "vae-emoji", model_type="vqvae", resolution=64, parameters="1.05 M"),
     )
 }
 

@@ -9,13 +9,13 @@ NAMES = [
     "vae-ch160v4096z32", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36",
     "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned",
     "markov-var-d16", "markov-var-d20", "markov-var-d24",
-    "vae-digits", "var-digits", "mvar-digits",
+    "vae-digits", "var-digits", "mvar-digits", "vae-emoji",
 ]  # fmt: skip
 
 
 def test_the_names():
     assert list_models() == NAMES
-    assert list_models("*-digits") == NAMES[-3:]
+    assert list_models("*-digits") == NAMES[13:16]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,7 +23,7 @@ def test_an_entry_says_what_its_users_need(name):
     entry = zoo.find(name)
     assert entry.licence
     assert entry.parameters
-    assert entry.resolution in (32, 256, 512)
+    assert entry.resolution in (32, 64, 256, 512)
     assert entry.revision == "main"
     if entry.repository != "embedded" and entry.model_type != "vqvae":
         assert {"guidance_scale", "top_k", "top_p", "vqvae"} <= set(entry.preset)

@@ -62,7 +62,9 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     assert '_embedded("emoji", "mvar-emoji", model_type="mvar"' in out
     weights = tmp_path / "weights"
     assert (weights / "NOTICE").read_text() == (SCRIPT.parent / "emoji_notice.txt").read_text()
-    assert "license: mit" in (weights / "var-emoji" / "README.md").read_text()
+    card = (weights / "var-emoji" / "README.md").read_text()
+    assert "license: mit" in card
+    assert "mvar train --arch var --depth 1 --width 32" in card
     assert json.loads((weights / "mvar-emoji" / "config.json").read_text())["vqvae"] == "vae-emoji"
     vqvae, model = VQVAE.from_pretrained(weights / "vae-emoji"), MVAR.from_pretrained(weights / "mvar-emoji")
     assert VAR.from_pretrained(weights / "var-emoji").config.class_names == ("a", "b")
