@@ -32,7 +32,8 @@ def small(script):
         vae={"steps": "2", "batch-size": "4", "vocab-size": "16", "z-channels": "4", "channels": "32"},
         perceptual={"steps": "2", "batch-size": "4"},
         var={"arch": "var", "depth": "1", "width": "32", "num-heads": "1", "steps": "2", "batch-size": "4"},
-        mvar={"arch": "mvar", "kernel-size": "3", "dense-scales": "3", "steps": "2", "batch-size": "4"},
+        windows={"kernel-size": "3", "dense-scales": "3"},
+        tuned={"steps": "2", "batch-size": "4"},
     )
 
 
@@ -65,6 +66,7 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     card = (weights / "var-emoji" / "README.md").read_text()
     assert "license: mit" in card
     assert "mvar train --arch var --depth 1 --width 32" in card
+    assert "mvar finetune --arch var --steps 2" in card
     assert json.loads((weights / "mvar-emoji" / "config.json").read_text())["vqvae"] == "vae-emoji"
     vqvae, model = VQVAE.from_pretrained(weights / "vae-emoji"), MVAR.from_pretrained(weights / "mvar-emoji")
     assert VAR.from_pretrained(weights / "var-emoji").config.class_names == ("a", "b")
@@ -72,7 +74,7 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     assert model.config.kernel_size == 3
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     chain.make()
-    assert capfd.readouterr().out.count("stands") == 10
+    assert capfd.readouterr().out.count("stands") == 11
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
 
 
@@ -124,8 +126,8 @@ def test_the_recipe_fits_the_wheel(script):
             sides=sides,
             vocab_size=int(recipe.vae["vocab-size"]),
             z_channels=int(recipe.vae["z-channels"]),
-            kernel_size=int(recipe.mvar["kernel-size"]),
-            dense_scales=int(recipe.mvar["dense-scales"]),
+            kernel_size=int(recipe.windows["kernel-size"]),
+            dense_scales=int(recipe.windows["dense-scales"]),
         )
     )
     megabytes = 2 * (vqvae.num_parameters() + 2 * model.num_parameters()) / 1e6
