@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mvar_models.evaluation.comparison import Comparison, Unavailable
+from mvar_models.evaluation.comparison import Comparison
 from mvar_models.evaluation.nearest import Nearest
 
 
@@ -13,15 +13,9 @@ def label_agreement(comparison: Comparison) -> dict[str, float]:
 
     Real images do not reach 1 either; evaluate held-out ones with the same reference to know what they reach.
     """
-    drawn, reference = comparison.drawn, comparison.reference
-    for summary in (drawn, reference):
-        if summary.labels is None:
-            raise Unavailable(
-                f"{summary.name} has no labels; a folder per class has, and an .npz with arr_1 or labels"
-            )
+    drawn, reference = comparison.labels()
     first, second = comparison.features()
     nearest = Nearest(first)
     nearest.update(second, torch.arange(len(second)))
-    assert drawn.labels is not None and reference.labels is not None
-    found = reference.labels[nearest.indices.cpu().numpy()]
-    return {"label_agreement": float((found == drawn.labels).mean())}
+    found = reference[nearest.indices.cpu().numpy()]
+    return {"label_agreement": float((found == drawn).mean())}

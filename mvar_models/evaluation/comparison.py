@@ -85,6 +85,20 @@ class Comparison:
         assert self.drawn.features is not None and self.reference.features is not None
         return self.drawn.features.to(self._device), self.reference.features.to(self._device)
 
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes of both sets' images, (n,) and (m,) int64.
+
+        Raises:
+            Unavailable: those of one are not known.
+        """
+        for summary in (self.drawn, self.reference):
+            if summary.labels is None:
+                raise Unavailable(
+                    f"{summary.name} has no labels; a folder per class has, and an .npz with arr_1 or labels"
+                )
+        assert self.drawn.labels is not None and self.reference.labels is not None
+        return self.drawn.labels, self.reference.labels
+
     @cached_property
     def frechet(self) -> FrechetReference:
         """The reference's covariance with its root."""

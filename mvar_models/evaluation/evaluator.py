@@ -115,8 +115,9 @@ def evaluate(
 
     Returns:
         Figures by name: `fd`, `sfd`, `is`, `precision`, `recall`, `density`, `coverage`, `kid`,
-        `near_copies`, `label_agreement`, None where they could not be computed, with the reason in
-        `left_out`; `features`, `counts`, `versions`, and what else decides them. The same in all processes.
+        `near_copies`, `label_agreement`, `class_diversity`, None where they could not be computed, with
+        the reason in `left_out`; `features`, `counts`, `versions`, and what else decides them. The same in
+        all processes.
 
     Raises:
         ValueError: wrong arguments, images that cannot be compared, or a metric that was asked for by name

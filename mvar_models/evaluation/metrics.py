@@ -23,11 +23,13 @@ METRICS: dict[str, str] = {
     "kid": "mvar_models.evaluation.comparison:kid",
     "near_copies": "mvar_models.evaluation.comparison:near_copies",
     "label_agreement": "mvar_models.evaluation.agreement:label_agreement",
+    "class_diversity": "mvar_models.evaluation.diversity:class_diversity",
 }
 # Those that `evaluate` reports: their functions take a `Comparison` and return figures by name. Any other row
 # of that kind can be asked for by its name.
 COMPARED = (
     "fd", "sfd", "is", "precision", "recall", "density", "coverage", "kid", "near_copies", "label_agreement",
+    "class_diversity",
 )  # fmt: skip
 OF_ARRAYS = frozenset({"psnr", "codes_used", "perplexity", "frechet", "likelihood"})
 # Those for which statistics are enough, so that no features are kept.

@@ -15,6 +15,7 @@ _FIGURES = (
     ("kid", "KID x 1000", "{:.2f}"),
     ("near_copies", "near-copies", "{:.1%}"),
     ("label_agreement", "own class", "{:.1%}"),
+    ("class_diversity", "diversity", "{:.3f}"),
 )
 _SHOWN_CLASSES = 3
 
@@ -66,6 +67,8 @@ def _notes(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
     if any(each.get("label_agreement") is not None for each in results):
         yield "own class: the nearest image of the reference is of the same class"
+    if any(each.get("class_diversity") is not None for each in results):
+        yield "diversity: how far apart images of one class are, 1 as in the reference"
     if any(each["order"] == "permuted" for each in results):
         yield "the Inception score's splits are a fixed permutation, because the file is sorted by class"
     for each in results:

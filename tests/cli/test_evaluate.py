@@ -50,9 +50,14 @@ def test_what_no_set_has_is_said_once(files):
     done = run(*both, "--features", "pixels", "--out", files / "out")
     assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if ": no " in line or line.startswith("no ")]
-    assert [line.partition(":")[0] for line in lines[:3]] == ["no sfd", "no is", "no label_agreement"]
-    assert all(line.startswith(str(files / "few.npz")) for line in lines[3:])
-    assert len(lines) > 3
+    assert [line.partition(":")[0] for line in lines[:4]] == [
+        "no sfd",
+        "no is",
+        "no label_agreement",
+        "no class_diversity",
+    ]
+    assert all(line.startswith(str(files / "few.npz")) for line in lines[4:])
+    assert len(lines) > 4
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,6 @@ def test_the_table_shows_it():
     reference = ArrayImages(classes(labels, seed=0), labels)
     found = evaluate(classes(labels, seed=1), reference, features="pixels", labels=labels)
     head, row, *notes = table([found])
-    assert head.split()[-2:] == ["own", "class"]
-    assert row.split()[-1] == "100.0%"
+    assert "own class" in head
+    assert "100.0%" in row.split()
     assert any(note.startswith("own class:") for note in notes)

@@ -4,7 +4,15 @@ import inspect
 
 import pytest
 
-from mvar_models.evaluation import agreement, codebook, comparison, frechet, likelihood, reconstruction
+from mvar_models.evaluation import (
+    agreement,
+    codebook,
+    comparison,
+    diversity,
+    frechet,
+    likelihood,
+    reconstruction,
+)
 from mvar_models.evaluation.metrics import METRICS, metric
 
 
@@ -32,6 +40,7 @@ def test_each_name_gives_its_function():
         "kid": comparison.kid,
         "near_copies": comparison.near_copies,
         "label_agreement": agreement.label_agreement,
+        "class_diversity": diversity.class_diversity,
     }
 
 
