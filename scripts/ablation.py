@@ -1,4 +1,4 @@
-"""What each Markov assumption costs and buys: `python scripts/ablation.py --data D --vqvae V --out O`.
+"""What each Markov assumption costs and buys: `python -m scripts.ablation --data D --vqvae V --out O`.
 
 The arms are transformers of one shape, trained from scratch for equal steps: VAR, MVAR with dense windows
 (Markov over scales alone), with windows of 7 and of 3, with the preceding scale in its softmax, and
@@ -37,6 +37,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "k7-adjacent": {"arch": "mvar", "kernel_size": 7, "previous_scales": 1},
     "markov-var": {"arch": "markov-var"},
 }
+# Other ways to train the arm k7. They are trained by name alone.
+TRIALS: dict[str, dict[str, Any]] = {
+    "k7-density": {**ARMS["k7"], "scale_weights": "density"},
+    "k7-drop-path": {**ARMS["k7"], "drop_path": 0.1},
+    "k7-smoothing": {**ARMS["k7"], "label_smoothing": 0.1},
+}
 ROW = "row.json"
 _SHARED = ("data", "vqvae", "steps", "batch_size", "lr", "depth", "width", "num_heads", "dense_scales")
 _EVALUATED = ("evaluate_features", "evaluate_images")
@@ -48,7 +54,7 @@ def settings_of(arm: str, sides: Sequence[int], dense_scales: int | None) -> dic
     Raises:
         SystemExit: the arm has windows, but no scale for them.
     """
-    settings = dict(ARMS[arm])
+    settings = dict((ARMS | TRIALS)[arm])
     if settings["arch"] == "mvar":
         fewer = released_dense_scales(sides) if dense_scales is None else dense_scales
         if fewer >= len(sides) and "dense_scales" not in settings:
@@ -63,7 +69,7 @@ def train(
     """Train an arm to its end, or return the row that it left.
 
     Args:
-        arm: A row of `ARMS`.
+        arm: A row of `ARMS` or `TRIALS`.
         seed: Seed of weights and order.
         shared: Settings that all arms have in common, by the names of `_SHARED`.
         evaluated: How the Frechet distance is measured.
@@ -129,7 +135,7 @@ def step_milliseconds(metrics: Path, batch_size: int) -> float:
 def rows_in(out: Path) -> list[dict[str, Any]]:
     """Return the rows that stand, in the order of the arms."""
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in out.glob(f"*/{ROW}")]
-    return sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
+    return sorted(rows, key=lambda row: ([*ARMS, *TRIALS].index(row["arm"]), row["seed"]))
 
 
 def write_tables(rows: Sequence[dict[str, Any]], out: Path) -> None:
@@ -168,7 +174,10 @@ def write_tables(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Plot nats over the VAR's on each scale, and FD over attended pairs; needs matplotlib."""
+    """Plot nats over the VAR's on each scale, and FD over attended pairs; needs matplotlib. Trials have the
+    pairs of their arm and are left out, unless there is nothing else.
+    """
+    rows = [row for row in rows if row["arm"] in ARMS] or rows
     require("matplotlib", "demo").use("Agg")
     plt = require("matplotlib.pyplot", "demo")
     groups = _by_arm(rows)
@@ -210,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="digits, a folder of images, or one of codes")
     parser.add_argument("--vqvae", required=True, help="VQVAE of the codes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the table and the plot")
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)} (default: all)")
+    parser.add_argument(
+        "--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)} (default: all); or {','.join(TRIALS)}"
+    )
     parser.add_argument("--seeds", default="0,1", help="seeds to train now (default: 0,1)")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -223,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--evaluate-images", type=int, default=1000)
     options = vars(parser.parse_args(arguments))
     out, arms = options["out"], options["arms"].split(",")
-    unknown = [arm for arm in arms if arm not in ARMS]
+    unknown = [arm for arm in arms if arm not in (ARMS | TRIALS)]
     if unknown:
-        parser.error(f"--arms must be of {', '.join(ARMS)}, got {', '.join(unknown)}")
+        parser.error(f"--arms must be of {', '.join(ARMS | TRIALS)}, got {', '.join(unknown)}")
     shared = {name: options[name] for name in _SHARED}
     evaluated = {name: options[name] for name in _EVALUATED}
     # Rows of other settings have no place in one table.

@@ -27,6 +27,10 @@ def test_arms(script):
     assert script.settings_of("dense", SIDES, 3)["dense_scales"] == 6
     assert script.settings_of("k3", SIDES, 3) == {"arch": "mvar", "kernel_size": 3, "dense_scales": 3}
     assert script.settings_of("k7-adjacent", SIDES, 3)["previous_scales"] == 1
+    assert script.settings_of("k7-density", SIDES, 3) == {
+        **script.settings_of("k7", SIDES, 3),
+        "scale_weights": "density",
+    }
     with pytest.raises(SystemExit, match="k7: all 6 scales are dense"):
         script.settings_of("k7", SIDES, 6)
 
