@@ -10,6 +10,10 @@ Why the VQVAE has two stages: 4,000 steps on pixels reach 28.1 dB on held-out im
 of 87.5, above the 81.9 of the images blurred by one pixel. 1,500 more steps with the perceptual loss keep
 28.1 dB at 70.3 (453 images; other real ones are at 57.9).
 
+Why the last stages weigh the scales by a density: an MVAR of width 128 from scratch reached a distance of
+186.0 with it and 190.3 without (1,000 steps of 8), as scales 0 to 5, which make the shape, gain up to .31
+nats a code.
+
 The weights are used under their names after the zoo has entries for them; the last call prints those.
 """
 
@@ -100,6 +104,7 @@ class Recipe:
             "steps": "3300",
             "batch-size": "8",
             "lr": "5e-4",
+            "scale-weights": "density",
             "ema": "0.999",
             "save-every": "200",
             "validate-every": "300",
