@@ -41,7 +41,6 @@ ARMS: dict[str, dict[str, Any]] = {
 TRIALS: dict[str, dict[str, Any]] = {
     "k7-density": {**ARMS["k7"], "scale_weights": "density"},
     "k7-drop-path": {**ARMS["k7"], "drop_path": 0.1},
-    "k7-smoothing": {**ARMS["k7"], "label_smoothing": 0.1},
 }
 ROW = "row.json"
 _SHARED = ("data", "vqvae", "steps", "batch_size", "lr", "depth", "width", "num_heads", "dense_scales")

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ class Judge:
 
     def __init__(self, source: ImageSource, network: FeatureNetwork, draws: int, resolution: int) -> None:
         self.network = network
+        if len(source.class_names) < 2 or not len(source.split.reserved):
+            raise SystemExit("--data needs two classes or more, and images that are held out of training")
         self.held_out = SourceImages(source, source.split.reserved, "real", resolution)
         self.training = SourceImages(source, source.train, "training", resolution)
         self._all = self.summary(self.training)
@@ -107,7 +110,7 @@ class Judge:
     def _nearest(self, summary: Summary) -> Nearest:
         assert summary.features is not None and self._all.features is not None
         nearest = Nearest(summary.features)
-        nearest.update(self._all.features, torch.arange(len(self._all.features)))
+        nearest.update(self._all.features, self._all.indices)
         return nearest
 
 
@@ -195,12 +198,8 @@ def blind(
     turns = [int((drawn.labels[order[:i]] == drawn.labels[index]).sum()) for i, index in enumerate(order)]
     chosen = order[np.argsort(turns, kind="stable")][: counts[0]]
     others = rng.choice(len(real), counts[1], replace=False)
-    shown = [
-        (kind, int(images.labels[index]), images.read(np.array([index]))[0][0])
-        for kind, images, indices in (("drawn", drawn, chosen), ("real", real, others))
-        for index in indices
-        if images.labels is not None
-    ]
+    shown = [("drawn", drawn.labels[i], drawn.read(np.array([i]))[0][0]) for i in chosen]
+    shown += [("real", real.labels[i], real.read(np.array([i]))[0][0]) for i in others]
     cells, key = [], []
     for number, index in enumerate(rng.permutation(len(shown))):
         kind, label, pixels = shown[index]
@@ -234,8 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     out: Path = options.out
+    # Every run's model lies in a folder called model, so the whole path is the name.
+    pipelines = {
+        re.sub(r"[^\w.@-]+", "-", name).strip("-"): pipeline_for(name, vqvae=options.vqvae)
+        for name in options.model
+    }
     # Kept images of other weights or settings have no place in one table.
-    pipelines = {Path(name).name: pipeline_for(name, vqvae=options.vqvae) for name in options.model}
     settings = {name: _identity(pipeline) for name, pipeline in pipelines.items()}
     claim(out / "settings.json", {"data": options.data, **settings}, "images drawn")
     last = list(pipelines)[-1]

@@ -12,7 +12,7 @@ of 87.5, above the 81.9 of the images blurred by one pixel. 1,500 more steps wit
 
 Why the last stages weigh the scales by a density: an MVAR of width 128 from scratch reached a distance of
 186.0 with it and 190.3 without (1,000 steps of 8), as scales 0 to 5, which make the shape, gain up to .31
-nats a code.
+nats a code (docs/measurements.md has the command).
 
 The weights are used under their names after the zoo has entries for them; the last call prints those.
 """

@@ -1,25 +1,21 @@
 """The ablation: its arms differ as they should, and a row stands once made."""
 
 import csv
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from script_cases import load_script
+
 pytest.importorskip("matplotlib")
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "ablation.py"
 SIDES = (1, 2, 3, 4, 6, 8)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablation")
 
 
 def test_arms(script):

@@ -1,23 +1,19 @@
 """The comparison of models with real images: equal numbers, equal classes, and what it leaves behind."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_models.py"
+from script_cases import load_script
+
 CLASSES, EACH, HELD_OUT = 3, 12, 4
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_models", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_models")
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +82,9 @@ def test_drawn_images_are_kept_but_not_for_other_weights(script, made):
     call = [part if part != "mvar-digits" else "var-digits" for part in call]
     with pytest.raises(ValueError, match="made with other settings"):
         script.main(call)
+
+
+def test_data_must_have_classes_and_held_out_images(script, data, tmp_path):
+    call = ["--model", "mvar-digits", "--features", "pixels", "--data", str(data / "class-0")]
+    with pytest.raises(SystemExit, match="two classes or more"):
+        script.main([*call, "--out", str(tmp_path)])

@@ -1,10 +1,7 @@
 """The chain that makes the emoji weights: complete on tiny images, continued, within its size."""
 
-import importlib.util
 import json
 import shlex
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +10,12 @@ from PIL import Image
 from mvar_models import MVAR, VAR, VQVAE, MVARConfig, VQVAEConfig
 
 from command_cases import mvar
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "emoji_weights.py"
+from script_cases import FOLDER, load_script
 
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("emoji_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    monkeypatch.setitem(sys.modules, "emoji_weights", module)
-    spec.loader.exec_module(module)
-    return module
+def script():
+    return load_script("emoji_weights")
 
 
 def small(script):
@@ -62,7 +53,7 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     out = capfd.readouterr().out
     assert '_embedded("emoji", "mvar-emoji", model_type="mvar"' in out
     weights = tmp_path / "weights"
-    assert (weights / "NOTICE").read_text() == (SCRIPT.parent / "emoji_notice.txt").read_text()
+    assert (weights / "NOTICE").read_text() == (FOLDER / "emoji_notice.txt").read_text()
     card = (weights / "var-emoji" / "README.md").read_text()
     assert "license: mit" in card
     assert "mvar train --arch var --depth 1 --width 32" in card
