@@ -13,7 +13,7 @@ from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.registry import architecture, drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SCHEDULES = ("packed", "alternating")
+SCHEDULES = ("packed", "progressive", "alternating")
 # "tokens" is the mean over all tokens; "density" is what HMAR trains with (arXiv 2506.04421).
 SCALE_WEIGHTS = ("tokens", "density")
 PERCEPTUAL_NETWORKS = ("lpips", "efficientnet-lite0")
@@ -207,8 +207,9 @@ class TransformerSettings(RunSettings):
     )
     schedule: str = setting(
         "packed",
-        "packed trains all scales in every step; alternating, as released, trains the dense scales in 8 of"
-        " every 8 + n steps and each of the n local scales in one.",
+        "packed trains all scales in every step; progressive begins with the coarser half and adds the others"
+        " one by one until 60 % of the run; alternating, as released for MVAR, trains the dense scales in 8"
+        " of every 8 + n steps and each of the n local scales in one.",
         choices=SCHEDULES,
     )
 

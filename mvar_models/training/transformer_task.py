@@ -1,7 +1,11 @@
-"""Training VAR and MVAR on cached codes (recipe: arXiv 2404.02905; alternating schedule: 2505.12742)."""
+"""Training VAR and MVAR on cached codes (recipe: arXiv 2404.02905; alternating schedule: 2505.12742).
+
+The progressive schedule is an option of VAR's released program, off by default there.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,8 @@ from mvar_models.training.task import Task
 
 # The released alternating schedule trains the dense scales this many times for each pass over the local ones.
 _DENSE_STEPS = 8
+# The progressive schedule trains all scales after this share of the steps.
+_GROWN_AFTER = 0.6
 # A validation batch has at most this many images, and at most the tokens times width of 128 images of 256 px
 # at depth 16.
 _VALIDATION_BATCH, _VALIDATION_FEATURES = 128, 128 * 680 * 1024
@@ -145,6 +151,8 @@ class TransformerTask(Task):
         """Return the scales to train at `step`, None for all."""
         if self.settings.schedule == "packed":
             return None
+        if self.settings.schedule == "progressive":
+            return self._leading_scales(step)
         config: Any = self.model.config  # settings allow this schedule only where there are dense scales
         dense, count = config.dense_scales, len(config.sides)
         phase = step % (_DENSE_STEPS + count - dense)
@@ -152,6 +160,14 @@ class TransformerTask(Task):
             return range(dense)
         local = dense + phase - _DENSE_STEPS
         return range(local, local + 1)
+
+    def _leading_scales(self, step: int) -> range | None:
+        """Return what the progressive schedule trains at `step`: the coarser half at first."""
+        count = len(self.model.config.sides)
+        first = (count + 1) // 2
+        grown = step / (_GROWN_AFTER * self.settings.steps)
+        trained = first + math.floor(grown * (count - first))
+        return None if trained >= count else range(trained)
 
     @torch.no_grad()
     def scale_inputs(self, indices: Tensor) -> Tensor:

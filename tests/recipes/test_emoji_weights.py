@@ -25,6 +25,7 @@ def small(script):
         var={"arch": "var", "depth": "1", "width": "32", "num-heads": "1", "steps": "2", "batch-size": "4"},
         windows={"kernel-size": "3", "dense-scales": "3"},
         tuned={"steps": "2", "batch-size": "4"},
+        presets={"mvar-emoji": {"guidance_scale": 2.5, "top_k": 30}},
     )
 
 
@@ -57,7 +58,10 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     card = (weights / "var-emoji" / "README.md").read_text()
     assert "license: mit" in card
     assert "mvar train --arch var --depth 1 --width 32" in card
-    assert "mvar finetune --arch var --steps 2" in card
+    card = (weights / "mvar-emoji" / "README.md").read_text()
+    assert "mvar finetune --model var-emoji --arch mvar --kernel-size 3 --dense-scales 3 --steps 2" in card
+    assert json.loads((weights / "mvar-emoji" / "config.json").read_text())["guidance_scale"] == 2.5
+    assert json.loads((tmp_path / "work" / "further" / "model" / "config.json").read_text())["top_k"] == 0
     assert json.loads((weights / "mvar-emoji" / "config.json").read_text())["vqvae"] == "vae-emoji"
     vqvae, model = VQVAE.from_pretrained(weights / "vae-emoji"), MVAR.from_pretrained(weights / "mvar-emoji")
     assert VAR.from_pretrained(weights / "var-emoji").config.class_names == ("a", "b")

@@ -26,6 +26,7 @@ CASES = {
     "ddp": dict(ema=0.9),
     "uneven": dict(batch_size=7, accumulate=2),
     "alternating": dict(schedule="alternating", steps=10),
+    "progressive": dict(schedule="progressive", steps=6),
     "fsdp": dict(fsdp=True, ema=0.9, activation_checkpointing=True),
     "fsdp_alternating": dict(fsdp=True, schedule="alternating", steps=10, accumulate=2),
     "fsdp_uneven": dict(fsdp=True, batch_size=7, accumulate=3),
