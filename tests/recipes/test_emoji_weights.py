@@ -59,6 +59,7 @@ def test_the_chain_is_made_once(script, images, tmp_path, capfd, monkeypatch):
     assert "license: mit" in card
     assert "mvar train --arch var --depth 1 --width 32" in card
     card = (weights / "mvar-emoji" / "README.md").read_text()
+    assert 'MVARPipeline.from_pretrained("mvar-emoji")' in card
     assert "mvar finetune --model var-emoji --arch mvar --kernel-size 3 --dense-scales 3 --steps 2" in card
     assert json.loads((weights / "mvar-emoji" / "config.json").read_text())["guidance_scale"] == 2.5
     assert json.loads((tmp_path / "work" / "further" / "model" / "config.json").read_text())["top_k"] == 0
