@@ -1,7 +1,8 @@
 """Draw the images of README.md and docs/ into docs/images: `python scripts/readme_images.py`.
 
-The digits come from the embedded mvar-digits, the chart from benchmarks/results/cpu-2-cores/attention.csv,
-the windows from `Pyramid`. Needs the `demo` extra and the package installed; takes under 20 seconds.
+The digits and the emoji come from the embedded models, seeds as they come, the chart from
+benchmarks/results/cpu-2-cores/attention.csv, the windows from `Pyramid`. Needs the `demo` extra and the
+package installed; takes under a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ CASES = {
     ("pyramid 256px", "1", "8"): "MVAR pyramid, 256 px",
     ("pyramid 512px", "1", "8"): "MVAR pyramid, 512 px",
 }
-ROWS_OF_SAMPLES = 4
+# The categories whose emoji one recognises; `mvar gallery` shows all of them.
+EMOJI_CATEGORIES = ("smileys-emotion", "people-body", "flags", "symbols")
+EMOJI_PER_CLASS = 6
 
 
 def tile(images: list[Image.Image], columns: int, zoom: int, gap: int = 4) -> Image.Image:
@@ -47,13 +50,24 @@ def save(image: Image.Image, name: str) -> None:
     image.convert("L").save(OUT / name, optimize=True)
 
 
-def draw_samples(pipeline: MVARPipeline) -> None:
-    """Draw samples.png, every digit four times, and scales.png, three digits after each of the six scales."""
-    images = pipeline([*range(10)] * ROWS_OF_SAMPLES, seed=0)
-    save(tile(images, columns=10, zoom=2), "samples.png")
+def draw_digits(pipeline: MVARPipeline) -> None:
+    """Draw scales.png, three digits after each of the six scales."""
     digits = [3, 5, 8]
     _, scales = pipeline(digits, seed=0, return_scales=True)
     save(tile([scale[i] for i in range(len(digits)) for scale in scales], columns=6, zoom=3), "scales.png")
+
+
+def draw_emoji(pipeline: MVARPipeline) -> None:
+    """Draw emoji.png, a row per category with both styles, and emoji_scales.png, emoji after each scale."""
+    rows = []
+    for category in EMOJI_CATEGORIES:
+        labels = [f"{style}-{category}" for style in ("fluent", "noto")]
+        rows += pipeline(labels, num_images_per_label=EMOJI_PER_CLASS, seed=0)
+    tile(rows, 2 * EMOJI_PER_CLASS, zoom=1).save(OUT / "emoji.png", optimize=True)
+    shown = ["fluent-smileys-emotion", "noto-people-body", "noto-flags"]
+    _, scales = pipeline(shown, seed=0, return_scales=True)
+    images = [scale[i] for i in range(len(shown)) for scale in scales]
+    tile(images, len(scales), zoom=1).save(OUT / "emoji_scales.png", optimize=True)
 
 
 def draw_speedup() -> None:
@@ -106,7 +120,8 @@ def draw_windows() -> None:
 if __name__ == "__main__":
     plt.switch_backend("Agg")
     OUT.mkdir(parents=True, exist_ok=True)
-    draw_samples(MVARPipeline.from_pretrained("mvar-digits"))
+    draw_digits(MVARPipeline.from_pretrained("mvar-digits"))
+    draw_emoji(MVARPipeline.from_pretrained("mvar-emoji"))
     draw_speedup()
     draw_windows()
     for path in sorted(OUT.glob("*.png")):

@@ -181,6 +181,7 @@ ENTRIES: dict[str, Entry] = {
         _embedded("digits", "mvar-digits", model_type="mvar", resolution=32, parameters="0.98 M"),
         _embedded("emoji", "vae-emoji", model_type="vqvae", resolution=64, parameters="1.05 M"),
         _embedded("emoji", "var-emoji", model_type="var", resolution=64, parameters="5.31 M"),
+        _embedded("emoji", "mvar-emoji", model_type="mvar", resolution=64, parameters="5.31 M"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The main job on embedded data: fine-tune the embedded VAR into MVAR on digits, and compare the two.
+"""The main job on embedded data: fine-tune the embedded VAR into MVAR on digits, compare the two, draw emoji.
 
 mvar demo --out demo_out        (or `make demo`)
 """
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mvar_models.data.digits import Digits
 from mvar_models.demo import plots, report
 from mvar_models.demo.draw import Drawn, draw_in_process
+from mvar_models.demo.gallery import draw_gallery
 from mvar_models.demo.quality import DigitJudge, features
 from mvar_models.environment import environment
 from mvar_models.images import to_uint8
@@ -44,6 +45,9 @@ _COPIES = 12
 _DRAW_BATCH = 100
 _COLUMNS = 8
 _CLASSES = 10
+_EMOJI_MODEL, _EMOJI_PER_CLASS = "mvar-emoji", 6
+# A short demo, such as the one in tests, draws fewer emoji as well.
+_DIGITS_PER_EMOJI = 150
 
 # Name in the report, architecture, what is said of it. The runs differ in the architecture alone.
 _RUNS = (
@@ -95,12 +99,15 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
 
     yield f"generating {samples} digits with each model and judging them ..."
     drawn = _draw(out, runs, samples)
+    yield f"drawing emoji with the embedded {_EMOJI_MODEL} ..."
+    emoji_seconds = _draw_emoji(out / "emoji", max(1, min(samples // _DIGITS_PER_EMOJI, _EMOJI_PER_CLASS)))
     results = {
         "validation": validation,
         "steps": steps,
         "steps_to_gate": _steps_to_gate(curves["mvar"].validations, target),
         **_judge(source, vqvae, drawn),
         "attention": _attention_figures(untuned),
+        "emoji": {"model": _EMOJI_MODEL, "seconds": emoji_seconds},
         "seconds": time.perf_counter() - begun,
         "environment": environment(),
     }
@@ -182,6 +189,17 @@ def _draw(out: Path, runs: Path, samples: int) -> dict[str, Drawn]:
         name: draw_in_process(model, per_class, _DRAW_BATCH, out / f"{name}_samples.npz")
         for name, model in models.items()
     }
+
+
+def _draw_emoji(out: Path, per_class: int) -> float:
+    """Write the contact sheets of the emoji model: classes, scales, in-paintings, changes of class.
+
+    Returns:
+        Seconds for all of them, with loading the model.
+    """
+    begun = time.perf_counter()
+    draw_gallery(pipeline_for(_EMOJI_MODEL), out, name=_EMOJI_MODEL, samples=per_class)
+    return time.perf_counter() - begun
 
 
 def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:

@@ -51,7 +51,18 @@ def _markdown(results: dict[str, Any], sides: Sequence[int]) -> Iterator[str]:
     yield from _quality_table(results)
     yield from _cost_table(results)
     yield "![samples](samples.png)\n\n![training](training.png)\n\n![attention](attention.png)\n"
-    yield "## Editing\n\n![Bottom halves of held-out digits, in-painted by MVAR](editing.png)"
+    yield "## Editing\n\n![Bottom halves of held-out digits, in-painted by MVAR](editing.png)\n"
+    yield from _emoji_sheets(results["emoji"])
+
+
+def _emoji_sheets(emoji: dict[str, Any]) -> Iterator[str]:
+    yield "## Emoji\n"
+    yield (
+        f"Drawn with the embedded `{emoji['model']}` in {emoji['seconds']:.0f} s: 64 px, ten scales up to "
+        "16 x 16, 680 tokens, windows of 7.\n"
+    )
+    yield "![classes](emoji/classes.png)\n\nThe images after each scale:\n\n![scales](emoji/scales.png)\n"
+    yield "More in [emoji/index.md](emoji/index.md)."
 
 
 _ROWS = (
@@ -130,5 +141,7 @@ def summary(out: Path, results: dict[str, Any]) -> Iterator[str]:
         f"agreement: VAR {agreement['var']:.1%}, MVAR {agreement['mvar']:.1%}; Frechet distance: "
         f"VAR {frechet['var']:.1f}, MVAR {frechet['mvar']:.1f}, real {frechet['real']:.1f}"
     )
-    files = [str(out / f"{name}.png") for name in ("samples", "training", "attention", "editing")]
+    files = [
+        str(out / f"{name}.png") for name in ("samples", "training", "attention", "editing", "emoji/classes")
+    ]
     yield f"look at {', '.join(files)}; read {out / 'report.md'}"

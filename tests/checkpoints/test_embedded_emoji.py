@@ -44,7 +44,7 @@ def test_the_vqvae_keeps_a_face(vqvae):
     assert broken < found - 6
 
 
-@pytest.fixture(scope="module", params=["var-emoji"])
+@pytest.fixture(scope="module", params=["var-emoji", "mvar-emoji"])
 def pipeline(request):
     return pipeline_for(request.param)
 
@@ -55,6 +55,8 @@ def test_the_transformer_knows_a_face(pipeline, vqvae):
     model = pipeline.model
     assert model.config.sides == SIDES
     assert len(model.config.class_names) == 18
+    if model.config.model_type == "mvar":
+        assert (model.config.kernel_size, model.config.dense_scales) == (7, 8)
     codes = vqvae.encode(to_tensor(face())[None])
     inputs = vqvae.quantizer.scale_inputs(codes)
     nats = {}

@@ -9,7 +9,7 @@ NAMES = [
     "vae-ch160v4096z32", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36",
     "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned",
     "markov-var-d16", "markov-var-d20", "markov-var-d24",
-    "vae-digits", "var-digits", "mvar-digits", "vae-emoji", "var-emoji",
+    "vae-digits", "var-digits", "mvar-digits", "vae-emoji", "var-emoji", "mvar-emoji",
 ]  # fmt: skip
 
 

@@ -25,9 +25,19 @@ def test_a_short_demo_writes_everything(tmp_path):
     assert "VAR, trained for as long (control)" in text
     assert "held-out real digits" in text
     assert set(figures["gates"]) == set(report.gates(figures))
-    for name in ("samples", "training", "attention", "editing"):
+    assert "](emoji/classes.png)" in text
+    assert figures["emoji"]["seconds"] > 0
+    for name in (
+        "samples",
+        "training",
+        "attention",
+        "editing",
+        "emoji/classes",
+        "emoji/scales",
+        "emoji/inpainting",
+    ):
         with Image.open(out / f"{name}.png") as picture:
-            assert picture.width > 500
+            assert picture.width > (200 if name.startswith("emoji") else 500)
             assert np.array(picture.convert("L")).std() > 10
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     assert lines[-1].startswith("look at")
