@@ -20,6 +20,7 @@ import sys, mvar_kernels, mvar_models
 from pathlib import Path
 assert Path(sys.argv[1]) in Path(mvar_models.__file__).parents, mvar_models.__file__
 images = mvar_models.MVARPipeline.from_pretrained("mvar-digits")(["three", 7], seed=0)
+images += mvar_models.MVARPipeline.from_pretrained("mvar-emoji")(["noto-flags"], seed=0)
 print(mvar_kernels.__version__, [image.size for image in images])
 """
 
