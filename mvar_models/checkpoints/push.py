@@ -25,6 +25,7 @@ _LISTED = (
     "dense_scales",
     "previous_scales",
     "guidance_scale",
+    "guidance_schedule",
     "top_k",
     "top_p",
     "vocab_size",

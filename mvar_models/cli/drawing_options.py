@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
 
+from mvar_models.config import TransformerConfig
 from mvar_models.registry import drawing_names
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE, SCHEDULES
 from mvar_models.sampling.sampler import SAMPLERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+schedule_option = click.option(
+    "--guidance-schedule",
+    type=click.Choice(list(SCHEDULES)),
+    default=None,
+    help="How guidance grows from scale to scale. Default: the checkpoint's.",
+)
 _CHECKPOINT = (
     click.option("--model", default=None, help="Zoo name, folder, file or Hub id."),
     click.option(
@@ -37,9 +46,10 @@ _FILTERS = (
         "--preset",
         type=click.Path(path_type=Path, dir_okay=False),
         default=None,
-        help="File of guidance scale, top-k and top-p, as mvar sweep writes it. Default: the checkpoint's.",
+        help="File of a preset, as mvar sweep writes it. Default: the checkpoint's.",
     ),
     click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's."),
+    schedule_option,
     click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's."),
     click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's."),
     click.option(
@@ -59,6 +69,22 @@ def checkpoint_options(command: F) -> F:
 def filter_options(command: F) -> F:
     """Add the options that say how codes are drawn."""
     return _with(command, _FILTERS)
+
+
+def filled(
+    given: Mapping[str, Any], config: TransformerConfig, preset: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return arguments of a pipeline's call, for records: what is given, else the preset's, else the
+    checkpoint's.
+
+    guidance_schedule is left out where it and the checkpoint's are the released one, so that records and
+    files are what they were before there was a choice.
+    """
+    known = config.replace(**preset)
+    options = {name: getattr(known, name) if value is None else value for name, value in given.items()}
+    if {options["guidance_schedule"], config.guidance_schedule} == {RELEASED_SCHEDULE}:
+        del options["guidance_schedule"]
+    return options
 
 
 def _with(command: F, options: tuple[Callable[[Any], Any], ...]) -> F:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.drawing_options import filled
 from mvar_models.cli.progress import count_progress
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.npz import write_npz
@@ -58,7 +59,7 @@ def drawn_sets(
         resolution: Side of the images of datasets; default: that of the models or of the VQVAE.
         out: Folder for drawn images.
         processes: Those that draw together.
-        **options: guidance_scale, top_k and top_p; None is the checkpoint's own.
+        **options: guidance_scale, guidance_schedule, top_k and top_p; None is the checkpoint's own.
 
     Raises:
         click.UsageError: options that do not go together.
@@ -103,7 +104,7 @@ def _draw(
 ) -> None:
     """Draw this process's parts of the file, and wait for the others'."""
     config = pipeline.model.config
-    given = {key: getattr(config, key) if value is None else value for key, value in options.items()}
+    given = filled(options, config)
     check_filters(given["top_k"], given["top_p"])
     file.parent.mkdir(parents=True, exist_ok=True)
     settings = {"per_class": per_class, "seed": seed, "checkpoint": {"model": name}, **given}

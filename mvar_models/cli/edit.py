@@ -127,7 +127,7 @@ def edit(
     place, kind_of_weights = device or default_device(), getattr(torch, dtype)
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
     options = {name: given[name] for name in _ONLY_FOR[kind]}
-    options.update({name: given[name] for name in ("guidance_scale", "top_k", "top_p")})
+    options.update({name: given[name] for name in ("guidance_scale", "guidance_schedule", "top_k", "top_p")})
     if given["sampler"] is not None:
         options["sampler"] = given["sampler"]
     chosen = None if labels is None else [part.strip() for part in labels.split(",")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.drawing_options import checkpoint_options, filter_options
+from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options
 from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
 from mvar_models.evaluation.npz import write_npz
@@ -104,10 +104,10 @@ def sample(
     checkpoint = {name: given.pop(name) for name in ("model", "arch", "vqvae", "dtype")}
     settings = {} if preset is None else read_preset(preset).to_dict()
     pipeline = _pipeline(Sampling(**checkpoint), place, compiled)
-    config = pipeline.model.config.replace(**settings)
+    config = pipeline.model.config
     # Records and files made without --sampler stay as they were before there was one.
     sampler = given.pop("sampler")
-    options = {name: getattr(config, name) if value is None else value for name, value in given.items()}
+    options = filled(given, config, settings)
     if sampler is not None:
         options["sampler"] = sampler
     check_filters(options["top_k"], options["top_p"])

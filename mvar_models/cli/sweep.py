@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.drawing_options import schedule_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import (
@@ -20,6 +21,7 @@ from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
 from mvar_models.evaluation.metrics import COMPARED
 from mvar_models.evaluation.sweep import Cell, preset_grid, sweep, write_summary
 from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.training.processes import Processes
 
 
@@ -52,6 +54,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--guidance-scale", type=_Numbers(float), default="0,0.5,1,1.5,2,3,4", help="Values, with commas between."
 )
+@schedule_option
 @click.option("--top-k", type=_Numbers(int), default=None, help="Values. Default: the checkpoint's.")
 @click.option("--top-p", type=_Numbers(float), default=None, help="Values. Default: the checkpoint's.")
 @click.option(
@@ -85,6 +88,7 @@ def sweep_command(
     reference: str,
     metric: str,
     guidance_scale: tuple[float, ...],
+    guidance_schedule: str | None,
     top_k: tuple[int, ...] | None,
     top_p: tuple[float, ...] | None,
     features: str,
@@ -109,7 +113,8 @@ def sweep_command(
     network = feature_network(features, device=place, weights=weights)
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
     config = pipeline.model.config
-    presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,))
+    schedule = guidance_schedule or config.guidance_schedule
+    presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), schedule)
     judge = _judge(metric, reference, network, pipeline.vqvae.config.resolution, batch_size, place)
     total = config.num_classes * per_class
     if processes.first:
@@ -159,4 +164,5 @@ def _finish(out: Path, cells: list[Cell], metric: str, title: str) -> None:
 
 def _line(cell: Cell) -> str:
     preset = cell.preset
-    return f"guidance_scale {preset.guidance_scale:g}, top_k {preset.top_k}, top_p {preset.top_p:g}"
+    schedule = "" if preset.guidance_schedule == RELEASED_SCHEDULE else f" {preset.guidance_schedule}"
+    return f"guidance_scale {preset.guidance_scale:g}{schedule}, top_k {preset.top_k}, top_p {preset.top_p:g}"

@@ -19,6 +19,7 @@ from mvar_models.environment import environment
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.files import claim, write_text
 from mvar_models.pipeline import Pipeline
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import Preset
 
 LOWER_IS_BETTER = frozenset({"fd", "sfd", "kid", "near_copies"})
@@ -43,9 +44,12 @@ class Cell:
 
 
 def preset_grid(
-    guidance_scales: Sequence[float], top_ks: Sequence[int], top_ps: Sequence[float]
+    guidance_scales: Sequence[float],
+    top_ks: Sequence[int],
+    top_ps: Sequence[float],
+    guidance_schedule: str = RELEASED_SCHEDULE,
 ) -> list[Preset]:
-    """Return every combination, in order and without repetitions.
+    """Return every combination, in order and without repetitions; all have the same schedule.
 
     Raises:
         ValueError: a value is out of range, or an axis is empty.
@@ -55,7 +59,7 @@ def preset_grid(
         if not values:
             raise ValueError(f"{name} needs at least one value")
     every = product(guidance_scales, top_ks, top_ps)
-    return list(dict.fromkeys(Preset(guidance, top_k, top_p) for guidance, top_k, top_p in every))
+    return list(dict.fromkeys(Preset(*values, guidance_schedule) for values in every))
 
 
 def best_cell(cells: Sequence[Cell], metric: str) -> Cell:
@@ -151,7 +155,9 @@ def write_summary(folder: Path, cells: Sequence[Cell], metric: str) -> Cell:
 
 
 def _record(folder: Path, preset: Preset) -> Path:
-    return folder / f"guidance{preset.guidance_scale}-k{preset.top_k}-p{preset.top_p}.json"
+    # The released schedule is not named: so are the files of sweeps that knew no other.
+    schedule = "" if preset.guidance_schedule == RELEASED_SCHEDULE else f"-{preset.guidance_schedule}"
+    return folder / f"guidance{preset.guidance_scale}{schedule}-k{preset.top_k}-p{preset.top_p}.json"
 
 
 def _read(record: Path, preset: Preset) -> Cell:

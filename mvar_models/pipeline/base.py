@@ -27,7 +27,6 @@ from mvar_models.pipeline.loading import fitted, opened
 from mvar_models.pipeline.options import DrawOptions, Generators, Labels, Request, as_sequence
 from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.sampling.engine import Engine
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
 from mvar_models.sampling.preset import read_preset
@@ -81,8 +80,8 @@ class Pipeline(Editing):
             name: As for the model's `from_pretrained`.
             vqvae: A VQVAE or its name, if the checkpoint's own is not wanted. Default: the one in the
                 checkpoint's `vqvae` folder, else the one that its configuration names.
-            preset: JSON file of guidance_scale, top_k and top_p, as `mvar sweep` writes it, to draw with
-                instead of the checkpoint's own. `save_pretrained` keeps it.
+            preset: JSON file of guidance_scale, top_k, top_p and perhaps guidance_schedule, as `mvar sweep`
+                writes it, to draw with instead of the checkpoint's own. `save_pretrained` keeps it.
             options: As for the model's `from_pretrained`.
         """
         settings = None if preset is None else read_preset(preset)
@@ -254,7 +253,7 @@ class Pipeline(Editing):
         generator: Generators | None = None,
         num_images_per_label: int = 1,
         guidance_scale: float | Sequence[float] | None = None,
-        guidance_schedule: str = RELEASED_SCHEDULE,
+        guidance_schedule: str | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         sampler: str | Sampler = "ancestral",
@@ -280,7 +279,7 @@ class Pipeline(Editing):
             guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
                 Default: the preset.
             guidance_schedule: How the weight grows to that: a name in
-                `mvar_models.sampling.guidance.SCHEDULES`. Released: linear.
+                `mvar_models.sampling.guidance.SCHEDULES`. Default: the preset, linear in all released models.
             top_k: Codes to draw from, at most; 0 is off. Default: the preset.
             top_p: Probability of the codes to draw from, at least; 0 is off. Default: the preset.
             sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.

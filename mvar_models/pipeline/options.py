@@ -16,7 +16,6 @@ import torch
 
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.sampling.filters import check_filters
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.sampler import Sampler, make_sampler
 
@@ -33,7 +32,7 @@ class DrawOptions(TypedDict, total=False):
     generator: Generators | None
     num_images_per_label: int
     guidance_scale: float | Sequence[float] | None
-    guidance_schedule: str
+    guidance_schedule: str | None
     top_k: int | None
     top_p: float | None
     sampler: str | Sampler
@@ -75,7 +74,7 @@ class Request:
         generator: Generators | None = None,
         num_images_per_label: int = 1,
         guidance_scale: float | Sequence[float] | None = None,
-        guidance_schedule: str = RELEASED_SCHEDULE,
+        guidance_schedule: str | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         sampler: str | Sampler = "ancestral",
@@ -99,6 +98,7 @@ class Request:
         top_k = config.top_k if top_k is None else top_k
         top_p = config.top_p if top_p is None else top_p
         check_filters(top_k, top_p)
+        schedule = config.guidance_schedule if guidance_schedule is None else guidance_schedule
         each = [label for label in labels for _ in range(num_images_per_label)]
         alone = model.device.type == "cpu" if batch_invariant is None else batch_invariant
         return cls(
@@ -109,7 +109,7 @@ class Request:
             on_scale=on_scale,
             options={
                 "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
-                "guidance_schedule": guidance_schedule,
+                "guidance_schedule": schedule,
                 "top_k": top_k,
                 "top_p": top_p,
                 "sampler": sampler_of(sampler, more_smooth),

@@ -29,14 +29,19 @@ def progress_of(scale: int, num_scales: int) -> float:
     return scale / max(num_scales - 1, 1)
 
 
+def check_schedule(schedule: str) -> None:
+    """Raise ValueError unless there is a schedule of that name."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"guidance_schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+
+
 def guidance_weight(guidance_scale: float, progress: float, schedule: str = RELEASED_SCHEDULE) -> float:
     """Weight of the guidance at a scale; as released it is zero at the coarsest and grows linearly.
 
     Raises:
         ValueError: no schedule of that name.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"guidance_schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    check_schedule(schedule)
     return guidance_scale * SCHEDULES[schedule](progress)
 
 

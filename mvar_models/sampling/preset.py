@@ -7,9 +7,14 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mvar_models.files import write_text
 from mvar_models.sampling.filters import check_filters
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE, check_schedule
+
+# Files written before there was a choice do not have it.
+_OPTIONAL = "guidance_schedule"
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Preset:
         guidance_scale: Weight of classifier-free guidance at the finest scale.
         top_k: Codes to draw from, at most; 0 is off.
         top_p: Probability of the codes to draw from, at least; 0 is off.
+        guidance_schedule: How the weight grows to guidance_scale, a name in `guidance.SCHEDULES`.
 
     Raises:
         ValueError: a value is out of range.
@@ -28,13 +34,15 @@ class Preset:
     guidance_scale: float
     top_k: int
     top_p: float
+    guidance_schedule: str = RELEASED_SCHEDULE
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         check_filters(self.top_k, self.top_p)
+        check_schedule(self.guidance_schedule)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the values by name: `pipeline(labels, **preset.to_dict())`."""
         return asdict(self)
 
@@ -58,13 +66,18 @@ def read_preset(file: str | os.PathLike[str]) -> Preset:
     except ValueError as error:
         raise ValueError(f"preset: {path} is not JSON: {error}") from None
     expected = {"guidance_scale": (int, float), "top_k": int, "top_p": (int, float)}
-    if not isinstance(values, dict) or set(values) != set(expected):
+    if not isinstance(values, dict) or set(values) - {_OPTIONAL} != set(expected):
         found = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"preset: {path} must hold {', '.join(expected)} and nothing else, got {found}")
+        raise ValueError(
+            f"preset: {path} must hold {', '.join(expected)} and nothing else but {_OPTIONAL}, got {found}"
+        )
     for name, kinds in expected.items():
         if not isinstance(values[name], kinds) or isinstance(values[name], bool):  # type: ignore[arg-type]
             raise ValueError(f"preset: {name} in {path} must be a number, got {values[name]!r}")
+    schedule = values.get(_OPTIONAL, RELEASED_SCHEDULE)
+    if not isinstance(schedule, str):
+        raise ValueError(f"preset: {_OPTIONAL} in {path} must be a name, got {schedule!r}")
     try:
-        return Preset(float(values["guidance_scale"]), values["top_k"], float(values["top_p"]))
+        return Preset(float(values["guidance_scale"]), values["top_k"], float(values["top_p"]), schedule)
     except ValueError as error:
         raise ValueError(f"preset: {path}: {error}") from None

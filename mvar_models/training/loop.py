@@ -157,7 +157,7 @@ class Loop:
             done = index + 1
             last = done == settings.steps
             self.writer.log(values)
-            # # A signal may precede a kill by half a minute: save at once, and let the resumed run catch up.
+            # A signal may precede a kill by half a minute: save at once, and let the resumed run catch up.
             if last or (not signal and _due(done, settings.validate_every)):
                 results = self.validate(done)
                 values |= {name: value for name, value in results.items() if isinstance(value, float)}

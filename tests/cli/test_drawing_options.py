@@ -13,6 +13,7 @@ SHARED = {
     "dtype",
     "device",
     "guidance_scale",
+    "guidance_schedule",
     "top_k",
     "top_p",
     "sampler",

@@ -25,7 +25,7 @@ def test_a_grid_on_the_digits(tmp_path):
     assert len([line for line in lines if line.startswith("guidance_scale ")]) == 2
     summary = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert summary["best"]["figures"]["fd"] == min(cell["figures"]["fd"] for cell in summary["cells"])
-    best = {name: summary["best"][name] for name in ("guidance_scale", "top_k", "top_p")}
+    best = {name: value for name, value in summary["best"].items() if name != "figures"}
     assert json.loads((tmp_path / "out" / "preset.json").read_text()) == best
     assert Image.open(tmp_path / "out" / "heat_map.png").width > 300
     # The figure is the distance of these images from the training digits.
@@ -39,6 +39,16 @@ def test_a_grid_on_the_digits(tmp_path):
     # Again: nothing is drawn, and the same is found.
     again = mvar(f"{SWEEP} --guidance-scale 0,3 -o", tmp_path / "out")
     assert again.output.splitlines()[1:] == lines[1:]
+
+
+def test_a_schedule_is_another_preset_of_the_same_sweep(tmp_path):
+    linear = mvar(f"{SWEEP} --guidance-scale 3 -o", tmp_path)
+    constant = mvar(f"{SWEEP} --guidance-scale 3 --guidance-schedule constant -o", tmp_path)
+    assert constant.exit_code == 0, constant.output
+    first, second = (result.output.splitlines()[1] for result in (linear, constant))
+    assert (first.split(",")[0], second.split(",")[0]) == ("guidance_scale 3", "guidance_scale 3 constant")
+    assert first.split()[-1] != second.split()[-1], "other images, another distance"
+    assert json.loads((tmp_path / "preset.json").read_text())["guidance_schedule"] == "constant"
 
 
 def test_another_metric_decides(tmp_path):

@@ -10,7 +10,7 @@ from mvar_models.sampling.preset import Preset, read_preset
 
 from command_cases import mvar
 
-PRESET = Preset(guidance_scale=3.5, top_k=17, top_p=0.5)
+PRESET = Preset(guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="constant")
 
 
 @pytest.fixture
@@ -20,18 +20,32 @@ def file(tmp_path):
 
 
 def test_a_file_holds_the_arguments_of_a_call(file):
-    assert json.loads(file.read_text()) == {"guidance_scale": 3.5, "top_k": 17, "top_p": 0.5}
+    assert json.loads(file.read_text()) == {
+        "guidance_scale": 3.5,
+        "top_k": 17,
+        "top_p": 0.5,
+        "guidance_schedule": "constant",
+    }
     assert read_preset(file) == PRESET
+
+
+def test_a_file_without_a_schedule_has_the_released_one(tmp_path):
+    path = tmp_path / "preset.json"
+    path.write_text('{"guidance_scale": 3.5, "top_k": 17, "top_p": 0.5}')
+    assert read_preset(path) == Preset(guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="linear")
 
 
 def test_a_pipeline_takes_a_preset_and_keeps_it(file, tmp_path):
     plain, other = (MVARPipeline.from_pretrained("mvar-digits", **more) for more in ({}, {"preset": file}))
     images = other([1, 2], seed=3, output_type="np")
     assert np.array_equal(images, plain([1, 2], seed=3, output_type="np", **PRESET.to_dict()))
-    assert not np.array_equal(images, plain([1, 2], seed=3, output_type="np"))
+    for changed in ({}, {**PRESET.to_dict(), "guidance_schedule": "linear"}):
+        assert not np.array_equal(images, plain([1, 2], seed=3, output_type="np", **changed))
     saved = MVARPipeline.from_pretrained(other.save_pretrained(tmp_path / "saved"))
     assert saved.model.config.guidance_scale == 3.5
     assert (saved.model.config.top_k, saved.model.config.top_p) == (17, 0.5)
+    assert saved.model.config.guidance_schedule == "constant"
+    assert np.array_equal(images, saved([1, 2], seed=3, output_type="np"))
 
 
 def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
@@ -43,18 +57,31 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
         "guidance_scale": 3.5,
         "top_k": 3,
         "top_p": 0.5,
+        "guidance_schedule": "constant",
     }
+    again = mvar("sample --again", tmp_path / "out" / "samples.json", "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    (first,), (second,) = ([*(tmp_path / name).glob("0*.png")] for name in ("out", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_flags_win_over_the_schedule_of_a_checkpoint(file, tmp_path):
+    saved = MVARPipeline.from_pretrained("mvar-digits", preset=file).save_pretrained(tmp_path / "saved")
+    command = f"sample --model {saved} --labels 7 --n 1 --guidance-schedule linear -o"
+    assert mvar(command, tmp_path / "out").exit_code == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert record["options"]["guidance_schedule"] == "linear"
 
 
 @pytest.mark.parametrize(
     "text, reason",
     [
         ("", "is not JSON"),
-        ("[1, 2]", "must hold guidance_scale, top_k, top_p and nothing else, got list"),
+        ("[1, 2]", "must hold guidance_scale, top_k, top_p and nothing else but guidance_schedule, got list"),
         ('{"guidance_scale": 1, "top_k": 0}', "got guidance_scale, top_k"),
         (
             '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}',
-            "nothing else, got guidance_scale, seed",
+            "nothing else but guidance_schedule, got guidance_scale, seed",
         ),
         ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale in .* must be a number, got '1'"),
         ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k in .* must be a number, got 0\.5"),
@@ -62,6 +89,14 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
         ('{"guidance_scale": NaN, "top_k": 0, "top_p": 0}', "guidance_scale must be finite, got nan"),
         ('{"guidance_scale": 1, "top_k": -1, "top_p": 0}', "top_k must be 0 .* got -1"),
         ('{"guidance_scale": 1, "top_k": 0, "top_p": 1.5}', r"top_p must be between .* got 1\.5"),
+        (
+            '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "guidance_schedule": "steep"}',
+            "guidance_schedule must be one of linear, constant, cosine, got 'steep'",
+        ),
+        (
+            '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "guidance_schedule": [1]}',
+            r"guidance_schedule in .* must be a name, got \[1\]",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, reason):
