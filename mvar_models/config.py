@@ -202,8 +202,8 @@ class TransformerConfig(Config):
         shared_adaln: One AdaLN linear for all blocks (VAR-d36).
         cosine_attention: L2-normalised q and k with a learned factor per head (all released models).
         guidance_scale: Sampling preset of this checkpoint: strength of classifier-free guidance.
-        guidance_schedule: Sampling preset: how the strength grows from scale to scale, a name in
-            `mvar_models.sampling.guidance.SCHEDULES`; released: linear.
+        guidance_schedule: Sampling preset: how the strength changes from scale to scale, a name in
+            `mvar_models.sampling.guidance.SCHEDULES`; linear in all models that others released.
         top_k: Sampling preset: number of codes to draw from; 0 is off.
         top_p: Sampling preset: probability of the codes to draw from; 0 is off.
         class_names: One name per label, or None.

@@ -11,7 +11,8 @@ import click
 
 from mvar_models.config import TransformerConfig
 from mvar_models.registry import drawing_names
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE, SCHEDULES
+from mvar_models.sampling.guidance import SCHEDULES
+from mvar_models.sampling.preset import recorded
 from mvar_models.sampling.sampler import SAMPLERS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,7 +21,7 @@ schedule_option = click.option(
     "--guidance-schedule",
     type=click.Choice(list(SCHEDULES)),
     default=None,
-    help="How guidance grows from scale to scale. Default: the checkpoint's.",
+    help="How guidance changes from scale to scale. Default: the checkpoint's.",
 )
 _CHECKPOINT = (
     click.option("--model", default=None, help="Zoo name, folder, file or Hub id."),
@@ -46,7 +47,7 @@ _FILTERS = (
         "--preset",
         type=click.Path(path_type=Path, dir_okay=False),
         default=None,
-        help="File of a preset, as mvar sweep writes it. Default: the checkpoint's.",
+        help="Guidance, schedule, top-k and top-p in a file of mvar sweep. Default: the checkpoint's.",
     ),
     click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's."),
     schedule_option,
@@ -75,16 +76,11 @@ def filled(
     given: Mapping[str, Any], config: TransformerConfig, preset: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Return arguments of a pipeline's call, for records: what is given, else the preset's, else the
-    checkpoint's.
-
-    guidance_schedule is left out where it and the checkpoint's are the released one, so that records and
-    files are what they were before there was a choice.
+    checkpoint's; see `recorded`.
     """
     known = config.replace(**preset)
     options = {name: getattr(known, name) if value is None else value for name, value in given.items()}
-    if {options["guidance_schedule"], config.guidance_schedule} == {RELEASED_SCHEDULE}:
-        del options["guidance_schedule"]
-    return options
+    return recorded(options, config)
 
 
 def _with(command: F, options: tuple[Callable[[Any], Any], ...]) -> F:

@@ -13,6 +13,7 @@ from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
+from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import read_preset
 from mvar_models.sampling.sampler import check_filters
 from mvar_models.training.processes import Processes
@@ -93,7 +94,11 @@ def sample(
         sampling = read_samples(again)
         if _is_given(context, "batch_size"):
             sampling = replace(sampling, batch_size=batch_size)
-        _write_folder(_pipeline(sampling, place, compiled), sampling, out, columns=8)
+        pipeline = _pipeline(sampling, place, compiled)
+        # A record without a schedule is of the released one, whatever the checkpoint has today.
+        schedule = {"guidance_schedule": sampling.options.get("guidance_schedule", RELEASED_SCHEDULE)}
+        options = {**sampling.options, **filled(schedule, pipeline.model.config)}
+        _write_folder(pipeline, replace(sampling, options=options), out, columns=8)
         return
     if given["model"] is None:
         raise click.UsageError("--model is missing: what should draw?")

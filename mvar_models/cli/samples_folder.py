@@ -28,7 +28,8 @@ class Sampling:
         arch: Architecture of a released .pth that does not say which it is.
         vqvae: Name or path of the VQVAE; None is the checkpoint's own.
         dtype: Type of the weights: "float32", "bfloat16" or "float16".
-        options: Keyword arguments of the pipeline's call: guidance_scale, top_k, top_p, more_smooth.
+        options: Keyword arguments of the pipeline's call: guidance_scale, guidance_schedule, top_k, top_p,
+            sampler, more_smooth.
         labels: Class of each image.
         seeds: Seed of each image.
         batch_size: Images drawn at a time. On a GPU the last bits of an image depend on it.

@@ -135,7 +135,8 @@ def sweep_command(
             "or when the command is run again"
         )
         return
-    _finish(out, cells, metric, f"{model}, {total:,} images per preset: {metric} of {features}")
+    title = f"{model}, {total:,} images per preset: {metric} of {features}"
+    _finish(out, cells, metric, title if schedule == RELEASED_SCHEDULE else f"{title}, {schedule} guidance")
 
 
 def _judge(

@@ -20,7 +20,7 @@ from mvar_models.evaluation.npz import write_npz
 from mvar_models.files import claim, write_text
 from mvar_models.pipeline import Pipeline
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
-from mvar_models.sampling.preset import Preset
+from mvar_models.sampling.preset import Preset, recorded
 
 LOWER_IS_BETTER = frozenset({"fd", "sfd", "kid", "near_copies"})
 _SETTINGS = "settings.json"
@@ -126,7 +126,8 @@ def sweep(
                 if report is not None:
                     report(before + done, len(mine) * parts)
 
-            write_npz(pipeline, images, report=drawn, **drawing, **preset.to_dict())  # type: ignore[arg-type]
+            options = recorded(preset.to_dict(), pipeline.model.config)
+            write_npz(pipeline, images, report=drawn, **drawing, **options)  # type: ignore[arg-type]
             cell = Cell(preset, dict(judge(images)))
             write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
             images.unlink()
@@ -155,7 +156,7 @@ def write_summary(folder: Path, cells: Sequence[Cell], metric: str) -> Cell:
 
 
 def _record(folder: Path, preset: Preset) -> Path:
-    # The released schedule is not named: so are the files of sweeps that knew no other.
+    # The released schedule is left out, so that names match those of sweeps that knew no other.
     schedule = "" if preset.guidance_schedule == RELEASED_SCHEDULE else f"-{preset.guidance_schedule}"
     return folder / f"guidance{preset.guidance_scale}{schedule}-k{preset.top_k}-p{preset.top_p}.json"
 

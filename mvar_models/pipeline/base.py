@@ -278,8 +278,8 @@ class Pipeline(Editing):
             num_images_per_label: Images per label; those of a label follow each other.
             guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
                 Default: the preset.
-            guidance_schedule: How the weight grows to that: a name in
-                `mvar_models.sampling.guidance.SCHEDULES`. Default: the preset, linear in all released models.
+            guidance_schedule: How the weight changes from scale to scale, up to that: a name in
+                `mvar_models.sampling.guidance.SCHEDULES`. Default: the preset.
             top_k: Codes to draw from, at most; 0 is off. Default: the preset.
             top_p: Probability of the codes to draw from, at least; 0 is off. Default: the preset.
             sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.

@@ -31,7 +31,7 @@ def progress_of(scale: int, num_scales: int) -> float:
 
 def check_schedule(schedule: str) -> None:
     """Raise ValueError unless there is a schedule of that name."""
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f"guidance_schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvar_models.config import TransformerConfig
 from mvar_models.files import write_text
 from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE, check_schedule
@@ -25,7 +27,7 @@ class Preset:
         guidance_scale: Weight of classifier-free guidance at the finest scale.
         top_k: Codes to draw from, at most; 0 is off.
         top_p: Probability of the codes to draw from, at least; 0 is off.
-        guidance_schedule: How the weight grows to guidance_scale, a name in `guidance.SCHEDULES`.
+        guidance_schedule: How the weight changes from scale to scale, a name in `guidance.SCHEDULES`.
 
     Raises:
         ValueError: a value is out of range.
@@ -51,6 +53,16 @@ class Preset:
         write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
+def recorded(options: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
+    """Return options of a call as records hold them: without the schedule if both it and that of the
+    checkpoint are the released one, so that records are what they were before there was a choice.
+    """
+    kept = dict(options)
+    if (kept.get("guidance_schedule"), config.guidance_schedule) == (RELEASED_SCHEDULE, RELEASED_SCHEDULE):
+        del kept["guidance_schedule"]
+    return kept
+
+
 def read_preset(file: str | os.PathLike[str]) -> Preset:
     """Read a preset.
 
@@ -69,14 +81,13 @@ def read_preset(file: str | os.PathLike[str]) -> Preset:
     if not isinstance(values, dict) or set(values) - {_OPTIONAL} != set(expected):
         found = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
         raise ValueError(
-            f"preset: {path} must hold {', '.join(expected)} and nothing else but {_OPTIONAL}, got {found}"
+            f"preset: {path} must hold {', '.join(expected)}, may hold {_OPTIONAL}, and nothing else, "
+            f"got {found}"
         )
     for name, kinds in expected.items():
         if not isinstance(values[name], kinds) or isinstance(values[name], bool):  # type: ignore[arg-type]
             raise ValueError(f"preset: {name} in {path} must be a number, got {values[name]!r}")
     schedule = values.get(_OPTIONAL, RELEASED_SCHEDULE)
-    if not isinstance(schedule, str):
-        raise ValueError(f"preset: {_OPTIONAL} in {path} must be a name, got {schedule!r}")
     try:
         return Preset(float(values["guidance_scale"]), values["top_k"], float(values["top_p"]), schedule)
     except ValueError as error:

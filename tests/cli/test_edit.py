@@ -29,7 +29,8 @@ def pixels(path):
 def test_inpainting(files, tmp_path):
     image, mask = files
     out = tmp_path / "out.png"
-    options = "--labels 5 --seed 3 --rule released --no-paste --strength 0.8 --top-k 40 --sampler smooth"
+    options = "--labels 5 --seed 3 --rule released --no-paste --strength 0.8 --top-k 40"
+    options += " --sampler smooth --guidance-schedule constant"
     preset = tmp_path / "preset.json"
     preset.write_text('{"guidance_scale": 2.5, "top_k": 9, "top_p": 0.9}')
     paths = ("--image", image, "--mask-image", mask, "--preset", preset, "-o", out)
@@ -38,7 +39,7 @@ def test_inpainting(files, tmp_path):
     assert str(out) in result.output
     expected = MVARPipeline.from_pretrained("mvar-digits").inpaint(
         Image.open(image), Image.open(mask), labels=[5], seed=3, rule="released", paste=False, strength=0.8,
-        guidance_scale=2.5, top_k=40, top_p=0.9, sampler="smooth",
+        guidance_scale=2.5, guidance_schedule="constant", top_k=40, top_p=0.9, sampler="smooth",
     )  # fmt: skip
     assert np.array_equal(pixels(out), np.array(expected[0]))
 

@@ -19,10 +19,10 @@ GRID = preset_grid([0.0, 2.0], [0, 5], [0.9])
 def pipeline():
     """Two classes, and images whose pixels are the seed: drawing is not what most tests here are about."""
 
-    def draw(labels, *, seed, output_type, batch_size=32, guidance_scale, top_k, top_p, guidance_schedule):
+    def draw(labels, *, seed, output_type, batch_size=32, guidance_scale, top_k, top_p):
         return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
 
-    draw.model = SimpleNamespace(config=SimpleNamespace(num_classes=2))
+    draw.model = SimpleNamespace(config=SimpleNamespace(num_classes=2, guidance_schedule="linear"))
     draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4))
     return draw
 
@@ -132,8 +132,13 @@ def test_the_summary_names_the_best(pipeline, tmp_path):
     assert write_summary(tmp_path, cells, "fd") == cells[0]
     assert read_preset(tmp_path / "preset.json") == GRID[0]
     summary = json.loads((tmp_path / "sweep.json").read_text())
-    assert summary["best"] == {**cells[0].preset.to_dict(), "figures": cells[0].figures}
-    assert summary["best"]["guidance_scale"] == 0.0
+    assert summary["best"] == {
+        "guidance_scale": 0.0,
+        "top_k": 0,
+        "top_p": 0.9,
+        "guidance_schedule": "linear",
+        "figures": cells[0].figures,
+    }
     assert [cell["figures"]["fd"] for cell in summary["cells"]] == [1, 2]
     assert (summary["metric"], summary["better"]) == ("fd", "lower")
     assert summary["settings"]["model"] == "mvar-digits"

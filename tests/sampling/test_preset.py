@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mvar_models import MVARPipeline
 from mvar_models.sampling.preset import Preset, read_preset
@@ -65,23 +66,55 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_flags_win_over_the_schedule_of_a_checkpoint(file, tmp_path):
-    saved = MVARPipeline.from_pretrained("mvar-digits", preset=file).save_pretrained(tmp_path / "saved")
-    command = f"sample --model {saved} --labels 7 --n 1 --guidance-schedule linear -o"
-    assert mvar(command, tmp_path / "out").exit_code == 0
+@pytest.fixture
+def constant(file, tmp_path):
+    """A checkpoint whose schedule is constant."""
+    return MVARPipeline.from_pretrained("mvar-digits", preset=file).save_pretrained(tmp_path / "constant")
+
+
+@pytest.mark.parametrize("by", ["flag", "preset"])
+def test_linear_guidance_is_recorded_where_the_checkpoint_has_another(constant, tmp_path, by):
+    linear = tmp_path / "linear.json"
+    linear.write_text('{"guidance_scale": 3.5, "top_k": 17, "top_p": 0.5}')
+    option = "--guidance-schedule linear" if by == "flag" else f"--preset {linear}"
+    result = mvar(f"sample --model {constant} --labels 7 --n 1 {option} -o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert record["options"]["guidance_schedule"] == "linear"
+
+
+def test_a_record_without_a_schedule_is_drawn_linearly(constant, tmp_path):
+    out = tmp_path / "out"
+    assert mvar(f"sample --model {constant} --labels 7 --n 1 -o", out).exit_code == 0
+    record = json.loads((out / "samples.json").read_text())
+    del record["options"]["guidance_schedule"]
+    (out / "samples.json").write_text(json.dumps(record))
+    result = mvar("sample --again", out / "samples.json", "-o", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    expected = MVARPipeline.from_pretrained(constant)([7], seed=0, guidance_schedule="linear")
+    (drawn,) = (tmp_path / "again").glob("0*.png")
+    assert np.array_equal(np.array(Image.open(drawn)), np.array(expected[0]))
+
+
+def test_a_sweep_keeps_the_schedule_of_the_checkpoint(constant, tmp_path):
+    command = f"sweep --model {constant} --reference digits@train --features pixels --per-class 1"
+    result = mvar(f"{command} --guidance-scale 1 -o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert read_preset(tmp_path / "out" / "preset.json").guidance_schedule == "constant"
 
 
 @pytest.mark.parametrize(
     "text, reason",
     [
         ("", "is not JSON"),
-        ("[1, 2]", "must hold guidance_scale, top_k, top_p and nothing else but guidance_schedule, got list"),
+        (
+            "[1, 2]",
+            "must hold guidance_scale, .* may hold guidance_schedule, and nothing else, got list",
+        ),
         ('{"guidance_scale": 1, "top_k": 0}', "got guidance_scale, top_k"),
         (
             '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}',
-            "nothing else but guidance_schedule, got guidance_scale, seed",
+            "and nothing else, got guidance_scale, seed",
         ),
         ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale in .* must be a number, got '1'"),
         ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k in .* must be a number, got 0\.5"),
@@ -95,7 +128,7 @@ def test_flags_win_over_the_schedule_of_a_checkpoint(file, tmp_path):
         ),
         (
             '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "guidance_schedule": [1]}',
-            r"guidance_schedule in .* must be a name, got \[1\]",
+            r"guidance_schedule must be one of linear, constant, cosine, got \[1\]",
         ),
     ],
 )
