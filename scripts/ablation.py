@@ -196,6 +196,11 @@ def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
     left.set_ylabel(f"held-out nats per code over those of {base}")
     left.legend()
     right.set_xscale("log")
+    # Matplotlib's own labels of a range this narrow overlap.
+    ticker = require("matplotlib.ticker", "demo")
+    right.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    right.xaxis.set_minor_formatter(ticker.NullFormatter())
     right.set_xlabel("attended pairs")
     right.set_ylabel(f"FD of {rows[0]['features']} features")
     figure.tight_layout()
