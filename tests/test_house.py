@@ -25,6 +25,7 @@ MODELS = (
     (
         "mvar_models.config",
         "mvar_models.devices",
+        "mvar_models.distributed",
         "mvar_models.environment",
         "mvar_models.files",
         "mvar_models.images",

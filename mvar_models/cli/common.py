@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from safetensors import SafetensorError
 
-from mvar_models.training.signals import RunStopped
+from mvar_models.distributed import RunStopped
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
 

@@ -12,13 +12,13 @@ import click
 
 from mvar_models.cli.drawing_options import filled
 from mvar_models.cli.progress import count_progress
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.evaluation.reconstruction import Reconstructions
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.sampling.sampler import check_filters
-from mvar_models.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,10 @@ def _draw(
     check_filters(given["top_k"], given["top_p"])
     file.parent.mkdir(parents=True, exist_ok=True)
     settings = {"per_class": per_class, "seed": seed, "checkpoint": {"model": name}, **given}
-    problem: Exception | None = None
-    try:
-        with count_progress("batch", shown=processes.first) as report:
-            write_npz(
-                pipeline,
-                file,
-                rank=processes.rank,
-                world_size=processes.world_size,
-                report=report,
-                **settings,
-            )
-    except Exception as error:  # told to the others first, or they would wait forever
-        problem = error
-    processes.all_well(problem)
+    with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
+        write_npz(
+            pipeline, file, rank=processes.rank, world_size=processes.world_size, report=report, **settings
+        )
     # All parts are there now, if not yet joined.
     processes.on_first(lambda: write_npz(pipeline, file, **settings))
 

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from mvar_models.cli.drawing_options import schedule_option
 from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
 from mvar_models.data.open import check_data_exists, open_images
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Report, evaluate, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
 from mvar_models.evaluation.likelihood import held_out_likelihood
 from mvar_models.evaluation.metrics import COMPARED
 from mvar_models.evaluation.table import table
 from mvar_models.files import write_text
-from mvar_models.training.processes import Processes
 
 
 class _Names(click.ParamType[tuple[str, ...]]):

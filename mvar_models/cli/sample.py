@@ -11,12 +11,12 @@ import click
 from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options
 from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import read_preset
 from mvar_models.sampling.sampler import check_filters
-from mvar_models.training.processes import Processes
 
 # Without --labels: all classes if there are few, else this many, spread evenly.
 _DEFAULT_CLASSES = 10

@@ -10,6 +10,7 @@ import click
 
 from mvar_models.cli.drawing_options import schedule_option
 from mvar_models.cli.progress import count_progress
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import (
     DEFAULT_FEATURES,
@@ -22,7 +23,6 @@ from mvar_models.evaluation.metrics import COMPARED
 from mvar_models.evaluation.sweep import Cell, preset_grid, sweep, write_summary
 from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
-from mvar_models.training.processes import Processes
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):

@@ -11,12 +11,12 @@ import click
 
 from mvar_models.cli.progress import count_progress
 from mvar_models.data.open import check_data_exists, open_images
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.reconstruction import Reconstruction, check_reconstruction
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import RELEASED_SIDES, fitted
 from mvar_models.tokens.folder import TokenFolder, refuse_tokens, verify_tokens
 from mvar_models.tokens.writer import TokenWriter, Written
-from mvar_models.training.processes import Processes
 from mvar_models.training.runs import default_vqvae
 
 logger = logging.getLogger(__name__)

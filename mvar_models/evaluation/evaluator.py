@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar_models.distributed import Processes
 from mvar_models.environment import environment
 from mvar_models.evaluation.bootstrap import bootstrap_intervals
 from mvar_models.evaluation.by_class import by_class
@@ -24,7 +25,6 @@ from mvar_models.evaluation.metrics import COMPARED, FROM_STATISTICS, METRICS, O
 from mvar_models.evaluation.nearest import Nearest
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics, save_statistics
 from mvar_models.evaluation.summary import Summary, summarize
-from mvar_models.evaluation.workers import Alone, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def evaluate(
     weights: str | os.PathLike[str] | None = None,
     statistics: str | os.PathLike[str] | None = None,
     images_to: str | os.PathLike[str] | None = None,
-    workers: Workers | None = None,
+    workers: Processes | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare drawn images with a reference.
@@ -123,7 +123,7 @@ def evaluate(
         ValueError: wrong arguments, images that cannot be compared, or a metric that was asked for by name
             and cannot be computed.
     """
-    workers = workers or Alone()
+    workers = workers or Processes()
     names = check_metrics(metrics)
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 or more, got {bootstrap}")
@@ -187,7 +187,7 @@ def prepare_reference(
     training: Place | None = None,
     resolution: int | None = None,
     batch_size: int = 32,
-    workers: Workers | None = None,
+    workers: Processes | None = None,
     report: Report | None = None,
 ) -> Reference:
     """Compute the reference's part of `evaluate`, for comparison with several drawn sets.
@@ -284,7 +284,7 @@ def _nearest(
     prepared: Reference,
     batch_size: int,
     device: torch.device | str,
-    workers: Workers,
+    workers: Processes,
     report: Report | None,
 ) -> NearestTraining | None:
     """Look for the nearest training images; the result is rank 0's alone."""
@@ -307,9 +307,8 @@ def _nearest(
     if len(vectors) < 2:
         return None
     nearest = Nearest(torch.cat(vectors).to(device))
-    problem: Exception | None = None
     count = 0
-    try:
+    with workers.raising_together():
         tell = _to(report, training)
         mine = -(-len(training) // workers.world_size)
         for indices, batch in batches(training, batch_size, workers.rank, workers.world_size):
@@ -320,9 +319,6 @@ def _nearest(
             count += len(indices)
             if tell is not None:
                 tell(min(count, mine), mine)
-    except Exception as error:  # told to the others first, or they would wait forever
-        problem = error
-    workers.all_well(problem)
     states = workers.gather((nearest.state, count))
     if not states:
         return None

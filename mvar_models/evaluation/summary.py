@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.features.network import FeatureNetwork
 from mvar_models.evaluation.image_sets import ImageSet, batches
 from mvar_models.evaluation.inception_score import InceptionScore
 from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.workers import Alone, Workers
 
 
 @dataclass
@@ -92,7 +92,7 @@ def summarize(
     *,
     batch_size: int = 32,
     keep: bool = True,
-    workers: Workers | None = None,
+    workers: Processes | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Summary | None:
     """Run a feature network over a set of images.
@@ -111,18 +111,14 @@ def summarize(
     Raises:
         ValueError: there are fewer than two images that can be read.
     """
-    workers = workers or Alone()
+    workers = workers or Processes()
     found = _Pass(images, keep)
-    problem: Exception | None = None
-    try:
+    with workers.raising_together():
         mine = -(-len(images) // workers.world_size)
         for indices, batch in batches(images, batch_size, workers.rank, workers.world_size):
             found.take(network, indices, batch)
             if report is not None:
                 report(min(found.count, mine), mine)
-    except Exception as error:  # told to the others first, or they would wait forever
-        problem = error
-    workers.all_well(problem)
     parts = workers.gather(found.result())
     return _joined(images, network, parts, keep) if parts else None
 

@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Reference, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FeatureNetwork, feature_network
 from mvar_models.evaluation.frechet import rank_warning
 from mvar_models.evaluation.summary import Summary, summarize
-from mvar_models.evaluation.workers import Alone, Workers
-from mvar_models.training.processes import Processes
 from mvar_models.training.settings import RunSettings
 from mvar_models.training.task import Task
 
@@ -60,10 +59,10 @@ class HeldOutDistance:
         """
         if self._alone:
             place = self._processes.device
-            return self._processes.on_first(lambda: self._measure(model.to(place), Alone()))
+            return self._processes.on_first(lambda: self._measure(model.to(place), Processes()))
         return self._measure(model, self._processes)
 
-    def _measure(self, model: nn.Module, workers: Workers) -> dict[str, float]:
+    def _measure(self, model: nn.Module, workers: Processes) -> dict[str, float]:
         made, real = self._task.compared(model, self._count)
         shared: dict[str, Any] = {"batch_size": _BATCH, "workers": workers}
         first = self._reference is None

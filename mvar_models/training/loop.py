@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mvar_models.distributed import Processes, RunStopped, lost_process, stopped_by_loss
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loss_scale import LossScale
 from mvar_models.training.metrics_log import Metrics, memory_gb
 from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
-from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.settings import PRECISIONS, RunSettings
-from mvar_models.training.signals import RunStopped, StopSignals, stopped_by
+from mvar_models.training.signals import StopSignals, stopped_by
 from mvar_models.training.state import TrainingState, prepare_optimizer
 from mvar_models.training.task import Task
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from mvar_models.training.processes import Processes
+from mvar_models.distributed import Processes
 from mvar_models.training.task import Task
 
 # torch 2.13 renamed the argument. All buffers are constant tables, so broadcasting them is waste.

@@ -25,9 +25,9 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from mvar_models.distributed import RunStopped
 from mvar_models.files import write_text
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
-from mvar_models.training.signals import RunStopped
 
 _KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
 _PROGRESS = "progress.json"

@@ -7,10 +7,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from mvar_models.data.open import DIGITS, open_images
 from mvar_models.data.source import ImageSource
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import OtherSettings
 from mvar_models.networks.vqvae import VQVAE
@@ -18,7 +17,6 @@ from mvar_models.tokens.encode import tokenize_split
 from mvar_models.tokens.folder import INDEX, TokenFolder, is_token_folder
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
 
@@ -99,12 +97,8 @@ def _encode(
             _check_vqvae(settings.vqvae, vqvae, source, folder)
 
     processes.on_first(check)
-    problem: Exception | None = None
-    try:
+    with processes.raising_together():
         writer().write(rank=processes.rank, world_size=processes.world_size)
-    except (OSError, ValueError, SafetensorError) as error:
-        problem = error
-    processes.all_well(problem)
     # On a network disk, two processes that finish together may each miss the other's last shard, so that
     # neither writes the index.
     if processes.on_first(lambda: not (folder / INDEX).exists()):

@@ -8,10 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from mvar_models.distributed import Processes
 from mvar_models.training.metrics_log import Metrics
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.signals import RunStopped
 
 
 class RunWriter:
@@ -77,14 +76,9 @@ class RunWriter:
                 return self.folder.begin_checkpoint(step)
 
         temporary = self.processes.on_first(begin)
-        problem: RunStopped | None = None
-        try:
-            with self.folder.clear_failure(what):
-                if everywhere or self.processes.first:
-                    save(temporary)
-        except RunStopped as error:
-            problem = error
-        self.processes.all_well(problem)
+        with self.processes.raising_together(), self.folder.clear_failure(what):
+            if everywhere or self.processes.first:
+                save(temporary)
         self._write(what, lambda: self.folder.finish_checkpoint(temporary, progress, task, keep))
 
     def _write(self, what: str, write: Callable[[], object]) -> None:

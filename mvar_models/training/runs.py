@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
+from mvar_models.distributed import Processes
 from mvar_models.environment import environment
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
@@ -37,7 +38,6 @@ from mvar_models.training.build import (
 from mvar_models.training.held_out_distance import decided
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import pieces
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_tokens import TokenSets, open_tokens
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings

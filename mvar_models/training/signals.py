@@ -8,17 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-
-class RunStopped(RuntimeError):
-    """A run ended before its last step; its last checkpoint is intact.
-
-    Attributes:
-        exit_code: The exit code of the command.
-    """
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+from mvar_models.distributed import RunStopped
 
 
 class StopSignals:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor, nn
 
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet
-from mvar_models.training.processes import Processes
 
 
 class Task(abc.ABC):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvar_models.training.processes import Processes
+from mvar_models.distributed import Processes
 
 _BETAS = (0.5, 0.9)
 _LARGEST_WEIGHT = 1e4

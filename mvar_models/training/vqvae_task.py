@@ -18,6 +18,7 @@ from mvar_models.data.augment import affine, random_affine
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.codebook import code_counts, codes_used, perplexity
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages, spread
 from mvar_models.evaluation.reconstruction import Reconstructions, psnr, side_by_side
@@ -26,7 +27,6 @@ from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.training.dead_codes import DeadCodes
 from mvar_models.training.optimizer import learning_rate_factor
 from mvar_models.training.perceptual import PERCEPTUAL
-from mvar_models.training.processes import Processes
 from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.task import Task
 from mvar_models.training.vqvae_losses import Adversary

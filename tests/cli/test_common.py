@@ -5,7 +5,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mvar_models.cli.common import in_one_line
-from mvar_models.training.signals import RunStopped
+from mvar_models.distributed import RunStopped
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import mvar_models
 from mvar_kernels import __version__
 from mvar_models.cli import COMMANDS, Row
 from mvar_models.cli.main import main
-from mvar_models.training.signals import RunStopped
+from mvar_models.distributed import RunStopped
 
 
 def run(*arguments):

@@ -5,29 +5,29 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.features.network import FeatureOutputs
 from mvar_models.evaluation.image_sets import ArrayImages
 from mvar_models.evaluation.npz_images import NpzImages
 from mvar_models.evaluation.summary import summarize
-from mvar_models.evaluation.workers import Alone
 
 from feature_cases import Toy, random_images, toy
 
 
-class Second(Alone):
+class Second(Processes):
     """The second of two processes, whose part is handed on."""
 
-    rank, world_size = 1, 2
+    def total(self, values):
+        return values
 
     def gather(self, value):
         self.sent = value
         return []
 
 
-class First(Alone):
-    world_size = 2
-
+class First(Second):
     def __init__(self, other):
+        super().__init__(0, 2)
         self.other = other
 
     def gather(self, value):
@@ -36,7 +36,7 @@ class First(Alone):
 
 def test_two_processes_find_what_one_finds():
     images = ArrayImages(random_images(50), np.arange(50))
-    second = Second()
+    second = Second(1, 2)
     assert summarize(images, toy(), batch_size=8, workers=second) is None
     shared = summarize(images, toy(), batch_size=8, workers=First(second))
     alone = summarize(images, toy(), batch_size=8)

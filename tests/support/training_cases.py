@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from mvar_models.data.digits import Digits
+from mvar_models.distributed import Processes
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.build import build_vqvae
 from mvar_models.training.loop import Loop
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 from mvar_models.training.transformer_task import TransformerTask

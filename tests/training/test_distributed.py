@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.signals import RunStopped
 
 from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
 from training_cases import CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2

@@ -9,6 +9,7 @@ import torch
 from mvar_models import VQVAE
 from mvar_models.data.digits import Digits
 from mvar_models.data.open import open_images
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import evaluate
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.evaluation.image_sets import SourceImages
@@ -16,7 +17,6 @@ from mvar_models.evaluation.reconstruction import Reconstructions
 from mvar_models.pipeline import pipeline_for
 from mvar_models.training import runs
 from mvar_models.training.held_out_distance import HeldOutDistance
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.task import Task
 from mvar_models.training.transformer_task import TransformerTask

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mvar_models.distributed import Processes
 from mvar_models.training.parallel import Parallel, global_norm, pieces
-from mvar_models.training.processes import Processes
 
 from training_cases import new_loop
 

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
+from mvar_models.distributed import RunStopped
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
-from mvar_models.training.signals import RunStopped
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mvar_models.distributed import Processes
 from mvar_models.tokens.writer import TokenWriter
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_tokens import open_tokens
 from mvar_models.training.settings import TransformerSettings

@@ -6,12 +6,11 @@ import os
 import pytest
 from PIL import Image
 
+from mvar_models.distributed import Processes, RunStopped
 from mvar_models.training.metrics_log import Metrics
-from mvar_models.training.processes import Processes
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.settings import TransformerSettings
-from mvar_models.training.signals import RunStopped
 
 
 def fails(*given):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mvar_models.training.processes import Processes, lost_process, stopped_by_loss
+from mvar_models.distributed import Processes, lost_process, stopped_by_loss
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_alone(launched):
     assert torch.equal(processes.total(values.clone()), values)
     assert torch.equal(processes.mean(values.clone()), values)
     assert processes.on_first(lambda: 5) == processes.first_then_others(lambda: 5) == 5
+    assert processes.gather("part") == ["part"]
 
 
 def test_rank_and_device_under_torchrun(launched, two_gpus):
@@ -73,9 +74,10 @@ def test_a_device_that_is_not_there(launched, monkeypatch):
 
 def test_failures_alone(launched):
     processes = Processes.from_environment("cpu")
-    with pytest.raises(OSError, match="full"):
-        processes.all_well(OSError("full"))
-    processes.all_well(None)
+    with pytest.raises(OSError, match="full"), processes.raising_together():
+        raise OSError("full")
+    with processes.raising_together():
+        pass
     with pytest.raises(KeyError):
         processes.stop(KeyError("x"))
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -16,13 +17,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mvar_models.devices import checked_device, default_device
-from mvar_models.training.signals import RunStopped
 
 T = TypeVar("T")
 
 # Rank 0 may prepare data for hours while the others wait. A peer that died is not waited for: gloo notices it
 # at once; a process that waits for it inside NCCL is ended by torchrun or by NCCL's own watchdog.
 _PATIENCE = timedelta(days=1)
+
+
+class RunStopped(RuntimeError):
+    """A run ended before its last step; its last checkpoint is intact.
+
+    Attributes:
+        exit_code: The exit code of the command.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Processes:
@@ -146,8 +158,14 @@ class Processes:
         dist.gather_object(value, values, dst=0, group=self._control)
         return values or []
 
-    def all_well(self, problem: Exception | None) -> None:
-        """Wait for all after independent work. Those that failed raise their `problem`, the others exit."""
+    @contextmanager
+    def raising_together(self) -> Iterator[None]:
+        """Wait at the end for all processes. If some of them failed, those raise and the others exit."""
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # tell the others first, or they would wait forever
+            problem = error
         failures = self.total(torch.tensor([problem is not None], dtype=torch.float64)).item()
         if problem is not None:
             raise problem
