@@ -5,24 +5,49 @@ from __future__ import annotations
 import torch
 
 
-def checked_device(device: torch.device | str | None) -> torch.device:
-    """Return a device by name; None is the CPU.
+def checked_device(device: torch.device | str | int | None) -> torch.device:
+    """Return a device by name or number; None is the CPU, and 1 or "1" the GPU of that number.
 
     Raises:
         ValueError: torch does not know the name, or this machine does not have the device.
     """
+    if device is None:
+        return torch.device("cpu")
+    written = str(device)
+    name = f"{_accelerator()}:{written}" if written.isdecimal() else written
+    index = name.partition(":")[2]
     try:
-        place = torch.device(device or "cpu")
-    except RuntimeError as error:
+        place = torch.device(name)
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    missing = f"device {str(device)!r} is not available: "
-    if place.type == "cuda" and not torch.cuda.is_available():
+    missing = f"device {written!r} is not available: "
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place.type == "cuda" and not gpus:
         raise ValueError(f"{missing}torch {torch.__version__} finds no GPU on this machine; use 'cpu'")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{missing}this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    # The text's number, because torch keeps eight bits of it: its "cuda:256" is the first GPU.
+    if place.type == "cuda" and int(index or 0) >= gpus:
+        raise ValueError(f"{missing}this machine has cuda:0 to cuda:{gpus - 1}")
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{missing}torch {torch.__version__} finds no Apple GPU on this machine; use 'cpu'")
+    if place.type == "meta":
+        raise ValueError(f"{missing}it holds no values to compute with; use 'cpu' or 'cuda'")
+    if place.type not in ("cpu", "cuda"):
+        _try(place, missing)
     return place
+
+
+def _accelerator() -> str:
+    found = None if torch.cuda.is_available() else torch.accelerator.current_accelerator()
+    return "cuda" if found is None else found.type
+
+
+def _try(place: torch.device, missing: str) -> None:
+    # Each of the rarer kinds has its own way to say that it is not there, and its own type of error.
+    try:
+        torch.zeros(1, device=place).add(1)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise ValueError(f"{missing}{reason}; use 'cpu'") from None
 
 
 def default_device() -> str:

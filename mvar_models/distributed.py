@@ -57,18 +57,18 @@ class Processes:
         self._control = control
 
     @classmethod
-    def from_environment(cls, device: torch.device | str | None = None) -> Processes:
+    def from_environment(cls, device: torch.device | str | int | None = None) -> Processes:
         """Read rank, world size and device as torchrun sets them. To communicate, call `connect` next.
 
         Args:
-            device: a device by name, None for a GPU where there is one. Of several processes with a
+            device: a device by name or number, None for a GPU where there is one. Of several processes with a
                 LOCAL_RANK, each takes the CUDA device of that number.
 
         Raises:
             ValueError: there is no such device, or this process has no CUDA device of its own.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        place = checked_device(device or default_device())
+        place = checked_device(default_device() if device is None else device)
         if world_size > 1 and place.type == "cuda":
             local_rank, available = (
                 int(os.environ.get("LOCAL_RANK", place.index or 0)),

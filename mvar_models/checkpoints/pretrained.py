@@ -41,7 +41,7 @@ class PretrainedModel(nn.Module):
         local_files_only: bool = False,
         token: str | bool | None = None,
         dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
     ) -> M:
         """Load a model in eval mode, with every weight taken from the checkpoint.
 
@@ -57,7 +57,7 @@ class PretrainedModel(nn.Module):
             dtype: Type of the weights; default: float32, whatever the file holds. Weights that need no
                 conversion stay mapped from the file on a CPU: no second copy is made, and the file must not
                 be overwritten in place while the model lives.
-            device: Where to put them; default: CPU.
+            device: Where to put them: a device, its name, or the number of a GPU; default: CPU.
 
         Raises:
             FileNotFoundError: there is nothing of that name here or on the Hub.

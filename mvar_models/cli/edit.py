@@ -124,7 +124,7 @@ def edit(
         raise FileNotFoundError(f"{out.parent} is no folder")
     pixels = _read(image)
     target = _read(given["mask_image"]) if kind == "mask_image" else given[kind]
-    place, kind_of_weights = device or default_device(), getattr(torch, dtype)
+    place, kind_of_weights = default_device() if device is None else device, getattr(torch, dtype)
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
     options = {name: given[name] for name in _ONLY_FOR[kind]}
     options.update({name: given[name] for name in ("guidance_scale", "guidance_schedule", "top_k", "top_p")})

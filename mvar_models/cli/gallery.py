@@ -56,7 +56,7 @@ def gallery(
         arch=arch,
         vqvae=vqvae,
         preset=preset,
-        device=device or default_device(),
+        device=default_device() if device is None else device,
         dtype=getattr(torch, dtype),
     )
     chosen = None if labels is None else [part.strip() for part in labels.split(",")]

@@ -53,7 +53,7 @@ def start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., 
     """
     given = {name: value for name, value in options.items() if value is not None}
     resume = given.pop("resume", None)
-    device = given.pop("device", None) or default_device()
+    device = given.pop("device", default_device())
     if resume is not None:
         if given:
             extra = ", ".join(flag_of(name, kind) for name in given)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar_models.devices import checked_device
 from mvar_models.distributed import Processes
 from mvar_models.environment import environment
 from mvar_models.evaluation.bootstrap import bootstrap_intervals
@@ -79,7 +80,7 @@ def evaluate(
     per_class: bool | None = None,
     bootstrap: int = 0,
     half_distances: bool = False,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 32,
     weights: str | os.PathLike[str] | None = None,
@@ -125,6 +126,7 @@ def evaluate(
     """
     workers = workers or Processes()
     names = check_metrics(metrics)
+    place = checked_device(device)
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 or more, got {bootstrap}")
     if batch_size < 1:
@@ -139,7 +141,7 @@ def evaluate(
     else:
         network = features
         if isinstance(network, str):
-            network = feature_network(network, device=device, dtype=dtype, weights=weights)
+            network = feature_network(network, device=place, dtype=dtype, weights=weights)
         prepared = prepare_reference(
             reference, network, metrics=metrics, training=training, resolution=resolution or images.size[0],
             batch_size=batch_size, workers=workers, report=report,
@@ -158,11 +160,11 @@ def evaluate(
     )
     copies = None
     if "near_copies" in names:
-        copies = _nearest(summary, prepared, batch_size, device or "cpu", workers, report)
+        copies = _nearest(summary, prepared, batch_size, place, workers, report)
 
     def compare() -> dict[str, Any]:
         comparison = Comparison(
-            _known(summary), _known(prepared.summary), training=copies, device=device or "cpu",
+            _known(summary), _known(prepared.summary), training=copies, device=place,
             half=half_distances, frechet=prepared.frechet,
         )  # fmt: skip
         results = _figures(comparison, names, strict=metrics is not None)

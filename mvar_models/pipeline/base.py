@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER
+from mvar_models.devices import checked_device
 from mvar_models.files import write_text
 from mvar_models.networks.markov_var import MarkovVAR
 from mvar_models.networks.mvar import MVAR
@@ -138,7 +139,15 @@ class Pipeline(Editing):
         return self.model.dtype
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
-        """Move and convert both networks, as `torch.nn.Module.to`."""
+        """Move and convert both networks, as `torch.nn.Module.to`.
+
+        Raises:
+            ValueError: this machine does not have the device.
+        """
+        if args and isinstance(args[0], (str, int, torch.device)):
+            args = (checked_device(args[0]), *args[1:])
+        if kwargs.get("device") is not None:
+            kwargs["device"] = checked_device(kwargs["device"])
         self.model.to(*args, **kwargs)
         self.vqvae.to(*args, **kwargs)
         return self

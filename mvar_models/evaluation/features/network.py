@@ -63,7 +63,7 @@ class FeatureNetwork(Protocol):
 def feature_network(
     name: str = DEFAULT_FEATURES,
     *,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype = torch.float32,
     weights: str | os.PathLike[str] | None = None,
 ) -> FeatureNetwork:
