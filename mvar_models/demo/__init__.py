@@ -36,7 +36,7 @@ from mvar_models.training.transformer_task import TransformerTask
 
 KERNEL_SIZE = 3
 DENSE_SCALES = 3
-# The best of four settings with equal work; see docs/measurements.md.
+# The best of four settings with equal work (docs/measurements.md, "The demo").
 STEPS = 700
 _VALIDATE_EVERY = 100
 _LR = 1.5e-3
