@@ -1,14 +1,32 @@
-"""Files that appear complete or not at all, and folders that several processes fill together."""
+"""Files that appear complete or not at all, and folders filled by several processes, or one at a time."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import tempfile
+import re
+import secrets
+import socket
+import time
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+    import msvcrt
+
+# A temporary file names its machine and process, so that `sweep` can tell what a killed process left.
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(rf"\..+\.{_MACHINE}-(\d+)-[0-9a-f]{{8}}(\..*)?")
+_LOCK = ".lock"
+# Windows lets nobody read a locked byte, so it is one far behind the holder's name.
+_LOCKED_BYTE = 1 << 20
 
 
 @contextmanager
@@ -16,17 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, flushed to disk, when the block ends without an
     error.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path) as temporary:
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary)
+        os.chmod(temporary, mode)  # some writers replace the file by one of their own
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,10 +48,121 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def create_text(path: Path, text: str) -> bool:
+    """Write a text file unless there is one. Of several processes exactly one writes, and gets True."""
+    if path.exists():
+        return False
+    with _temporary(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links, such as exFAT
+            return _create_locked(temporary, path)
+    return True
+
+
+def _create_locked(temporary: Path, path: Path) -> bool:
+    while True:
+        with suppress(FolderInUse), held(path.parent, "is writing settings"):
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+            return True
+        time.sleep(0.01)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    os.close(handle)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine left in `folder`."""
+    for file in folder.glob(".*"):
+        found = _TEMPORARY.fullmatch(file.name)
+        if found and not _alive(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there is no harmless way to ask
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+class FolderInUse(OSError):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Keep every other process that calls this out of `folder` while the block runs.
+
+    The lock is the system's, so it ends with the process that holds it, killed or not. Over NFS it holds
+    between hosts, and that of a lost host ends with its lease. A file system without locks keeps nobody out.
+
+    Args:
+        folder: The folder, which gets a file `.lock` for the time.
+        what: What the holder does there, for the message.
+
+    Raises:
+        FolderInUse: another holds it; the message names process and host.
+    """
+    path = folder / _LOCK
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                file.seek(0)
+                holder = file.read() or "another process"
+                file.close()
+                raise FolderInUse(f"{folder} is in use: {holder}; wait for it, or stop it") from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                file.close()
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # the last holder removed the file between our opening and our locking it
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} {what}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file; the next holder writes over it
+                path.unlink()
+
+
+def _lock(handle: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 
 
 class OtherSettings(ValueError):
@@ -50,13 +174,15 @@ class OtherSettings(ValueError):
 
 
 def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Make the folder of `record` and note `settings` there.
+    """Make the folder of `record` and note `settings` there, unless it notes some already.
 
-    OtherSettings if it holds `what` made with other settings.
+    Of several processes that come at once, one notes its settings and the others compare theirs.
+
+    Raises:
+        OtherSettings: it holds `what` made with other settings.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
-    if not record.exists():
-        write_text(record, json.dumps(settings, indent=2) + "\n")
+    create_text(record, json.dumps(settings, indent=2) + "\n")
     compare(record.parent, json.loads(record.read_text(encoding="utf-8")), settings, what)
 
 
