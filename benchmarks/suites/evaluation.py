@@ -25,8 +25,7 @@ from benchmarks.core.report import Record
 from benchmarks.suites.settings import Settings, written
 from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.dinov2 import vit_large
-from mvar_models.evaluation.features.inception_network import InceptionV3
-from mvar_models.evaluation.features.inception_weights import state_shapes
+from mvar_models.evaluation.features.inception import InceptionV3, state_shapes
 from mvar_models.evaluation.features.network import (
     FEATURES,
     FeatureNetwork,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mvar_models.evaluation.features.dinov2 import WEIGHTS as DINOV2
-from mvar_models.evaluation.features.inception_weights import STATE_DICT
+from mvar_models.evaluation.features.inception import STATE_DICT
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, digest, find_weights
 
 CONTENT = b"not really weights"

@@ -24,8 +24,6 @@ SLOW = (
     "emulator",
     "evaluation/test_dinov2.py::test_features_of_a_file",
     "evaluation/test_inception.py",
-    "evaluation/test_inception_network.py",
-    "evaluation/test_inception_weights.py",
     "evaluation/test_sweep.py::test_images_are_those_of_the_pipeline_with_that_preset",
     "kernels/test_aot.py",
     "kernels/test_natten.py",

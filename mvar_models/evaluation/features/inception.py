@@ -1,21 +1,45 @@
-"""The features that define the Frechet Inception Distance, as the evaluator of guided-diffusion takes them.
+"""Inception v3 of the 2015 TensorFlow graph, whose features define the Frechet Inception Distance.
 
-The weights are a file that the user names, or a download that the user asks for. The graph resizes images
-itself; images that were resized by another rule give another FID.
+The network (Szegedy et al., arXiv 1512.00567) differs from torchvision's in three places: 1,008 classes,
+average pools that leave the padding out, and a max pool in the last block. It resizes images itself by
+TensorFlow 1's rule; images that were resized by another rule give another FID. Layers have the names of
+pytorch-fid's state dict. The weights are a file that the user names, or a download that the user asks for.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.backends import cudnn
 
-from mvar_models.evaluation.features.inception_layout import CLASSES, FEATURES, SPATIAL
-from mvar_models.evaluation.features.inception_weights import STATE_DICT, load_inception
+from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
-from mvar_models.evaluation.features.weights import digest, find_weights
+from mvar_models.evaluation.features.weights import WeightsFile, check_state, digest, find_weights
+
+STATE_DICT = WeightsFile(
+    features="inception-tf",
+    name="pt_inception-2015-12-05-6726825d.pth",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    size=95_628_359,
+)
+CLASSES = 1008
+FEATURES = 2048
+SIDE = 299
+# sFID takes the first 7 channels (17 x 17) of mixed_6/conv, which is the first branch of this block.
+_SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
+SPATIAL = _SPATIAL_CHANNELS * 17 * 17
+# Batch norm's epsilon in every layer, and its parts in a state dict.
+EPSILON = 0.001
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_TORCHVISION_CLASSES = 1000
 
 
 class InceptionTF:
@@ -24,8 +48,8 @@ class InceptionTF:
     Args:
         device: Where it runs.
         dtype: Type of the convolutions. float32 is exact on a GPU as well: TF32 is turned off.
-        weights: `pt_inception-2015-12-05-6726825d.pth`, `classify_image_graph_def.pb`, or "download" for the
-            first of them; None is what an earlier download left in PyTorch's cache.
+        weights: `pt_inception-2015-12-05-6726825d.pth`, or "download"; None is what an earlier download left
+            in PyTorch's cache.
 
     Raises:
         FileNotFoundError: no such file, or none in the cache.
@@ -60,3 +84,308 @@ class InceptionTF:
             enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
         ):
             return self._network(values)
+
+
+def load_inception(path: Path) -> InceptionV3:
+    """Load the network on the CPU in float32.
+
+    Args:
+        path: `pt_inception-2015-12-05-6726825d.pth` or another file of that state dict.
+
+    Raises:
+        ValueError: in one line, what the file is instead.
+    """
+    if path.suffix == ".pb":
+        raise ValueError(
+            f"{path} is a TensorFlow graph; convert it with scripts/inception_from_graph.py first"
+        )
+    with torch.device("meta"):
+        network = InceptionV3()
+    state = read_state(path)
+    head = state.get("fc.weight")
+    if isinstance(head, Tensor) and head.shape[:1] == (_TORCHVISION_CLASSES,):
+        raise ValueError(
+            f"{path} is torchvision's Inception ({_TORCHVISION_CLASSES:,} classes), which is another network "
+            f"than the one that FID is defined by; get {STATE_DICT.name}"
+        )
+    state = check_state(state, state_shapes(network), path, "the Inception of the 2015 TensorFlow graph")
+    network.load_state_dict(fold(state), assign=True)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's annotation lacks it
+
+
+def state_shapes(network: InceptionV3) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a state dict with unfolded batch norms."""
+    shapes = {}
+    for layer in network.layers():
+        weight = network.layer(layer).weight
+        shapes[f"{layer}.conv.weight"] = tuple(weight.shape)
+        shapes |= {f"{layer}.bn.{part}": (weight.shape[0],) for part in _NORM}
+    return {**shapes, "fc.weight": tuple(network.fc.weight.shape)}
+
+
+def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold every batch norm into its convolution, in float64, and return the state dict of `InceptionV3`."""
+    folded = {"fc.weight": state["fc.weight"].float()}
+    for layer in (name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")):
+        gamma, beta, mean, variance = (state[f"{layer}.bn.{part}"].double() for part in _NORM)
+        factor = gamma / (variance + EPSILON).sqrt()
+        weight = state[f"{layer}.conv.weight"].double() * factor[:, None, None, None]
+        folded[f"{layer}.weight"] = weight.float()
+        folded[f"{layer}.bias"] = (beta - mean * factor).float()
+    return folded
+
+
+def tf1_resize(images: Tensor, side: int) -> Tensor:
+    """Resize images bilinearly as TensorFlow 1 does: no half-pixel centres, no antialiasing.
+
+    Pixel i of the result lies at i * H / side of the input, so the last rows and columns repeat the border.
+    The arithmetic is that of TensorFlow's CPU kernel: columns first, then rows, a + (b - a) * t.
+
+    Args:
+        images: (N, C, H, W), floating point.
+        side: Height and width of the result.
+
+    Returns:
+        (N, C, side, side), of the type of `images`.
+    """
+    below, above, weight = _neighbours(images.shape[3], side, images)
+    left, right = images[..., below], images[..., above]
+    across = left + (right - left) * weight
+    below, above, weight = _neighbours(images.shape[2], side, images)
+    top, bottom = across[:, :, below], across[:, :, above]
+    return top + (bottom - top) * weight[:, None]
+
+
+def _neighbours(size: int, side: int, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two input positions of each output position, and the weight of the second: (side,) each."""
+    # Positions are float32 whatever the images are: 32 / 299 is rounded there, and so are its multiples.
+    place = torch.arange(side, device=images.device, dtype=torch.float32) * torch.tensor(
+        size / side, dtype=torch.float32, device=images.device
+    )
+    below = place.long().clamp_max(size - 1)
+    above = (below + 1).clamp_max(size - 1)
+    return below, above, (place - below).to(images.dtype)
+
+
+class InceptionV3(nn.Module):
+    """The network, with the batch norms folded into the convolutions before them.
+
+    Folding is 1.2 times as fast on a CPU and moves features by less than 1e-6 of the largest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 3
+        for unit in STEM:
+            self.add_module(unit.name, _convolution(width, unit))
+            width = unit.channels
+        for name, branches in BLOCKS.items():
+            block = _Block(width, branches)
+            self.add_module(name, block)
+            width = block.channels
+        self.fc = nn.Linear(width, CLASSES, bias=False)
+
+    def layer(self, name: str) -> nn.Conv2d:
+        """Return a convolution by its name in the layout, with its block: "Mixed_6d.branch1x1"."""
+        convolution = self.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    def layers(self) -> list[str]:
+        """Return the names of all convolutions."""
+        return [name for name, module in self.named_modules() if isinstance(module, nn.Conv2d)]
+
+    def convolve_in(self, dtype: torch.dtype) -> InceptionV3:
+        """Convert the convolutions; what follows them stays float32."""
+        for name in self.layers():
+            self.layer(name).to(dtype)
+        return self
+
+    def forward(self, images: Tensor) -> FeatureOutputs:
+        """Compute the outputs of images (n, 3, H, W) with values from 0 to 255, of any size."""
+        maps = (tf1_resize(images.float(), SIDE) - 128) / 128
+        maps = maps.to(self.layer(STEM[0].name).weight.dtype)
+        for unit in STEM:
+            maps = F.relu(self.layer(unit.name)(maps), inplace=True)
+            if unit.name in HALVED_AFTER:
+                maps = F.max_pool2d(maps, 3, stride=2)
+        spatial = maps
+        for name in BLOCKS:
+            maps = self.get_submodule(name)(maps)
+            if name == _SPATIAL_BLOCK:
+                spatial = maps[:, :_SPATIAL_CHANNELS]
+        features = maps.float().mean((2, 3))
+        return FeatureOutputs(
+            features,
+            # Channels last, so that statistics in the order of the TF program fit.
+            spatial.permute(0, 2, 3, 1).flatten(1).float(),
+            self.fc(features),
+        )
+
+
+def _convolution(width: int, unit: Unit) -> nn.Conv2d:
+    return nn.Conv2d(width, unit.channels, unit.kernel, stride=unit.stride, padding=unit.padding)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, branches: tuple[Branch, ...]) -> None:
+        super().__init__()
+        self.branches = branches
+        self.channels = 0
+        for branch in branches:
+            inner = width
+            for unit in branch.units:
+                self.add_module(unit.name, _convolution(inner, unit))
+                inner = unit.channels
+            for unit in branch.fork:
+                self.add_module(unit.name, _convolution(inner, unit))
+            self.channels += sum(unit.channels for unit in branch.fork) or inner
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.cat([part for branch in self.branches for part in self._parts(branch, maps)], 1)
+
+    def _parts(self, branch: Branch, maps: Tensor) -> list[Tensor]:
+        maps = _pooled(branch.pool, maps)
+        for unit in branch.units:
+            maps = F.relu(self.get_submodule(unit.name)(maps), inplace=True)
+        return [F.relu(self.get_submodule(unit.name)(maps), inplace=True) for unit in branch.fork] or [maps]
+
+
+def _pooled(pool: str, maps: Tensor) -> Tensor:
+    if pool == "average":
+        # TensorFlow's average does not count the padding.
+        return F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+    if pool == "max":
+        return F.max_pool2d(maps, 3, stride=1, padding=1)
+    return F.max_pool2d(maps, 3, stride=2) if pool == "halve" else maps
+
+
+class Unit(NamedTuple):
+    """A convolution without bias, batch norm and ReLU.
+
+    Attributes:
+        name: Name of the layer.
+        channels: Output channels.
+        kernel: Height and width.
+        stride: 1, or 2 without padding.
+        padded: Whether the output keeps the input's size.
+    """
+
+    name: str
+    channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padded: bool = True
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros on each side, per axis."""
+        return (self.kernel[0] // 2, self.kernel[1] // 2) if self.padded and self.stride == 1 else (0, 0)
+
+
+class Branch(NamedTuple):
+    """One path through a block; the outputs of all paths lie one after the other.
+
+    Attributes:
+        units: Layers, in order.
+        fork: Layers that all read the last of `units`.
+        pool: What comes first: "", "average" or "max" (3 x 3 at stride 1), "halve" (max, 3 x 3 at stride 2).
+    """
+
+    units: tuple[Unit, ...] = ()
+    fork: tuple[Unit, ...] = ()
+    pool: str = ""
+
+
+_3x3, _5x5, _1x3, _3x1, _1x7, _7x1 = (3, 3), (5, 5), (1, 3), (3, 1), (1, 7), (7, 1)
+
+# The layers before the blocks; a max pool that halves follows those in HALVED_AFTER.
+STEM = (
+    Unit("Conv2d_1a_3x3", 32, _3x3, stride=2),
+    Unit("Conv2d_2a_3x3", 32, _3x3, padded=False),
+    Unit("Conv2d_2b_3x3", 64, _3x3),
+    Unit("Conv2d_3b_1x1", 80),
+    Unit("Conv2d_4a_3x3", 192, _3x3, padded=False),
+)
+HALVED_AFTER = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
+
+
+def _grid_35(pooled: int) -> tuple[Branch, ...]:
+    triple = (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, _3x3), Unit("branch3x3dbl_3", 96, _3x3))
+    return (
+        Branch((Unit("branch1x1", 64),)),
+        Branch((Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, _5x5))),
+        Branch(triple),
+        Branch((Unit("branch_pool", pooled),), pool="average"),
+    )
+
+
+def _grid_17(narrow: int) -> tuple[Branch, ...]:
+    single = (("1", narrow, (1, 1)), ("2", narrow, _1x7), ("3", 192, _7x1))
+    double = (
+        ("1", narrow, (1, 1)),
+        ("2", narrow, _7x1),
+        ("3", narrow, _1x7),
+        ("4", narrow, _7x1),
+        ("5", 192, _1x7),
+    )
+    return (
+        Branch((Unit("branch1x1", 192),)),
+        Branch(tuple(Unit(f"branch7x7_{i}", width, kernel) for i, width, kernel in single)),
+        Branch(tuple(Unit(f"branch7x7dbl_{i}", width, kernel) for i, width, kernel in double)),
+        Branch((Unit("branch_pool", 192),), pool="average"),
+    )
+
+
+def _grid_8(pool: str) -> tuple[Branch, ...]:
+    return (
+        Branch((Unit("branch1x1", 320),)),
+        Branch(
+            (Unit("branch3x3_1", 384),),
+            fork=(Unit("branch3x3_2a", 384, _1x3), Unit("branch3x3_2b", 384, _3x1)),
+        ),
+        Branch(
+            (Unit("branch3x3dbl_1", 448), Unit("branch3x3dbl_2", 384, _3x3)),
+            fork=(Unit("branch3x3dbl_3a", 384, _1x3), Unit("branch3x3dbl_3b", 384, _3x1)),
+        ),
+        Branch((Unit("branch_pool", 192),), pool=pool),
+    )
+
+
+_TO_17 = (
+    Branch((Unit("branch3x3", 384, _3x3, stride=2),)),
+    Branch(
+        (
+            Unit("branch3x3dbl_1", 64),
+            Unit("branch3x3dbl_2", 96, _3x3),
+            Unit("branch3x3dbl_3", 96, _3x3, stride=2),
+        ),
+    ),
+    Branch(pool="halve"),
+)
+_TO_8 = (
+    Branch((Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, _3x3, stride=2))),
+    Branch(
+        (
+            Unit("branch7x7x3_1", 192),
+            Unit("branch7x7x3_2", 192, _1x7),
+            Unit("branch7x7x3_3", 192, _7x1),
+            Unit("branch7x7x3_4", 192, _3x3, stride=2),
+        ),
+    ),
+    Branch(pool="halve"),
+)
+
+BLOCKS: dict[str, tuple[Branch, ...]] = {
+    "Mixed_5b": _grid_35(32),
+    "Mixed_5c": _grid_35(64),
+    "Mixed_5d": _grid_35(64),
+    "Mixed_6a": _TO_17,
+    "Mixed_6b": _grid_17(128),
+    "Mixed_6c": _grid_17(160),
+    "Mixed_6d": _grid_17(160),
+    "Mixed_6e": _grid_17(192),
+    "Mixed_7a": _TO_8,
+    "Mixed_7b": _grid_8("average"),
+    "Mixed_7c": _grid_8("max"),
+}
