@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from mvar_kernels import Pyramid
+from mvar_models.records import Must, check_fields, read_record, record_of, within
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -31,8 +32,28 @@ VQVAE_FOLDER = "vqvae"
 _MODEL_TYPE = "model_type"
 
 _LARGEST_DENSE_SIDE = 10
+_NORM_GROUPS = 32  # of every norm of a VQVAE
 
 C = TypeVar("C", bound="Config")
+
+# Far beyond any model, and small enough that nothing is built from a size that cannot be.
+_Depth = Annotated[int, within(1, 1024)]
+_Width = Annotated[int, within(1, 1 << 16)]
+_Many = Annotated[int, within(1, 1 << 22)]
+_Ratio = Annotated[float, within(2**-16, 64)]
+_TopK = Annotated[int, within(0, 1 << 22)]
+_Share = Annotated[float, within(0, 1)]
+_Index = Annotated[int, within(0, 1024)]
+_Side = Annotated[int, within(1, 4096)]
+_Sides = Annotated[
+    Sequence[_Side],
+    Must("of 1 to 64 sides with at most 4,194,304 tokens", lambda sides: _fits(sides)),
+]
+_Sequence = Must("of 1 to 16", lambda values: 1 <= len(values) <= 16)
+
+
+def _fits(sides: Sequence[int]) -> bool:
+    return 1 <= len(sides) <= 64 and sum(side * side for side in sides) <= 1 << 22
 
 
 def residual_assignment(num_scales: int, num_convolutions: int) -> tuple[int, ...]:
@@ -87,13 +108,7 @@ class Config:
         if actual != cls.model_type:
             raise ValueError(f"{source} describes a {actual!r} model, expected {cls.model_type!r}")
         given = {name: value for name, value in values.items() if name != _MODEL_TYPE}
-        unknown = sorted(set(given) - set(cls.field_names()))
-        if unknown:
-            raise ValueError(f"{source} has entries this version does not know: {', '.join(unknown)}")
-        try:
-            return cls(**given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source}: {error}") from None
+        return record_of(given, cls, source)
 
     def to_json(self) -> str:
         """Return the text of config.json."""
@@ -103,14 +118,18 @@ class Config:
         """Return a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def _freeze(self, name: str, value: Any) -> None:
-        # The dataclass is frozen; __post_init__ normalises what the caller passed.
+        # The dataclass is frozen; __post_init__ fills in what the caller left open.
         object.__setattr__(self, name, value)
 
 
 def model_type_of(values: dict[str, Any]) -> str | None:
     """Return the kind of model that the values of a config.json name, or None."""
-    return values.get(_MODEL_TYPE)
+    kind = values.get(_MODEL_TYPE)
+    return None if kind is None else str(kind)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -119,13 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not a JSON object.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+    return read_record(path, dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,28 +160,38 @@ class VQVAEConfig(Config):
 
     model_type: ClassVar[str] = "vqvae"
 
-    vocab_size: int = 4096
-    z_channels: int = 32
-    channels: int = 160
-    channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4)
-    blocks_per_level: int = 2
-    sides: Sequence[int] = SIDES_256
-    num_residual_convolutions: int = 4
-    residual_ratio: float = 0.5
-    residual_convolution_of_scale: Sequence[int] = None  # type: ignore[assignment]  # never None after __post_init__
+    vocab_size: _Many = 4096
+    z_channels: _Width = 32
+    channels: _Width = 160
+    channel_multipliers: Annotated[Sequence[Annotated[int, within(1, 64)]], _Sequence] = (1, 1, 2, 2, 4)
+    blocks_per_level: Annotated[int, within(1, 64)] = 2
+    sides: _Sides = SIDES_256
+    num_residual_convolutions: Annotated[int, within(1, 64)] = 4
+    residual_ratio: Annotated[float, within(-1e6, 1e6)] = 0.5
+    residual_convolution_of_scale: Sequence[_Index] = None  # type: ignore[assignment]  # never None after __post_init__
 
     def __post_init__(self) -> None:
-        self._freeze("channel_multipliers", tuple(self.channel_multipliers))
-        self._freeze("sides", tuple(self.sides))
+        super().__post_init__()
         assignment = self.residual_convolution_of_scale
         if assignment is None:
             assignment = residual_assignment(len(self.sides), self.num_residual_convolutions)
+            self._freeze("residual_convolution_of_scale", assignment)
         if len(assignment) != len(self.sides):
             raise ValueError(
                 f"residual_convolution_of_scale needs one entry per scale ({len(self.sides)}), "
                 f"got {len(assignment)}"
             )
-        self._freeze("residual_convolution_of_scale", tuple(assignment))
+        if max(assignment) >= self.num_residual_convolutions:
+            raise ValueError(
+                "residual_convolution_of_scale must be below num_residual_convolutions "
+                f"({self.num_residual_convolutions}), got {max(assignment)}"
+            )
+        for multiplier in {1, *self.channel_multipliers}:
+            if self.channels * multiplier % _NORM_GROUPS:
+                raise ValueError(
+                    f"channels times each of channel_multipliers must be a multiple of {_NORM_GROUPS}, "
+                    f"got {self.channels * multiplier}"
+                )
 
     @property
     def downsampling(self) -> int:
@@ -211,35 +234,33 @@ class TransformerConfig(Config):
             checkpoint's own `vqvae` folder.
     """
 
-    depth: int = 16
-    width: int = None  # type: ignore[assignment]  # never None after __post_init__
-    num_heads: int = None  # type: ignore[assignment]  # never None after __post_init__
-    mlp_ratio: float = 4.0
-    num_classes: int = 1000
-    vocab_size: int = 4096
-    z_channels: int = 32
-    sides: Sequence[int] = SIDES_256
+    depth: _Depth = 16
+    width: _Width = None  # type: ignore[assignment]  # never None after __post_init__
+    num_heads: _Width = None  # type: ignore[assignment]  # never None after __post_init__
+    mlp_ratio: _Ratio = 4.0
+    num_classes: _Many = 1000
+    vocab_size: _Many = 4096
+    z_channels: _Width = 32
+    sides: _Sides = SIDES_256
     shared_adaln: bool = False
     cosine_attention: bool = True
     guidance_scale: float = 1.5
-    top_k: int = 900
-    top_p: float = 0.96
+    top_k: _TopK = 900
+    top_p: _Share = 0.96
     class_names: Sequence[str] | None = None
     vqvae: str | None = None
     guidance_schedule: str = "linear"
 
     def __post_init__(self) -> None:
-        self._freeze("sides", tuple(self.sides))
+        super().__post_init__()
         self._freeze("width", 64 * self.depth if self.width is None else self.width)
         self._freeze("num_heads", self.depth if self.num_heads is None else self.num_heads)
         if self.width % self.num_heads:
             raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
-        if self.class_names is not None:
-            self._freeze("class_names", tuple(self.class_names))
-            if len(self.class_names) != self.num_classes:
-                raise ValueError(
-                    f"class_names needs one name per class ({self.num_classes}), got {len(self.class_names)}"
-                )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names needs one name per class ({self.num_classes}), got {len(self.class_names)}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -305,17 +326,15 @@ class MVARConfig(TransformerConfig):
 
     model_type: ClassVar[str] = "mvar"
 
-    kernel_size: int = 7
-    dense_scales: int = 8
-    previous_scales: int = 0
+    kernel_size: _Side = 7
+    dense_scales: _Index = 8
+    previous_scales: _Index = 0
     guidance_scale: float = 2.7
-    top_k: int = 1200
-    top_p: float = 0.99
+    top_k: _TopK = 1200
+    top_p: _Share = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kernel_size < 1:
-            raise ValueError(f"kernel_size must be at least 1, got {self.kernel_size}")
         self.pyramid()  # wrong windows are an error here, not at the first forward
 
     @property
@@ -342,22 +361,16 @@ class MarkovVARConfig(TransformerConfig):
 
     model_type: ClassVar[str] = "markov-var"
 
-    mlp_ratio: float = 8 / 3
-    kernel_size: int | None = None
-    dense_scales: int = 0
-    history_scales: int = 3
+    mlp_ratio: _Ratio = 8 / 3
+    kernel_size: _Side | None = None
+    dense_scales: _Index = 0
+    history_scales: Annotated[int, within(1, 1024)] = 3
     guidance_scale: float = 5.0
-    top_k: int = 900
-    top_p: float = 0.95
+    top_k: _TopK = 900
+    top_p: _Share = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kernel_size is not None and self.kernel_size < 1:
-            raise ValueError(
-                f"kernel_size must be at least 1, or None for whole scales, got {self.kernel_size}"
-            )
-        if self.history_scales < 1:
-            raise ValueError(f"history_scales must be at least 1, got {self.history_scales}")
         if self.shared_adaln:
             raise ValueError("shared_adaln must be False: Markov-VAR has an AdaLN linear in every block")
         for name, value, of in (("width", self.width, 128), ("head_dim", self.head_dim, 4)):

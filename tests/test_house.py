@@ -31,6 +31,7 @@ MODELS = (
         "mvar_models.images",
         "mvar_models.optional",
         "mvar_models.randomness",
+        "mvar_models.records",
         "mvar_models.registry",
     ),
     ("mvar_models.checkpoints",),

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,20 @@ def test_json_and_back(config, tmp_path):
         ({"kernel_size": 0}, r"here.*kernel_size.*0"),
         ({"width": 30, "num_heads": 4}, r"here.*width.*30.*num_heads.*4"),
         ({"num_classes": 2, "class_names": ["ant"]}, r"here.*class_names.*2.*1"),
+        ({"num_classes": 2, "class_names": [1, 2]}, r"here.*class_names\[0\] must be text, got 1"),
+        ({"class_names": "ab", "num_classes": 2}, r"here.*class_names must be a list, got 'ab'"),
+        ({"width": 10**9}, r"here.*width.*65,536.*1000000000"),
+        ({"num_heads": 0}, r"here.*num_heads.*from 1.*got 0"),
+        ({"mlp_ratio": float("inf")}, r"here.*mlp_ratio.*inf"),
+        ({"mlp_ratio": -1}, r"here.*mlp_ratio.*-1"),
+        ({"depth": "two"}, r"here.*depth.*whole number.*'two'"),
+        ({"depth": True}, r"here.*depth.*whole number.*True"),
+        ({"sides": [1, "2"]}, r"here.*sides\[1\].*'2'"),
+        ({"sides": []}, r"here.*sides.*64 sides"),
+        ({"sides": [4096] * 2}, r"here.*sides.*4,194,304 tokens"),
+        ({"shared_adaln": "no"}, r"here.*shared_adaln.*true or false.*'no'"),
+        ({"guidance_scale": float("nan")}, r"here.*guidance_scale.*nan"),
+        ({"top_p": 2}, r"here.*top_p.*2"),
     ],
 )
 def test_wrong_values_are_named_with_their_source(values, match):
@@ -55,16 +70,34 @@ def test_wrong_values_are_named_with_their_source(values, match):
         MVARConfig.from_dict(values, source="here")
 
 
-def test_every_scale_of_a_vqvae_needs_a_residual_convolution():
-    with pytest.raises(ValueError, match=r"residual_convolution_of_scale.*3.*2"):
-        VQVAEConfig(sides=(1, 2, 4), residual_convolution_of_scale=(0, 1))
+@pytest.mark.parametrize(
+    "values, match",
+    [
+        ({"sides": (1, 2, 4), "residual_convolution_of_scale": (0, 1)}, r"of_scale.*3.*2"),
+        ({"sides": (1, 2), "residual_convolution_of_scale": (0, 99)}, r"of_scale.*num_residual.*4.*99"),
+        ({"channels": 48}, r"channels.*32.*48"),
+        ({"channel_multipliers": ()}, r"channel_multipliers.*1 to 16"),
+    ],
+)
+def test_a_vqvae_that_cannot_be_built_is_refused(values, match):
+    with pytest.raises(ValueError, match=match):
+        VQVAEConfig(**values)
+
+
+def test_numpys_numbers_become_pythons():
+    given = {**SMALL, "depth": np.int64(2), "sides": np.array([1, 2, 4]), "mlp_ratio": np.float32(2)}
+    config = VARConfig(**given)
+    assert config == VARConfig(**SMALL, mlp_ratio=2.0)
+    assert json.loads(config.to_json())["sides"] == [1, 2, 4]
+    with pytest.raises(TypeError, match=r"depth.*whole number.*'2'"):
+        MVARConfig(depth="2")
 
 
 @pytest.mark.parametrize("content", [json.dumps([1]), "{", b"\xff\xfe{}"])
 def test_a_file_that_is_no_json_object_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=r"config\.json.*JSON"):
+    with pytest.raises(ValueError, match=r"config\.json.*(JSON|object|UTF)"):
         read_config(path)
 
 
