@@ -2,8 +2,8 @@
 
 Unreadable images are found when they are read, because decoding a million files up front would cost as much
 as using them. Encoding skips them (`readable`). Training on pixels replaces each with the next image of its
-class (`images`), so that a batch does not depend on which process meets the unreadable image first. Both
-log and count them.
+class and part (`images`), so that a batch does not depend on which process meets the unreadable image first,
+and nothing held out is trained on. Both log and count them.
 """
 
 from __future__ import annotations
@@ -91,14 +91,16 @@ class ImageSource(abc.ABC):
         return (torch.stack(images) if images else torch.empty(0, 3, 0, 0)), np.array(kept, dtype=np.int64)
 
     def images(self, indices: np.ndarray) -> Tensor:
-        """Read images (n, 3, R, R); an unreadable one is replaced by the next of its class.
+        """Read images (n, 3, R, R); an unreadable one is replaced by the next of its class and part.
+
+        A held-out image whose class has no other is replaced by one of another class, also held out.
 
         Raises:
-            ValueError: no image of a class can be read.
+            ValueError: no training image of a class can be read, or no held-out image at all.
         """
         found = self._try_all(indices)
         return torch.stack(
-            [self._replacement(int(i)) if image is None else image for i, image in zip(indices, found)]
+            [self._stand_in(int(i)) if image is None else image for i, image in zip(indices, found)]
         )
 
     def problems(self) -> dict[str, str]:
@@ -117,12 +119,12 @@ class ImageSource(abc.ABC):
     def unusable_class(self, label: int) -> ValueError:
         """Return the error to raise when no image of a class can be read."""
         members = np.flatnonzero(self.labels == label)
+        return self._unusable(f"class {self.class_names[label]!r} has no image that can be read", members)
+
+    def _unusable(self, what: str, members: np.ndarray) -> ValueError:
         first = int(members[0])
         example = f"{self.name(first)} {self.unreadable.get(first, 'is skipped')}"
-        return ValueError(
-            f"class {self.class_names[label]!r} has no image that can be read "
-            f"({len(members)} tried; {example}); repair or remove it"
-        )
+        return ValueError(f"{what} ({len(members)} tried; {example}); repair or remove them")
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -145,11 +147,24 @@ class ImageSource(abc.ABC):
                 logger.warning("%s %s; skipped%s", self.name(index), error, last)
             return None
 
-    def _replacement(self, index: int) -> Tensor:
-        members = np.flatnonzero(self.labels == self.labels[index])
-        after = np.searchsorted(members, index) + 1
-        for candidate in np.roll(members, -after):
-            image = self._try(int(candidate))
+    @cached_property
+    def _reserved(self) -> np.ndarray:
+        flags = np.zeros(len(self), dtype=bool)
+        flags[self.split.reserved] = True
+        return flags
+
+    def _stand_in(self, index: int) -> Tensor:
+        part = np.flatnonzero(self._reserved == self._reserved[index])
+        part = np.roll(part, -np.searchsorted(part, index) - 1)
+        same_class = self.labels[part] == self.labels[index]
+        held_out = bool(self._reserved[index])
+        # Validation does not ask for the class, and of a small one all held-out images may be unreadable.
+        candidates = np.concatenate([part[same_class], part[~same_class]]) if held_out else part[same_class]
+        for candidate in candidates.tolist():
+            image = self._try(candidate)
             if image is not None:
                 return image
-        raise self.unusable_class(int(self.labels[index]))
+        if held_out:
+            raise self._unusable("no held-out image can be read", candidates)
+        name = self.class_names[self.labels[index]]
+        raise self._unusable(f"class {name!r} has no training image that can be read", candidates)

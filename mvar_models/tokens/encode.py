@@ -8,6 +8,7 @@ tokenize` keeps in a folder.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -22,6 +23,8 @@ from mvar_models.devices import fit_batch
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, generator
 from mvar_models.tokens.token_set import TokenSet
+
+logger = logging.getLogger(__name__)
 
 # Per pass of the encoder: 64 images up to 256 px and fewer of larger ones, since memory grows with pixels.
 _MOST_IMAGES, _MOST_PIXELS = 64, 64 * 256 * 256
@@ -80,7 +83,8 @@ def tokenize_split(
     check_classes(source, train.labels)
     held_out = tokenize(vqvae, source, source.held_out)
     source.log_problems()
-    # All held-out images may be unreadable; validation then uses the training images.
+    if not len(held_out):
+        logger.warning("no held-out image can be read; validation is on the training images")
     return train, held_out if len(held_out) else train
 
 
