@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from mvar_models.distributed import RunStopped
 from mvar_models.files import write_text
+from mvar_models.records import read_record
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 
 _KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
@@ -97,11 +98,11 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml")
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        kind = _KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
+        values = read_record(file, dict[str, Any])
+        kind = _KINDS.get(str(values.get("kind")))
         if kind is None:
-            raise ValueError(f"{file} is not the configuration of a run")
-        return kind.from_dict({**values, "out": str(self.path)})
+            raise ValueError(f"{file} is not the configuration of a run: kind is {values.get('kind')!r}")
+        return kind.from_dict({**values, "out": str(self.path)}, str(file))
 
     def add_start(self, environment: dict[str, Any]) -> None:
         """Record the environment of a start, or of a resumption."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
 from mvar_models.config import residual_assignment
 from mvar_models.evaluation.features.network import FEATURES
+from mvar_models.records import Must, check_fields, record_of, within
 from mvar_models.registry import architecture, drawing_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,17 +19,11 @@ SCHEDULES = ("packed", "progressive", "alternating")
 SCALE_WEIGHTS = ("tokens", "density")
 PERCEPTUAL_NETWORKS = ("lpips", "efficientnet-lite0")
 
-_LEAST = {
-    "batch_size": 1,
-    "keep": 1,
-    "accumulate": 1,
-    "steps": 0,
-    "save_every": 0,
-    "validate_every": 0,
-    "sample_every": 0,
-    "evaluate_every": 0,
-    "evaluate_images": 2,
-}
+# Beyond these nothing fits into a machine; the counts of steps end where floats stop counting.
+_Steps = Annotated[int, within(0, 1 << 53)]
+_Count = Annotated[int, within(1, 1 << 31)]
+_Weight = Annotated[float, within(0, 1e12)]
+_Rate = Annotated[float, Must("of at least 0 and below 1", lambda value: 0 <= value < 1)]
 
 R = TypeVar("R", bound="RunSettings")
 T = TypeVar("T")
@@ -71,28 +66,28 @@ class RunSettings:
         }
     )
     out: str = dataclasses.field(metadata={"help": "Run folder to create."})
-    steps: int = setting(1000, "Optimizer steps.", shown="")
-    batch_size: int = setting(32, "Images per step, over all processes and micro-batches.")
-    lr: float = setting(
+    steps: _Steps = setting(1000, "Optimizer steps.", shown="")
+    batch_size: _Count = setting(32, "Images per step, over all processes and micro-batches.")
+    lr: Annotated[float, Must("above 0", lambda value: value > 0)] = setting(
         1e-4, "Peak learning rate.", shown="1e-4 x batch size / 256 for a transformer, 1e-3 for a VQVAE"
     )
-    weight_decay: float = setting(
+    weight_decay: _Weight = setting(
         0.05, "Decay of matrices per step, times the learning rate.", shown="0.05, and 0 for a VQVAE"
     )
-    betas: tuple[float, float] = setting((0.9, 0.95), "Decays of AdamW's two moments.")
-    clip: float = setting(2.0, "Largest norm of the gradient.")
+    betas: tuple[_Rate, _Rate] = setting((0.9, 0.95), "Decays of AdamW's two moments.")
+    clip: _Weight = setting(2.0, "Largest norm of the gradient.")
     precision: str = setting(
         "fp32",
         "Type of autocast; weights stay float32. fp16 scales the loss and skips steps that overflow.",
         choices=tuple(PRECISIONS),
     )
-    seed: int = setting(0, "Seed of everything random.")
-    save_every: int = setting(500, "Steps between checkpoints; 0 saves only at the end.")
-    validate_every: int = setting(500, "Steps between validations; 0 validates only at the end.")
-    sample_every: int | None = setting(
+    seed: Annotated[int, within(0, (1 << 64) - 1)] = setting(0, "Seed of everything random.")
+    save_every: _Steps = setting(500, "Steps between checkpoints; 0 saves only at the end.")
+    validate_every: _Steps = setting(500, "Steps between validations; 0 validates only at the end.")
+    sample_every: _Steps | None = setting(
         None, "Steps between grids of sampled images; 0 samples only at the end.", shown="never"
     )
-    evaluate_every: int | None = setting(
+    evaluate_every: _Steps | None = setting(
         None,
         "Steps between Frechet distances to held-out images, of reconstructions for a VQVAE, else of drawn"
         " images; 0 evaluates only at the end.",
@@ -107,13 +102,13 @@ class RunSettings:
     evaluate_weights: str | None = setting(
         None, "With --evaluate-every: file of the feature network's weights, where it needs one."
     )
-    evaluate_images: int = setting(
+    evaluate_images: Annotated[int, within(2, 1 << 31)] = setting(
         1000, "With --evaluate-every: images to make, and held-out images to compare with, at most."
     )
-    keep: int = setting(2, "Checkpoints to keep, besides the best model.")
+    keep: _Count = setting(2, "Checkpoints to keep, besides the best model.")
     device: str = setting("cpu", "Device to run on.", shown="cuda if available, else cpu")
-    accumulate: int = setting(1, "Micro-batches per process and step, run in sequence to save memory.")
-    ema: float | None = setting(
+    accumulate: _Count = setting(1, "Micro-batches per process and step, run in sequence to save memory.")
+    ema: _Rate | None = setting(
         None,
         "Decay of a moving average of the weights; the average is then what is validated, sampled and saved.",
     )
@@ -125,28 +120,22 @@ class RunSettings:
     tensorboard: bool = setting(False, "Also write the metrics for TensorBoard.")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
-        if self.evaluate_features is not None and self.evaluate_features not in FEATURES:
-            raise ValueError(
-                f"evaluate_features must be one of {', '.join(FEATURES)}, got {self.evaluate_features!r}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        check_fields(self)
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata.get("choices"), getattr(self, field.name)
+            allowed = choices() if callable(choices) else choices
+            if allowed is not None and value is not None and value not in allowed:
+                raise ValueError(f"{field.name} must be one of {', '.join(allowed)}, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **dataclasses.asdict(self), "betas": list(self.betas)}
 
     @classmethod
-    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
-        return cls(**{name: value for name, value in values.items() if name != "kind"})
+    def from_dict(cls: type[R], values: dict[str, Any], source: str = "settings") -> R:
+        """Return the settings that `to_dict` wrote; `source` names them in the ValueError for others."""
+        return record_of({name: value for name, value in values.items() if name != "kind"}, cls, source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,35 +159,35 @@ class TransformerSettings(RunSettings):
         "VQVAE that encodes the images: zoo name, folder, file or Hub id.",
         shown="the checkpoint's; else vae-digits for digits, vae-ch160v4096z32 for other data",
     )
-    depth: int = setting(16, "Blocks.")
-    width: int | None = setting(None, "Width of a token.", shown="64 x depth")
-    num_heads: int | None = setting(None, "Attention heads per block.", shown="depth")
+    depth: _Count = setting(16, "Blocks.")
+    width: _Count | None = setting(None, "Width of a token.", shown="64 x depth")
+    num_heads: _Count | None = setting(None, "Attention heads per block.", shown="depth")
     shared_adaln: bool = setting(False, "One AdaLN projection for all blocks.")
-    kernel_size: int | None = setting(
+    kernel_size: _Count | None = setting(
         None,
         "Window side of the local scales of an MVAR or Markov-VAR.",
         shown="the checkpoint's if it is an MVAR; else 7 for an MVAR, whole scales for a Markov-VAR",
     )
-    dense_scales: int | None = setting(
+    dense_scales: _Steps | None = setting(
         None,
         "Leading scales that attend without a window.",
         shown="the checkpoint's if it is an MVAR, else the scales of side 10 or less",
     )
-    previous_scales: int | None = setting(
+    previous_scales: _Steps | None = setting(
         None,
         "Scales before its own that a token of an MVAR attends to as well.",
         shown="the checkpoint's if it is an MVAR, else 0",
     )
-    copies: int | None = setting(
+    copies: _Count | None = setting(
         None,
         "Cached variants per image.",
         shown="2, the image and its mirror, or 1 where mirroring could change the class",
     )
-    label_drop: float = setting(0.1, "Share of labels replaced by the unconditional class.")
-    drop_path: float | None = setting(
+    label_drop: _Rate = setting(0.1, "Share of labels replaced by the unconditional class.")
+    drop_path: _Rate | None = setting(
         None, "Rate of stochastic depth at the last block, the largest.", shown="0.1 depth / 24"
     )
-    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy.")
+    label_smoothing: _Rate = setting(0.0, "Label smoothing of the cross-entropy.")
     scale_weights: str = setting(
         "tokens",
         "tokens averages the loss over all tokens, of which the last scale has most; density gives scales the"
@@ -215,20 +204,8 @@ class TransformerSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch not in drawing_names():
-            raise ValueError(f"arch must be one of {', '.join(drawing_names())}, got {self.arch!r}")
-        if self.scale_weights not in SCALE_WEIGHTS:
-            raise ValueError(
-                f"scale_weights must be one of {', '.join(SCALE_WEIGHTS)}, got {self.scale_weights!r}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         row = architecture(self.arch)
         self.check_schedule(row.config_class()().scales_alone and not self.previous_scales)
-        for name in ("label_drop", "drop_path", "label_smoothing"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
     def check_schedule(self, scales_alone: bool) -> None:
         """Raise ValueError if the schedule needs `scales_alone` (see `TransformerConfig`) and it is false."""
@@ -246,17 +223,19 @@ class VQVAESettings(RunSettings):
 
     kind: ClassVar[str] = "vqvae"
 
-    vocab_size: int = setting(256, "Codes in the codebook.")
-    z_channels: int = setting(16, "Channels of a code.")
-    channels: int = setting(32, "Channels of the finest level.")
-    channel_multipliers: tuple[int, ...] = setting(
+    vocab_size: _Count = setting(256, "Codes in the codebook.")
+    z_channels: _Count = setting(16, "Channels of a code.")
+    channels: _Count = setting(32, "Channels of the finest level.")
+    channel_multipliers: tuple[_Count, ...] = setting(
         (1, 1, 1), "Channels of each level over --channels, finest first."
     )
-    blocks_per_level: int = setting(1, "Residual blocks per level.")
-    sides: tuple[int, ...] = setting((1, 2, 3, 4, 6, 8), "Grid side of each scale, coarse to fine.")
-    num_residual_convolutions: int = setting(4, "Convolutions that the scales share after the codebook.")
-    commitment: float = setting(0.25, "Weight of the loss that pulls the encoder's output towards its codes.")
-    restart_below: float = setting(
+    blocks_per_level: _Count = setting(1, "Residual blocks per level.")
+    sides: tuple[_Count, ...] = setting((1, 2, 3, 4, 6, 8), "Grid side of each scale, coarse to fine.")
+    num_residual_convolutions: _Count = setting(4, "Convolutions that the scales share after the codebook.")
+    commitment: _Weight = setting(
+        0.25, "Weight of the loss that pulls the encoder's output towards its codes."
+    )
+    restart_below: _Weight = setting(
         0.05,
         "A code used less than this fraction of uniform use is moved to a random residual of the batch.",
     )
@@ -265,32 +244,20 @@ class VQVAESettings(RunSettings):
         "VQVAE to train further, whose shape is kept: zoo name, folder, file or Hub id.",
         flag="--model",
     )
-    perceptual: float = setting(0.0, "Weight of a perceptual loss; 0 turns it off.")
+    perceptual: _Weight = setting(0.0, "Weight of a perceptual loss; 0 turns it off.")
     perceptual_network: str = setting(
         "lpips",
         'Network of the perceptual loss: lpips needs the extra "perceptual" and a download,'
         ' efficientnet-lite0 the extra "evaluate".',
         choices=PERCEPTUAL_NETWORKS,
     )
-    adversarial: float = setting(0.0, "Weight of a patch discriminator's loss; 0 turns it off.")
-    adversarial_start: int | None = setting(
+    adversarial: _Weight = setting(0.0, "Weight of a patch discriminator's loss; 0 turns it off.")
+    adversarial_start: _Steps | None = setting(
         None, "First step of the discriminator.", shown="the middle of the run"
     )
-    sample_every: int = setting(500, "Steps between grids of reconstructions; 0 writes one only at the end.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        object.__setattr__(self, "sides", tuple(self.sides))
-        if self.perceptual_network not in PERCEPTUAL_NETWORKS:
-            raise ValueError(
-                f"perceptual_network must be one of {', '.join(PERCEPTUAL_NETWORKS)}, "
-                f"got {self.perceptual_network!r}"
-            )
-        for name in ("commitment", "perceptual", "adversarial", "adversarial_start", "sample_every"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+    sample_every: _Steps = setting(
+        500, "Steps between grids of reconstructions; 0 writes one only at the end."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         return {

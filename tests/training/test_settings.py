@@ -1,6 +1,8 @@
 """Settings refuse what cannot train, survive a run folder, and those of 0.1.0 are still read."""
 
+import numpy as np
 import pytest
+import torch
 
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
@@ -64,11 +66,34 @@ schedule: packed
         ("scale_weights", "sides"),
         ("label_drop", 1.0),
         ("drop_path", -0.1),
+        ("seed", -1),
+        ("seed", 1 << 64),
+        ("lr", float("nan")),
+        ("weight_decay", float("inf")),
+        ("evaluate_features", "inception"),
     ],
 )
 def test_wrong_values_are_named(name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*{value}"):
         TransformerSettings(data="digits", out="", **{name: value})
+
+
+@pytest.mark.parametrize("name, value", [("lr", "1e-3"), ("steps", 1.5), ("fsdp", "no"), ("data", 3)])
+def test_wrong_types_are_named(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be .*{value}"):
+        TransformerSettings(**{"data": "digits", "out": "", name: value})
+
+
+def test_numbers_paths_and_devices_of_other_libraries(tmp_path):
+    given = {
+        "steps": np.int64(3),
+        "lr": np.float32(0.5),
+        "fsdp": np.bool_(False),
+        "betas": np.array([0.5, 0.5]),
+    }
+    settings = TransformerSettings(data=tmp_path, out=tmp_path / "a", device=torch.device("cpu"), **given)
+    same = TransformerSettings(str(tmp_path), str(tmp_path / "a"), steps=3, lr=0.5, betas=(0.5, 0.5))
+    assert settings == same and repr(settings) == repr(same)
 
 
 @pytest.mark.parametrize("name", ["commitment", "perceptual", "adversarial", "adversarial_start"])
@@ -116,5 +141,5 @@ def test_a_run_folder_of_0_1_0(tmp_path):
 @pytest.mark.parametrize("text", ["kind: unknown\n", "- 1\n", "steps: 3\n"])
 def test_other_yaml_is_refused(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"config.yaml is not the configuration of a run"):
+    with pytest.raises(ValueError, match=r"config.yaml.*(configuration of a run|an object)"):
         RunFolder(tmp_path).read_settings()
