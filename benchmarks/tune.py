@@ -28,8 +28,8 @@ from benchmarks.core.cases import Case, grid, pyramid
 from benchmarks.core.measure import measure
 from benchmarks.peers.gate import GATE, largest_error, oracle
 from mvar_kernels.backends.triton import tile_table
-from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row
 from mvar_kernels.backends.triton.tile_config import Config, Row
+from mvar_kernels.backends.triton.tile_table import architecture_of, tile_row
 from mvar_models.files import write_text
 
 KERNELS = ("forward", "dq", "dkdv")

@@ -19,7 +19,7 @@ KERNELS = (
     ("mvar_kernels.ops",),
     ("mvar_kernels.attention", "mvar_kernels.sampling"),
     ("mvar_kernels.module",),
-    ("mvar_kernels", "mvar_kernels.selfcheck", "mvar_kernels.aot", "mvar_kernels.__main__"),
+    ("mvar_kernels", "mvar_kernels.selfcheck", "mvar_kernels.__main__"),
 )
 MODELS = (
     (
@@ -124,7 +124,7 @@ def test_every_slow_test_exists():
 
 def test_slow_tests_are_told_by_folder_file_and_name():
     assert is_slow(TESTS / "triton" / "test_windows.py", "test_any")
-    assert is_slow(TESTS / "kernels" / "test_aot.py", "test_any")
+    assert is_slow(TESTS / "benchmarks" / "test_aot.py", "test_any")
     assert not is_slow(TESTS / "kernels" / "test_pyramid.py", "test_any")
     assert not is_slow(TESTS / "triton_test.py", "test_any")
 
@@ -146,7 +146,7 @@ def test_packages_import_what_they_may(modules):
 def test_triton_is_imported_by_its_own_backend_alone(modules):
     for name, module in modules.items():
         if "triton" in module.outside and not name.startswith("benchmarks"):
-            assert name.startswith(("mvar_kernels.backends.triton", "mvar_kernels.aot")), name
+            assert name.startswith("mvar_kernels.backends.triton"), name
 
 
 def write(folder: Path, files: dict[str, str]) -> dict[str, Module]:
@@ -200,7 +200,7 @@ TESTED_IN = {
     "mvar_kernels.backends.triton.kernel_forward": "triton/test_against_float64.py",
     "mvar_kernels.backends.triton.launch": "triton/test_memory.py",
     "mvar_kernels.backends.triton.primitives": "triton/test_cosine.py",
-    "mvar_kernels.backends.triton.tile_config": "kernels/test_tile_choice.py",
+    "mvar_kernels.backends.triton.tile_config": "kernels/test_tile_table.py",
     "mvar_models.cli.finetune": "cli/test_training.py",
     "mvar_models.cli.train": "cli/test_training.py",
     "mvar_models.cli.train_vqvae": "cli/test_training.py",

@@ -21,12 +21,12 @@ from typing import Any
 import click
 import torch
 
+from benchmarks import aot
 from benchmarks.core.cases import Case, grid, pyramid
 from benchmarks.core.report import header, row
 from benchmarks.estimates.executed import executed, source
-from mvar_kernels import aot
 from mvar_kernels.backends.triton.schedule import tables
-from mvar_kernels.backends.triton.tile_choice import tile_row
+from mvar_kernels.backends.triton.tile_table import tile_row
 
 
 @dataclass(frozen=True)

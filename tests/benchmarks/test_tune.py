@@ -12,8 +12,8 @@ from benchmarks import tune
 from benchmarks.core.cases import grid
 from benchmarks.estimates import executed, predict
 from mvar_kernels.backends.triton import tile_table
-from mvar_kernels.backends.triton.tile_choice import tile_row
 from mvar_kernels.backends.triton.tile_config import Config
+from mvar_kernels.backends.triton.tile_table import tile_row
 
 if importlib.util.find_spec("triton"):
     TRITON = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))

@@ -25,7 +25,7 @@ SLOW = (
     "evaluation/test_dinov2.py::test_features_of_a_file",
     "evaluation/test_inception.py",
     "evaluation/test_sweep.py::test_images_are_those_of_the_pipeline_with_that_preset",
-    "kernels/test_aot.py",
+    "benchmarks/test_aot.py",
     "kernels/test_natten.py",
     "kernels/test_ops.py::test_everything_but_triton_works_without_triton",
     "kernels/test_schedule.py::test_large_windows_need_no_more_features",

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from mvar_kernels import Neighborhood, Pyramid
 from mvar_kernels.backends.triton import launch
-from mvar_kernels.backends.triton.tile_choice import rows_for, tile_row
 from mvar_kernels.backends.triton.tile_config import Row
+from mvar_kernels.backends.triton.tile_table import rows_for, tile_row
 
 from kernel_cases import draw_inputs, in_float64, largest_error, plain_pytorch
 from triton_support import DEVICE, NAMES

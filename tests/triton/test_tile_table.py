@@ -6,7 +6,7 @@ On the emulated GPU (`make test-emulated`) and on real ones.
 import pytest
 import torch
 
-from mvar_kernels.backends.triton.tile_choice import architecture_of
+from mvar_kernels.backends.triton.tile_table import architecture_of
 
 from table_cases import assert_within_twice_plain, table_cases
 from triton_support import DEVICE, INTERPRETED

@@ -16,8 +16,8 @@ from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward
 from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
 from mvar_kernels.backends.triton.schedule import Tables, tables
-from mvar_kernels.backends.triton.tile_choice import architecture_of, tile_row
 from mvar_kernels.backends.triton.tile_config import Config, Row
+from mvar_kernels.backends.triton.tile_table import architecture_of, tile_row
 from mvar_kernels.pyramid import Neighborhood
 
 # Triton decided when the kernels were defined, so a later change of TRITON_INTERPRET has no effect.

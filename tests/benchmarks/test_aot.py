@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import pytest
 
-from mvar_kernels.aot import VOCABULARIES, architecture_name
-from mvar_kernels.backends.triton.tile_choice import rows_for
+from benchmarks.aot import VOCABULARIES, architecture_name
+from mvar_kernels.backends.triton.tile_table import rows_for
 
 TRITON = version("triton") if importlib.util.find_spec("triton") else None
 
@@ -27,7 +27,7 @@ _GATED_WITH = "3.7.1"
 def compile_all(target):
     """A process of its own: compiling and interpreting exclude each other."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "mvar_kernels.aot", "--target", target, "--json"]
+    command = [sys.executable, "-m", "benchmarks.aot", "--target", target, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode in (0, 1), done.stderr[-3000:]
     return json.loads(done.stdout), done.returncode
@@ -67,7 +67,7 @@ def check_sample_kernel(target, results):
 
 _LOOPS_CODE = """
 import json
-from mvar_kernels import aot
+from benchmarks import aot
 from mvar_kernels.backends.triton.tile_config import Config
 results = []
 for name in ("forward", "dq", "dkdv"):
@@ -103,7 +103,7 @@ def test_main_loops_stay_short():
 )
 def test_an_old_triton_is_refused_in_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "mvar_kernels.aot", "--target", "cuda:90"], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.aot", "--target", "cuda:90"], capture_output=True, text=True
     )
     assert (
         done.returncode == 2

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from mvar_kernels.backends.triton import tile_table
-from mvar_kernels.backends.triton.tile_choice import architecture_of, rows_for, tile_row
 from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row, family_of
+from mvar_kernels.backends.triton.tile_table import architecture_of, rows_for, tile_row
 
 
 @pytest.mark.parametrize("architecture", [*SHARED_BYTES, "sm_103", "gfx950"])

@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that this machine does not have, and report what it takes.
 
-    python -m mvar_kernels.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--variants] [--json]
+    python -m benchmarks.aot --target cuda:90 --target hip:gfx942 [--head-dim 64] [--variants] [--json]
 
 Without `--variants` that is the usual variant of each kernel: key and value of one stride, no gradient
 through lse. With it, every other one too, one difference at a time (`VARIANTS`), and the kernel that computes
@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvar_kernels.backends.triton.tile_choice import rows_for, tile_row
 from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row
+from mvar_kernels.backends.triton.tile_table import rows_for, tile_row
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
 _ELEMENTS = {2: "bf16", 4: "fp32"}
@@ -366,7 +366,7 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m mvar_kernels.aot", description="Compile every kernel for GPUs that need not be here."
+        prog="python -m benchmarks.aot", description="Compile every kernel for GPUs that need not be here."
     )
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated; default: all")
     parser.add_argument(
