@@ -15,6 +15,7 @@ from mvar_kernels import __version__
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
 
 
 def environment() -> dict[str, Any]:
@@ -39,12 +40,22 @@ def commit() -> str:
     given = os.environ.get("MVAR_COMMIT")
     if given:
         return given
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    # Git's own variables, set inside its hooks, would name another repository.
+    plain = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
+    here = Path(__file__)
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # An installed package may lie inside somebody's repository, which does not track it.
+        tracked = git("ls-files", "--error-unmatch", "--", here.name)
+        done = git("describe", "--always", "--dirty", "--abbrev=12")
     except OSError:
         return "unknown (no git)"
-    return done.stdout.strip() if done.returncode == 0 else "unknown (installed, not a checkout)"
+    found = tracked.returncode == 0 and done.returncode == 0
+    return done.stdout.strip() if found else "unknown (installed, not a checkout)"
 
 
 def processor() -> str:

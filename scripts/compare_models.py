@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import re
 import statistics
@@ -42,6 +41,7 @@ from mvar_models.evaluation.summary import Summary, summarize
 from mvar_models.files import claim, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
+from mvar_models.pipeline.identity import determinants
 
 # Against as many training images, and against all of them.
 EQUAL = ("fd", "precision", "recall", "coverage", "class_diversity")
@@ -213,15 +213,6 @@ def blind(
     write_text(out / "blind.json", json.dumps(key, indent=1) + "\n")
 
 
-def _identity(pipeline: Pipeline) -> str:
-    """Return hex digits that change with the weights and the preset."""
-    total = hashlib.sha256(json.dumps(pipeline.model.config.to_dict(), sort_keys=True).encode())
-    for network in (pipeline.model, pipeline.vqvae):
-        for tensor in network.state_dict().values():
-            total.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="images with classes, as for mvar train")
@@ -239,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.model
     }
     # Kept images of other weights or settings have no place in one table.
-    settings = {name: _identity(pipeline) for name, pipeline in pipelines.items()}
+    settings = {name: determinants(pipeline) for name, pipeline in pipelines.items()}
     claim(out / "settings.json", {"data": options.data, **settings}, "images drawn")
     last = list(pipelines)[-1]
     side = pipelines[last].vqvae.config.resolution

@@ -10,7 +10,7 @@ import click
 
 from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options
 from mvar_models.cli.progress import count_progress
-from mvar_models.cli.samples_folder import RECORD, Sampling, read_samples, write_samples
+from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
@@ -95,6 +95,7 @@ def sample(
         if _is_given(context, "batch_size"):
             sampling = replace(sampling, batch_size=batch_size)
         pipeline = _pipeline(sampling, place, compiled)
+        check_again(sampling, pipeline, again)
         # A record without a schedule is of the released one, whatever the checkpoint has today.
         schedule = {"guidance_schedule": sampling.options.get("guidance_schedule", RELEASED_SCHEDULE)}
         options = {**sampling.options, **filled(schedule, pipeline.model.config)}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import asdict, dataclass, field
+import logging
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvar_models import __version__
 from mvar_models.cli.progress import count_progress
 from mvar_models.files import replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
+from mvar_models.pipeline.identity import drawing_weights
+
+logger = logging.getLogger(__name__)
 
 RECORD = "samples.json"
 _GRID_IMAGES = 400
@@ -33,6 +37,7 @@ class Sampling:
         labels: Class of each image.
         seeds: Seed of each image.
         batch_size: Images drawn at a time. On a GPU the last bits of an image depend on it.
+        drawn_by: Of a record, what `drawing_weights` said when the images were drawn.
     """
 
     model: str
@@ -43,6 +48,7 @@ class Sampling:
     labels: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     batch_size: int = 32
+    drawn_by: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def pipeline(self, device: str) -> Pipeline:
         """Load the checkpoint and its VQVAE."""
@@ -53,8 +59,8 @@ class Sampling:
 def write_samples(pipeline: Pipeline, sampling: Sampling, out: Path, columns: int) -> int:
     """Draw the images and write the folder; returns how many there are.
 
-    Each PNG is written as soon as it is drawn. The record is removed first and written last, so that a record
-    means that all images are there.
+    Each PNG is written as soon as it is drawn. The record and the images of an earlier call are removed
+    first, and the record is written last, so that it means that its images are all there, and no others.
 
     Args:
         pipeline: What `sampling.pipeline` returned.
@@ -63,7 +69,7 @@ def write_samples(pipeline: Pipeline, sampling: Sampling, out: Path, columns: in
         columns: Columns of the grid, which holds the first 400 images.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / RECORD).unlink(missing_ok=True)
+    _remove_earlier(out)
     names, total, batch_size = pipeline.model.config.class_names, len(sampling.labels), sampling.batch_size
     shown: list[Any] = []
     written: list[dict[str, Any]] = []
@@ -83,8 +89,34 @@ def write_samples(pipeline: Pipeline, sampling: Sampling, out: Path, columns: in
             report(len(written), total)
     with replacing(out / "grid.png") as temporary:
         grid(shown, columns=columns).save(temporary, format="png")
-    write_text(out / RECORD, json.dumps(_record(sampling, out, written), indent=2) + "\n")
+    record = _record(replace(sampling, drawn_by=drawing_weights(pipeline)), out, written)
+    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     return total
+
+
+def check_again(sampling: Sampling, pipeline: Pipeline, path: Path) -> None:
+    """Raise ValueError if the images of a record can no longer be drawn; warn where that is not known."""
+    before, now = sampling.drawn_by, drawing_weights(pipeline)
+    weights = before.get("model_weights")
+    if weights is None:
+        logger.warning("%s does not say which weights drew its images; they may differ", path)
+    elif weights != now["model_weights"]:
+        raise ValueError(
+            f"{path}: {sampling.model} holds other weights now than those that drew these images; "
+            "name the old ones in the file, or draw anew with --model"
+        )
+    elif before.get("mvar") != now["mvar"]:
+        logger.warning(
+            "%s is of mvar %s, this is %s: the images may differ", path, before.get("mvar"), now["mvar"]
+        )
+
+
+def _remove_earlier(out: Path) -> None:
+    record = out / RECORD
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for image in json.loads(record.read_text(encoding="utf-8"))["pictures"]:
+            (out / Path(image["file"]).name).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
 
 
 def read_samples(path: Path) -> Sampling:
@@ -100,16 +132,23 @@ def read_samples(path: Path) -> Sampling:
         values = json.loads(path.read_text(encoding="utf-8"))
         checkpoint = {name: values[name] for name in ("model", "arch", "vqvae", "dtype", "options")}
         labels, seeds = ([image[name] for image in values["pictures"]] for name in ("label", "seed"))
-        return Sampling(**checkpoint, labels=labels, seeds=seeds, batch_size=values.get("batch_size", 32))
+        drawn_by = {
+            "model_weights": values.get("model_weights"),
+            "mvar": values.get("versions", {}).get("mvar"),
+        }
+        batch_size = values.get("batch_size", 32)
+        return Sampling(**checkpoint, labels=labels, seeds=seeds, batch_size=batch_size, drawn_by=drawn_by)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no {RECORD} of mvar sample: {type(error).__name__} {error}") from None
 
 
 def _record(sampling: Sampling, out: Path, written: list[dict[str, Any]]) -> dict[str, Any]:
-    settings = {name: value for name, value in asdict(sampling).items() if name not in ("labels", "seeds")}
+    apart = ("labels", "seeds", "drawn_by")
+    settings = {name: value for name, value in asdict(sampling).items() if name not in apart}
     return {
         "again": f"mvar sample --again {out / RECORD}",
-        "versions": {"mvar": __version__, "torch": torch.__version__},
+        "versions": {"mvar": sampling.drawn_by["mvar"], "torch": torch.__version__},
+        "model_weights": sampling.drawn_by["model_weights"],
         **settings,
         "pictures": written,  # the key of 0.1.0, whose files are still read
     }

@@ -11,11 +11,10 @@ import click
 from mvar_models.cli.drawing_options import schedule_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.evaluator import evaluate, prepare_reference
+from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference
 from mvar_models.evaluation.features.network import (
     DEFAULT_FEATURES,
     FEATURES,
-    FeatureNetwork,
     feature_network,
 )
 from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
@@ -115,18 +114,26 @@ def sweep_command(
     config = pipeline.model.config
     schedule = guidance_schedule or config.guidance_schedule
     presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), schedule)
-    judge = _judge(metric, reference, network, pipeline.vqvae.config.resolution, batch_size, place)
+    prepared = prepare_reference(
+        reference,
+        network,
+        metrics=[metric],
+        resolution=pipeline.vqvae.config.resolution,
+        batch_size=batch_size,
+    )
+    assert prepared.summary is not None, "every process prepares the reference alone"
     total = config.num_classes * per_class
     if processes.first:
         click.echo(f"{len(presets)} presets, {total:,} images each, by {metric} of {features}")
     settings = {
         "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": metric,
-        "features": features, "weights": network.weights,
+        "reference_digest": prepared.summary.digest, "features": features, "weights": network.weights,
     }  # fmt: skip
     with count_progress("batch", shown=processes.first) as report:
         cells = sweep(
-            pipeline, judge, presets, out, settings=settings, per_class=per_class, seed=seed,
-            batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, report=report,
+            pipeline, _judge(metric, prepared, batch_size, place), presets, out, settings=settings,
+            per_class=per_class, seed=seed, batch_size=batch_size, rank=processes.rank,
+            world_size=processes.world_size, report=report,
             on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figures[metric]:.4g}"),
         )  # fmt: skip
     if len(cells) < len(presets):
@@ -140,12 +147,9 @@ def sweep_command(
 
 
 def _judge(
-    metric: str, reference: str, network: FeatureNetwork, resolution: int, batch_size: int, device: str
+    metric: str, prepared: Reference, batch_size: int, device: str
 ) -> Callable[[Path], dict[str, float]]:
-    """Return what judges a file of images; the reference's features are computed once."""
-    prepared = prepare_reference(
-        reference, network, metrics=[metric], resolution=resolution, batch_size=batch_size
-    )
+    """Return what judges a file of images."""
 
     def judge(file: Path) -> dict[str, float]:
         found = evaluate(

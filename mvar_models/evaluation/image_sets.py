@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from mvar_models.data.decode import UnreadableImage, decode
+from mvar_models.data.fingerprint import digest
 from mvar_models.data.folders import ClassFolders
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
@@ -114,7 +115,7 @@ class SourceImages:
 
     @property
     def digest(self) -> str:
-        return self.source.fingerprint
+        return digest(self.source.fingerprint, str(self.size), np.asarray(self.members, "<i8").tobytes())
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, kept = self.source.readable(self.members[indices])

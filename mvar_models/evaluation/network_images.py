@@ -12,6 +12,7 @@ from mvar_models.devices import fit_batch
 from mvar_models.images import to_uint8
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline
+from mvar_models.pipeline.identity import determinants, network_identity
 from mvar_models.tokens.token_set import TokenSet
 
 # Images and pixels decoded at a time: the released decoder holds about 0.3 GB per image of 256 px.
@@ -45,8 +46,9 @@ class DrawnImages:
 
     @property
     def digest(self) -> str:
-        """Of labels and seed alone: the same model draws the same images from them."""
-        return hashlib.sha256(f"{self._seed} {self._labels.tolist()}".encode()).hexdigest()
+        """SHA-256 of all that determines the images."""
+        made = determinants(self._pipeline)
+        return hashlib.sha256(f"{made} {self._seed} {self._labels.tolist()}".encode()).hexdigest()
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw images; as `ImageSet.read`."""
@@ -81,8 +83,9 @@ class DecodedImages:
 
     @property
     def digest(self) -> str:
-        """Of the codes and of which of them these are."""
-        return hashlib.sha256(f"{self._tokens.fingerprint} {self._members.tolist()}".encode()).hexdigest()
+        """SHA-256 of the codes, of which of them these are, and of what decodes them."""
+        made = f"{network_identity(self._vqvae)} {self._tokens.fingerprint} {self._members.tolist()}"
+        return hashlib.sha256(made.encode()).hexdigest()
 
     @torch.no_grad()
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 Image i has label i // per_class and seed `seed` + i, and the batch it is drawn in depends on i alone. So
 any number of processes gives the same file: process r of n draws every n-th part, parts appear complete or
 not at all, and the process that finds all of them joins them. A stopped run continues where it was; a
-finished one does nothing.
+finished one does nothing. Both are kept under what determines the images: parts of other weights, of another
+preset or of another version are refused, never joined.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.files import claim, replacing
+from mvar_models.files import OtherSettings, claim, compare, replacing
 from mvar_models.pipeline import Pipeline
+from mvar_models.pipeline.identity import determinants
 
 _SETTINGS = "settings.json"
 
@@ -54,8 +56,8 @@ def write_npz(
         Whether the file is complete now; False where other processes are not done yet.
 
     Raises:
-        FileExistsError: the file exists already, made with other settings.
-        ValueError: the folder of parts belongs to other settings.
+        FileExistsError: the file exists already, of other weights, settings or another version.
+        ValueError: the folder of parts is of others.
     """
     file = Path(file)
     if per_class < 1:
@@ -67,14 +69,18 @@ def write_npz(
         "seed": seed,
         "batch_size": batch_size,
         "pictures": total,  # the name that files of version 0.1.0 have
-        **options,
+        **determinants(pipeline, **options),
     }
+    settings = json.loads(json.dumps(settings))
     if file.exists():
-        if _settings_of(file) == settings:
-            return True
-        raise FileExistsError(
-            f"{file} exists already and was made with other settings; remove it or choose another name"
-        )
+        try:
+            compare(file, _settings_of(file), settings, "images")
+        except OtherSettings as error:
+            raise FileExistsError(
+                f"{file} exists already and was made with other settings ({', '.join(error.changed)} "
+                "differ); remove it or choose another name"
+            ) from None
+        return True
     parts = file.with_name(file.name + ".parts")
     claim(parts / _SETTINGS, settings, "images")
     starts = range(0, total, batch_size)
@@ -116,10 +122,11 @@ def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any],
     return True
 
 
-def _settings_of(file: Path) -> dict[str, Any] | None:
+def _settings_of(file: Path) -> dict[str, Any]:
     """What a finished file was made with; it stands in the comment of its archive."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return json.loads(archive.comment)
+            found = json.loads(archive.comment)
     except (zipfile.BadZipFile, ValueError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}

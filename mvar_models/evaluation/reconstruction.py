@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.files import replacing
 from mvar_models.images import grid, to_pil, to_uint8
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline.identity import network_identity
 
 _SHOWN = 8
 _CHECKED = 16
@@ -121,7 +123,9 @@ class Reconstructions:
 
     @property
     def digest(self) -> str:
-        return self._originals.digest
+        return hashlib.sha256(
+            f"{network_identity(self._vqvae)} {self._originals.digest}".encode()
+        ).hexdigest()
 
     @torch.no_grad()
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from mvar_models.environment import environment
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.files import claim, write_text
 from mvar_models.pipeline import Pipeline
+from mvar_models.pipeline.identity import drawing_weights
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import Preset, recorded
 
@@ -97,7 +98,8 @@ def sweep(
         judge: Takes the .npz of a preset's images, which is removed afterwards; returns figures by name.
         presets: The presets.
         folder: Where a file per finished preset is kept, and the images of those in work.
-        settings: What decides the figures besides these arguments; a folder made with others is refused.
+        settings: What decides the figures besides these arguments, such as the reference; a folder made with
+            others, or with other weights or by another version, is refused.
         per_class: Images of each class.
         seed: Seed of the first image under every preset.
         batch_size: Images drawn at a time.
@@ -114,7 +116,7 @@ def sweep(
     if not presets:
         raise ValueError("presets must be at least one, got none")
     drawing = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
-    claim(folder / _SETTINGS, {**settings, **drawing}, "a sweep")
+    claim(folder / _SETTINGS, {**settings, **drawing, **drawing_weights(pipeline)}, "a sweep")
     mine = presets[rank::world_size]
     parts = -(-pipeline.model.config.num_classes * per_class // batch_size)
     for index, preset in enumerate(mine):

@@ -7,12 +7,10 @@ tokenize` keeps in a folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mvar_models.data.augment import affine, random_affine
@@ -21,6 +19,7 @@ from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.randomness import Purpose, generator
 from mvar_models.tokens.token_set import TokenSet
 
@@ -148,13 +147,7 @@ def check_classes(source: ImageSource, labels: np.ndarray) -> None:
 
 def vqvae_identity(vqvae: VQVAE) -> str:
     """Return 16 hex digits of all that decides codes and reconstructions: configuration and weights."""
-    total = hashlib.sha256(vqvae.config.to_json().encode())
-    for name, value in sorted(vqvae.state_dict().items()):
-        # Statistics of training, which encode and decode do not read.
-        if not name.endswith("code_usage"):
-            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            total.update(name.encode() + content.tobytes())
-    return total.hexdigest()[:16]
+    return network_identity(vqvae)
 
 
 def same_codes(first: VQVAE, second: VQVAE) -> bool:

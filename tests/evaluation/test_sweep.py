@@ -22,8 +22,10 @@ def pipeline():
     def draw(labels, *, seed, output_type, batch_size=32, guidance_scale, top_k, top_p):
         return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
 
-    draw.model = SimpleNamespace(config=SimpleNamespace(num_classes=2, guidance_schedule="linear"))
-    draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4))
+    preset = {"guidance_scale": 1.0, "guidance_schedule": "linear", "top_k": 0, "top_p": 0.0}
+    config = SimpleNamespace(num_classes=2, to_dict=dict, **preset)
+    draw.model = SimpleNamespace(config=config, state_dict=dict)
+    draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4, to_dict=dict), state_dict=dict)
     return draw
 
 

@@ -35,21 +35,44 @@ def test_a_record_is_json():
     assert record["processor"]
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_a_changed_checkout_is_dirty(package):
-    def git(*arguments):
+@pytest.fixture
+def git(package):
+    """Runs git in the package's folder, which is a repository with one commit that does not hold it."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+
+    def run(*arguments):
         identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
         done = subprocess.run(["git", "-C", package, *identity, *arguments], check=True, capture_output=True)
         return done.stdout.decode().strip()
 
-    git("init", "--quiet")
-    (package / "file").write_text("old")
-    git("add", "file")
-    git("commit", "--quiet", "--no-verify", "--message", "First")
+    run("init", "--quiet")
+    run("commit", "--quiet", "--no-verify", "--allow-empty", "--message", "First")
+    return run
+
+
+def test_a_changed_checkout_is_dirty(package, git):
+    (package / "environment.py").write_text("old")
+    git("add", "environment.py")
+    git("commit", "--quiet", "--no-verify", "--message", "Second")
     clean = git("rev-parse", "--short=12", "HEAD")
     assert commit() == clean
-    (package / "file").write_text("new")
+    (package / "environment.py").write_text("new")
     assert commit() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_repository_that_surrounds_an_installed_package_is_not_its_commit(package, git, ignored):
+    (package / "environment.py").write_text("installed")
+    if ignored:
+        (package / ".gitignore").write_text("environment.py\n")
+    assert commit() == "unknown (installed, not a checkout)"
+
+
+def test_a_hook_of_another_repository_does_not_lend_its_commit(package, git, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(package / ".git"))
+    monkeypatch.setattr(module, "__file__", str(package.parent / "environment.py"))
+    assert commit().startswith("unknown")
 
 
 def test_without_checkout_or_git_the_commit_is_unknown(package, monkeypatch):

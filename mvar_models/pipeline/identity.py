@@ -1,0 +1,65 @@
+"""What determines drawn images: results are kept under it, and never reused under another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar_kernels import __version__
+from mvar_models.sampling.preset import Preset
+
+if TYPE_CHECKING:
+    from mvar_models.pipeline.base import Pipeline
+
+_PRESET = tuple(field.name for field in fields(Preset))
+# Of a configuration: what no network computes with. The preset counts as options of the call.
+_ASIDE = {"class_names", "vqvae", *_PRESET}
+
+
+def determinants(pipeline: Pipeline, **options: Any) -> dict[str, Any]:
+    """Return what determines the images of a call besides labels, seeds and batches, as JSON holds it.
+
+    Args:
+        pipeline: Draws the images.
+        options: Of the call; what is not given of the preset is the checkpoint's.
+    """
+    preset = {name: getattr(pipeline.model.config, name) for name in _PRESET}
+    return {**drawing_weights(pipeline), **preset, **options}
+
+
+def drawing_weights(pipeline: Pipeline) -> dict[str, str]:
+    """Return what determines the images under every preset: the content of both networks, and our version."""
+    networks = pipeline.model, pipeline.vqvae
+    return {"model_weights": "-".join(map(network_identity, networks)), "mvar": __version__}
+
+
+def network_identity(network: nn.Module) -> str:
+    """Return 16 hex digits of all that decides what a network computes: configuration and weights."""
+    config: Any = network.config
+    kept = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
+    total = hashlib.sha256((json.dumps(kept, indent=2) + "\n").encode())
+    for name, value in sorted(network.state_dict().items()):
+        # Statistics of training, which encode and decode do not read.
+        if not name.endswith("code_usage"):
+            total.update(name.encode())
+            for content in _contents(value):
+                total.update(content)
+    return total.hexdigest()[:16]
+
+
+def _contents(value: Any) -> Iterator[Any]:
+    """Yield the bytes of a tensor, or of the tensors that a quantised layer packs."""
+    if isinstance(value, Tensor):
+        value = value.detach().dequantize() if value.is_quantized else value.detach()
+        yield value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _contents(each)
+    else:
+        yield repr(value).encode()
