@@ -1,4 +1,4 @@
-"""The house in figures: files, circles, arrows up, longest function, long lines, share of comments.
+"""The house in figures: files and lines per room, circles, arrows up, longest function, share of comments.
 
     python scripts/house_numbers.py [FOLDER ...]
 
@@ -34,8 +34,12 @@ def numbers(root: Path) -> dict[str, str]:
     found = circles(read)
     layers = KERNELS + MODELS
     homeless = [m.name for m in files if layer_of(m.name, layers) is None and m.name != "mvar_models"]
+    tests = [path for path in (root / "tests").rglob("*.py") if "emulator" not in path.parts]
     return {
         "files in the two packages": str(len(files)),
+        "lines in the two packages": f"{len(lines):,}",
+        **rooms(root, files),
+        "files in tests, without the emulator": str(len(tests)),
         "most in one folder": most_in_one_folder(files),
         "files at the root of mvar_models": str(len(list((root / "mvar_models").glob("*.py")))),
         "circles of files": f"{len(found)}"
@@ -46,6 +50,16 @@ def numbers(root: Path) -> dict[str, str]:
         "lines over 110 columns": f"{sum(len(line) > 110 for line in lines)} of {len(lines)}",
         "comment lines per line of code": f"{comments / code:.1%}",
     }
+
+
+def rooms(root: Path, files: list[Module]) -> dict[str, str]:
+    """Return files and lines of each room: a folder below a package, or the files at its root."""
+    sizes: dict[str, list[int]] = {}
+    for module in files:
+        inside = module.path.relative_to(root).parts
+        room = inside[0] if len(inside) == 2 else "/".join(inside[:2])
+        sizes.setdefault(room, []).append(len(module.path.read_text().splitlines()))
+    return {f"- {room}": f"{len(of)} files, {sum(of):,} lines" for room, of in sorted(sizes.items())}
 
 
 def most_in_one_folder(files: list[Module]) -> str:
@@ -89,8 +103,8 @@ def main() -> None:
     columns = [numbers(folder.resolve()) for folder in folders]
     print("| | " + " | ".join(folder.resolve().name for folder in folders) + " |")
     print("|---" * (1 + len(folders)) + "|")
-    for name in columns[0]:
-        print(f"| {name} | " + " | ".join(column[name] for column in columns) + " |")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        print(f"| {name} | " + " | ".join(column.get(name, "") for column in columns) + " |")
 
 
 if __name__ == "__main__":
