@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 import torch
-from PIL import Image
 
 from mvar_models.cli.drawing_options import checkpoint_options, filter_options
-from mvar_models.data.decode import UnreadableImage, decode
 from mvar_models.devices import default_device
 from mvar_models.files import replacing
 from mvar_models.pipeline import pipeline_for
+from mvar_models.pipeline.inputs import images_of, masks_of
 from mvar_models.sampling.inpainting import RULES
 
 # What each kind of edit takes besides the options of all.
@@ -122,8 +121,8 @@ def edit(
         raise click.UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent} is no folder")
-    pixels = _read(image)
-    target = _read(given["mask_image"]) if kind == "mask_image" else given[kind]
+    pixels = images_of(image)
+    target = masks_of(given[kind]) if kind == "mask_image" else given[kind]
     place, kind_of_weights = default_device() if device is None else device, getattr(torch, dtype)
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
     options = {name: given[name] for name in _ONLY_FOR[kind]}
@@ -160,13 +159,6 @@ def _kind_of(context: click.Context, given: dict[str, Any]) -> str:
         flag = "--" + kinds[0].replace("_", "-")
         raise click.UsageError(f"{flag} does not go with {', '.join(extra)}; leave them out")
     return kinds[0]
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        return decode(path)
-    except UnreadableImage as error:
-        raise ValueError(f"{path} {error}") from None
 
 
 def _numbered(path: Path, index: int) -> Path:

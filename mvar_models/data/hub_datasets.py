@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.decode import UnreadableImage, load_image
+from mvar_models.data.decode import load_image
 from mvar_models.data.fingerprint import content_fingerprint
 from mvar_models.data.source import ImageSource
+from mvar_models.images import UnreadableImage
 from mvar_models.optional import require
 
 _IMAGE_NAMES = ("image", "img", "picture", "png", "jpg", "webp", "pixel_values")

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_models.data.decode import UnreadableImage
 from mvar_models.data.split import Split, draw_split
+from mvar_models.images import UnreadableImage
 
 logger = logging.getLogger(__name__)
 

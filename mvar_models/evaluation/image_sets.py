@@ -16,13 +16,12 @@ from typing import Protocol
 
 import numpy as np
 
-from mvar_models.data.decode import UnreadableImage, decode
 from mvar_models.data.fingerprint import digest
 from mvar_models.data.folders import ClassFolders
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.npz_images import NpzImages
-from mvar_models.images import to_uint8
+from mvar_models.images import UnreadableImage, decode, to_uint8
 
 PARTS = ("train", "held-out")
 _DIGITS_SIDE = 32

@@ -87,8 +87,9 @@ class Editing:
         """Redraw the white part of a mask.
 
         Args:
-            image: A PIL image, an array (H, W, 3), a tensor (3, H, W), or a list or batch of them. Of any
-                size: the model sees a square at its own resolution, which then goes back to its place.
+            image: A file's path, a PIL image, an array (H, W, 3), a tensor (3, H, W), or a list or batch of
+                them, read as `mvar edit` reads files. Of any size: the model sees a square at its own
+                resolution, which then goes back to its place.
             mask_image: White where the image is drawn, black where it stays; of the image's size. One mask
                 serves all images.
             labels: Class of each image, or one for all; one image with several labels is drawn once per

@@ -64,6 +64,24 @@ def test_outpainting_and_variations(files, tmp_path):
     assert np.array_equal(pixels(out), expected)
 
 
+def test_a_turned_photo_and_a_deep_mask_are_edited_as_from_python(tmp_path):
+    """Python's caller hands over what Pillow opened, and gets what the command writes: upright."""
+    image, mask, out = (tmp_path / name for name in ("turned.jpg", "deep.png", "out.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((20, 32)).convert("RGB").save(image, quality=95, exif=exif)
+    Image.fromarray(np.repeat(np.where(np.arange(32) < 16, 0, 65535)[None], 20, 0).astype(np.uint16)).save(
+        mask
+    )
+    command = mvar(f"{EDIT} --labels 5 --image", image, "--mask-image", mask, "-o", out)
+    assert command.exit_code == 0, command.output
+    (expected,) = MVARPipeline.from_pretrained("mvar-digits").inpaint(
+        Image.open(image), Image.open(mask), labels=[5]
+    )
+    assert expected.size == (32, 20)
+    assert np.array_equal(pixels(out), np.array(expected))
+
+
 def test_what_cannot_be_edited_is_named(files, tmp_path):
     image, _ = files
     notes = tmp_path / "notes.png"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar_models.data.decode import UnreadableImage, center_crop, decode, load_image
-from mvar_models.images import to_pil
+from mvar_models.data.decode import center_crop, load_image
+from mvar_models.images import UnreadableImage, decode, to_pil
 
 from odd_images import BROKEN, ODD, encoded
 
@@ -66,6 +66,6 @@ def test_large_transparent_images_are_laid_on_white_in_parts(mode, monkeypatch):
         image.info["transparency"] = 3
     data = encoded(image)
     whole = np.asarray(decode(data))
-    monkeypatch.setattr("mvar_models.data.decode._LARGE", 170)
+    monkeypatch.setattr("mvar_models.images._LARGE", 170)
     assert np.array_equal(np.asarray(decode(data)), whole)
     assert whole.shape == (23, 40, 3) and len(np.unique(whole)) > 50

@@ -42,6 +42,21 @@ def _palette_with_transparency():
     return encoded(image.convert("P"), transparency=0)
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _sixteen_bit_with_transparent_value(channels):
+    """The dark half has the transparent value, whose two bytes differ."""
+    dark, light = 0x3C10, 0xC8C8
+    pixels = np.repeat(np.where(GREY < 100, dark, light)[..., None], channels, 2).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    clear = chunk(b"tRNS", struct.pack(">H", dark) * channels)
+    body = chunk(b"IHDR", header) + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 # name -> (bytes, grey levels expected left and right); transparent parts show white.
 ODD = {
     "plain.png": (encoded(_rgb()), (60, 200)),
@@ -54,6 +69,8 @@ ODD = {
     "turned.jpg": (_turned(), (60, 200)),
     "sixteen_bit.png": (encoded(Image.fromarray(GREY.astype(np.uint16) * 257)), (60, 200)),
     "sixteen_bit.tif": (encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "tiff"), (60, 200)),
+    "sixteen_bit_transparent.png": (_sixteen_bit_with_transparent_value(1), (255, 200)),
+    "sixteen_bit_transparent_rgb.png": (_sixteen_bit_with_transparent_value(3), (255, 200)),
     "animation.gif": (
         encoded(_rgb(), "gif", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE), "red")]),
         (60, 200),
@@ -65,10 +82,6 @@ ODD = {
 
 def _bomb():
     """A few bytes that say they are 60,000 x 60,000 pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
