@@ -2,7 +2,7 @@
 
 A resample repeats images, so it has fewer different ones, and its Frechet distance is larger than that of
 the set itself. Its percentiles would not contain the figure; so intervals are the figure plus and minus 1.96
-deviations of the resamples.
+deviations of the resamples, and never below 0, where none of the figures goes.
 """
 
 from __future__ import annotations
@@ -64,4 +64,5 @@ def bootstrap_intervals(comparison: Comparison, times: int) -> dict[str, dict[st
 
 def _interval(figure: float, resampled: list[float]) -> dict[str, float]:
     deviation = float(np.std(resampled, ddof=1))
-    return {"deviation": deviation, "low": figure - _NORMAL * deviation, "high": figure + _NORMAL * deviation}
+    low = max(figure - _NORMAL * deviation, 0.0)
+    return {"deviation": deviation, "low": low, "high": figure + _NORMAL * deviation}

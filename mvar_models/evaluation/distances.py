@@ -1,4 +1,8 @@
-"""Squared distances between many feature vectors, a block of rows at a time."""
+"""Squared distances between many feature vectors, a block of rows at a time.
+
+They are computed in float64, so that those of whole numbers, such as pixels, are exact. Distances that differ
+by less than `TIE` of themselves are equal, so that rounding, which depends on the block, decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +13,30 @@ from torch import Tensor
 
 from mvar_models.devices import fit_batch
 
-# 64 MB of float32.
-_NUMBERS = 1 << 24
+# 64 MB of float64.
+_NUMBERS = 1 << 23
 # Of the squared norms: differences below it are rounding, so a copy is at distance 0 exactly.
-_ROUNDING = 1e-6
+_ROUNDING = 1e-12
+TIE = 1e-10
 
 
 def squared_distances(first: Tensor, second: Tensor, *, half: bool = False) -> Tensor:
     """Compute squared Euclidean distances between all pairs of vectors.
 
     Args:
-        first: (n, D) float32.
-        second: (m, D) float32.
+        first: (n, D).
+        second: (m, D).
         half: Round every step to float16 as OpenAI's evaluator does on a GPU, sums in float32; a block in
-            which that overflows is computed in float32.
+            which that overflows is computed in float64.
 
     Returns:
-        (n, m) float32.
+        (n, m) float64, or float32 with `half`.
     """
     if half:
         found = _half(first, second)
         if found.isfinite().all():
             return found
+    first, second = first.double(), second.double()
     norms = first.square().sum(1)[:, None] + second.square().sum(1)
     found = (norms - 2 * first @ second.T).clamp_min(0)
     return found.masked_fill(found < _ROUNDING * norms, 0)
@@ -44,21 +50,29 @@ def blocks(first: Tensor, second: Tensor, *, half: bool = False) -> Iterator[tup
 
 
 def centred(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Move both sets by the mean of the second, which changes no distance and makes rounding smaller."""
-    mean = second.double().mean(0).to(second)
-    return first - mean, second - mean
+    """Return both sets in float64, moved by the first vector of the second.
+
+    That changes no distance, makes rounding smaller, and keeps whole numbers whole.
+    """
+    origin = second[:1].double()
+    return first.double() - origin, second.double() - origin
+
+
+def upper(squared: Tensor) -> Tensor:
+    """Return the largest squared distances that are equal to these."""
+    return squared * (1 + TIE)
 
 
 def radii(vectors: Tensor, neighbours: tuple[int, ...], *, half: bool = False) -> list[Tensor]:
     """Compute each vector's squared distance to its k-th nearest other vector.
 
     Args:
-        vectors: (n, D) float32.
+        vectors: (n, D).
         neighbours: The values of k.
         half: As for `squared_distances`.
 
     Returns:
-        (n,) float32 for each k.
+        (n,) for each k, of the type of the distances.
 
     Raises:
         ValueError: there are not more than k vectors.

@@ -276,7 +276,7 @@ def _described(comparison: Comparison, prepared: Reference) -> dict[str, Any]:
         "counts": counts,
         "sets": described,
         "order": None if drawn.score is None else drawn.score.order,
-        "distances": "float16" if comparison.half else "float32",
+        "distances": "float16" if comparison.half else "float64",
         "versions": {**environment(), "numpy": np.__version__},
     }
 

@@ -37,7 +37,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     factor1 = (first - mean1) / np.sqrt(len(first) - 1)
     factor2 = (second - mean2) / np.sqrt(len(second) - 1)
     cross = np.linalg.svd(factor1 @ factor2.T, compute_uv=False).sum()
-    return float(((mean1 - mean2) ** 2).sum() + (factor1**2).sum() + (factor2**2).sum() - 2 * cross)
+    return _at_least_zero(((mean1 - mean2) ** 2).sum() + (factor1**2).sum() + (factor2**2).sum() - 2 * cross)
 
 
 def frechet_between(first: Moments, second: Moments, *, name: str = "features") -> float:
@@ -89,7 +89,7 @@ class FrechetReference:
         _check_eigenvalues(values, f"the drawn images' {name}")
         cross = np.sqrt(np.maximum(values, 0)).sum()
         apart = ((moments.mean - mine.mean) ** 2).sum()
-        return float(apart + np.trace(covariance) + self._trace - 2 * cross)
+        return _at_least_zero(apart + np.trace(covariance) + self._trace - 2 * cross)
 
 
 def rank_warning(moments: Moments, what: str) -> str | None:
@@ -107,6 +107,11 @@ def rank_warning(moments: Moments, what: str) -> str | None:
         f"most, and the distance is too large; it takes {dimension + 1:,} images for full rank, "
         "and published figures use 50,000"
     )
+
+
+def _at_least_zero(distance: float) -> float:
+    # In this order NaN stays NaN.
+    return max(float(distance), 0.0)
 
 
 def _check_eigenvalues(values: np.ndarray, what: str) -> None:

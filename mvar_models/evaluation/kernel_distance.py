@@ -1,6 +1,7 @@
 """Kernel Inception distance (Binkowski et al., arXiv 1801.01401): MMD^2 with the kernel (x . y / D + 1)^3.
 
 The estimate is unbiased, so that it may be compared between sets of different sizes, and may be negative.
+That of a set and itself is, since pairs within a set leave out those of a vector and itself.
 """
 
 from __future__ import annotations

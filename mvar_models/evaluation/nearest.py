@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_models.evaluation.distances import blocks, radii
+from mvar_models.evaluation.distances import blocks, centred, radii, upper
 
 # A near-copy is as close to a training image as the closest 5 % of real images are.
 COPY_QUANTILE = 0.05
@@ -16,17 +16,16 @@ class Nearest:
     """The nearest of many vectors to each of some, which may come a batch at a time.
 
     Args:
-        vectors: (n, D) float32.
+        vectors: (n, D).
 
     Attributes:
         indices: (n,) int64, the nearest so far; -1 before any has come.
     """
 
     def __init__(self, vectors: Tensor) -> None:
-        # Distances are small differences of large norms: moving the origin close makes rounding smaller.
-        self._origin = vectors.double().mean(0).to(vectors)
-        self._vectors = vectors - self._origin
-        self._squared = torch.full((len(vectors),), torch.inf, device=vectors.device)
+        self._origin = vectors[:1]
+        self._vectors, _ = centred(vectors, self._origin)
+        self._squared = torch.full((len(vectors),), torch.inf, dtype=torch.float64, device=vectors.device)
         self.indices = torch.full((len(vectors),), -1, device=vectors.device)
 
     def update(self, others: Tensor, indices: np.ndarray | Tensor) -> None:
@@ -36,25 +35,25 @@ class Nearest:
         # A copy: an array may be a read-only view of a file.
         copied = indices.copy() if isinstance(indices, np.ndarray) else indices
         numbers = torch.as_tensor(copied, device=self.indices.device)
-        others = others.to(self._vectors) - self._origin
+        others, _ = centred(others.to(self._vectors.device), self._origin)
         for start, distances in blocks(self._vectors, others):
-            least, place = distances.min(1)
-            rows = slice(start, start + len(least))
-            # Of equally near ones the lowest number counts, whatever the order they came in.
-            found = numbers[place]
-            closer = (least < self._squared[rows]) | (
-                (least == self._squared[rows]) & (found < self.indices[rows])
-            )
-            self._squared[rows] = torch.where(closer, least, self._squared[rows])
-            self.indices[rows] = torch.where(closer, found, self.indices[rows])
+            least = distances.min(1).values
+            equal = distances <= upper(least)[:, None]
+            found = numbers.where(equal, torch.iinfo(numbers.dtype).max).min(1).values
+            self._take(slice(start, start + len(least)), least, found)
 
     def merge(self, others: list[tuple[Tensor, Tensor]]) -> None:
         """Take in the `state` of other processes."""
         for squared, indices in others:
-            squared, indices = squared.to(self._squared), indices.to(self.indices)
-            closer = (squared < self._squared) | ((squared == self._squared) & (indices < self.indices))
-            self._squared = torch.where(closer, squared, self._squared)
-            self.indices = torch.where(closer, indices, self.indices)
+            self._take(slice(None), squared.to(self._squared), indices.to(self.indices))
+
+    def _take(self, rows: slice, squared: Tensor, indices: Tensor) -> None:
+        """Of equally near ones the lowest number counts, whatever the order they came in."""
+        known = self._squared[rows]
+        equal = (squared <= upper(known)) & (known <= upper(squared)) & known.isfinite()
+        closer = torch.where(equal, indices < self.indices[rows], squared < known)
+        self._squared[rows] = torch.minimum(known, squared)
+        self.indices[rows] = torch.where(closer, indices, self.indices[rows])
 
     @property
     def state(self) -> tuple[Tensor, Tensor]:
@@ -86,6 +85,6 @@ def copy_distance(distances: np.ndarray) -> float:
 
 def apart(training: Tensor) -> np.ndarray:
     """Return (n,) distances of training images (n, D) to the nearest other one."""
-    (squared,) = radii(training - training.double().mean(0).to(training), (1,))
+    (squared,) = radii(centred(training, training)[0], (1,))
     found: np.ndarray = squared.double().sqrt().cpu().numpy()
     return found

@@ -1,7 +1,8 @@
 """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
 All four ask which images lie within the distance from another set's image to its k-th nearest neighbour;
-one pass over all pairs answers them. An image at just that distance lies within, as in Kynkaanniemi's code.
+one pass over all pairs answers them. An image at just that distance lies within, as in Kynkaanniemi's code;
+which distances are equal, `distances` says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mvar_models.evaluation.distances import blocks, centred, radii
+from mvar_models.evaluation.distances import blocks, centred, radii, upper
 
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
 
@@ -59,15 +60,16 @@ def neighbourhoods(drawn: Tensor, reference: Tensor, *, half: bool = False) -> N
     Args:
         drawn: (n, D) float32.
         reference: (m, D) float32, on the same device.
-        half: Distances in float16, as in OpenAI's evaluator; see `squared_distances`.
+        half: Distances in float16, as in OpenAI's evaluator, where rounding makes its own ties; see
+            `squared_distances`.
 
     Raises:
         ValueError: a set has no more than five images.
     """
     if not half:
         drawn, reference = centred(drawn, reference)
-    near, wide = radii(reference, (PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS), half=half)
-    (drawn_near,) = radii(drawn, (PRECISION_NEIGHBOURS,), half=half)
+    near, wide = map(upper, radii(reference, (PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS), half=half))
+    (drawn_near,) = map(upper, radii(drawn, (PRECISION_NEIGHBOURS,), half=half))
     inside, around = [], []
     reached = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     covered = torch.zeros_like(reached)

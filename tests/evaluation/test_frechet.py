@@ -76,3 +76,13 @@ def test_too_few_images_are_warned_of_with_the_number_that_would_do(caplog):
     assert "4 images for full rank" in caplog.text
     assert "201 images for full rank" in rank_warning(Moments.ready(np.zeros(200), np.eye(200), 50), "drawn")
     assert rank_warning(Moments.ready(np.zeros(200), np.eye(200), 201), "drawn") is None
+
+
+@pytest.mark.parametrize("count, dimension", [(5, 3), (40, 7), (4, 30), (60, 64), (300, 12)])
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_no_distance_of_a_set_to_itself_is_negative(count, dimension, scale):
+    for seed in range(10):
+        values = np.random.default_rng(seed).normal(scale=scale, size=(count, dimension)) + scale
+        moments = Moments.of(values)
+        for found in (frechet_distance(values, values), frechet_between(moments, moments)):
+            assert 0 <= found < 1e-4 * scale**2

@@ -33,6 +33,19 @@ def test_of_equally_near_ones_the_first_counts():
     assert nearest.indices.tolist() == [4, 4]
 
 
+@pytest.mark.parametrize("batch", [1, 9, 40])
+def test_the_first_of_equally_near_ones_on_whole_numbers(batch):
+    torch.manual_seed(0)
+    vectors, others = torch.randint(4, (30, 3)).float(), torch.randint(4, (40, 3)).float()
+    nearest = Nearest(vectors)
+    for start in reversed(range(0, 40, batch)):
+        nearest.update(others[start : start + batch], np.arange(start, min(start + batch, 40)))
+    apart_ = (vectors.double()[:, None] - others.double()).square().sum(-1)
+    first = [row.tolist().index(row.min().item()) for row in apart_]
+    assert nearest.indices.tolist() == first
+    assert np.array_equal(nearest.distances, apart_.min(1).values.sqrt().numpy())
+
+
 def test_training_images_are_compared_with_the_others():
     line = torch.tensor([[0.0], [1], [3], [7]])
     assert apart(line).tolist() == [1, 1, 2, 4]

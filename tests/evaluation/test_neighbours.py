@@ -3,18 +3,22 @@
 import pytest
 import torch
 
+from mvar_models.evaluation import distances
 from mvar_models.evaluation.neighbours import neighbourhoods
 
 
+def squared(first, second):
+    return (first.double()[:, None] - second.double()).square().sum(-1)
+
+
 def brute(drawn, reference):
-    """The four figures by their definitions, image by image."""
-    drawn, reference = drawn.double(), reference.double()
+    """The four figures by their definitions, image by image; exact where the vectors are whole numbers."""
 
     def radius(vectors, k):
-        return [(vectors - each).norm(dim=1).sort().values[k].item() for each in vectors]
+        return squared(vectors, vectors).sort().values[:, k].tolist()
 
     near, wide, own = radius(reference, 3), radius(reference, 5), radius(drawn, 3)
-    apart = torch.cdist(drawn, reference)
+    apart = squared(drawn, reference)
     n, m = apart.shape
     precision = sum(any(apart[i, j] <= near[j] for j in range(m)) for i in range(n)) / n
     recall = sum(any(apart[i, j] <= own[i] for i in range(n)) for j in range(m)) / m
@@ -32,6 +36,33 @@ def test_against_brute_force(shift):
     torch.manual_seed(1)
     drawn, reference = torch.randn(40, 4) + shift, torch.randn(30, 4)
     assert figures(neighbourhoods(drawn, reference)) == pytest.approx(brute(drawn, reference))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_ties_on_whole_numbers_against_brute_force(monkeypatch, block, offset):
+    """Of points on a small grid most are equally far from several others."""
+    monkeypatch.setattr(distances, "_NUMBERS", block)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        size, dimension = 3 + seed % 4, 2 + seed % 3
+        drawn, reference = (
+            torch.randint(size, (count, dimension)).float() + offset for count in (25 + seed, 30)
+        )
+        found = figures(neighbourhoods(drawn, reference))
+        assert found == pytest.approx(brute(drawn, reference), abs=1e-12), seed
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 20])
+def test_ties_of_copies_against_brute_force(monkeypatch, block):
+    """A copy of the k-th neighbour lies at just the radius, however the sum of its distance was rounded."""
+    monkeypatch.setattr(distances, "_NUMBERS", block)
+    torch.manual_seed(3)
+    reference = torch.randn(60, 33) / 7 + 5
+    order = torch.randperm(60)
+    apart = squared(reference, reference)
+    expected = (apart <= apart.sort(1).values[:, 5:6]).sum().item() / (5 * 60)
+    assert neighbourhoods(reference[order], reference).density == pytest.approx(expected, abs=1e-12)
 
 
 def test_identical_sets():

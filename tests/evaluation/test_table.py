@@ -13,7 +13,7 @@ def test_only_what_is_known_has_a_column():
     assert "FID" not in head
     assert "IS" not in head.split()
     assert f"{found['fd']:.2f}" in row
-    assert "reference: reference, 30 images; distances of neighbours in float32" in notes
+    assert "reference: reference, 30 images; distances of neighbours in float64" in notes
 
 
 def test_every_set_has_a_row():
