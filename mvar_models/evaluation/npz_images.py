@@ -1,16 +1,14 @@
 """Images in an .npz, read a piece at a time: OpenAI's file names, `mvar sample --npz`, and NumPy's own.
 
 An .npz is a zip of .npy files. `numpy.load` would bring a whole member into memory (50,000 images of 256 px
-are 10 GB) and, on request, run what a pickled member says. Here the header of the member is read, and then
-the rows that are asked for; pickled objects are refused by their type.
+are 10 GB). Here the header of the member is read, and then the rows that are asked for.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
-import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +16,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from mvar_models.data.arrays import (
+    npz_comment,
+    npz_names,
+    open_member,
+    open_npz,
+    read_array,
+    read_bytes,
+    read_header,
+)
 
 _IMAGE_NAMES = ("arr_0", "images")
 _LABEL_NAMES = ("arr_1", "labels")
@@ -53,17 +61,17 @@ class NpzImages:
                 f"{file} has no images: it must have arr_0 or images, "
                 f"it has {', '.join(sorted(names)) or 'nothing'}"
             )
-        self._member = found[0] + ".npy"
-        with _opened(self.path) as archive, archive.open(self._member) as entry:
-            self.shape, self._dtype = _header(entry, f"{file}: {found[0]}")
+        self._member = found[0]
+        with open_npz(self.path) as archive, open_member(archive, self._member) as entry:
+            self.shape, dtype = read_header(entry, f"{file}: {self._member}")
             self._begin = entry.tell()
-            _check_images(self.shape, self._dtype, f"{file}: {found[0]}")
-            info = archive.getinfo(self._member)
+            _check_images(self.shape, dtype, f"{file}: {self._member}")
+            info = archive.getinfo(f"{self._member}.npy")
             self._stored = info.compress_type == zipfile.ZIP_STORED
             self._offset = info.header_offset
-            self._row = int(np.prod(self.shape[1:]))
+            self._row = math.prod(self.shape[1:])
             if info.file_size != self._begin + self.shape[0] * self._row:
-                raise ValueError(f"{file}: {found[0]} is cut off, it has {info.file_size:,} bytes")
+                raise ValueError(f"{file}: {self._member} is cut off, it has {info.file_size:,} bytes")
         self.labels = self._read_labels(names)
 
     def __len__(self) -> int:
@@ -92,7 +100,7 @@ class NpzImages:
                 wanted = begin + start * self._row
                 place = self._move(file, place, wanted)
                 rows = min(count, len(self) - start)
-                values = _read(file, rows * self._row, self.name)
+                values = read_bytes(file, rows * self._row, self.name)
                 place += len(values)
                 yield np.frombuffer(values, np.uint8).reshape(rows, *self.shape[1:])
 
@@ -111,64 +119,34 @@ class NpzImages:
     @contextlib.contextmanager
     def _reader(self) -> Iterator[tuple[IO[bytes], int]]:
         """The open bytes, and where in them the first image begins."""
-        with _opened(self.path) as archive:
+        with open_npz(self.path) as archive:
             if self._stored:
                 # Bytes as they are: straight from the file, where a seek costs nothing.
                 with self.path.open("rb") as file:
                     file.seek(self._offset)
-                    header = _read(file, _LOCAL_HEADER, self.name)
+                    header = read_bytes(file, _LOCAL_HEADER, self.name)
                     lengths = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
                     yield file, self._offset + _LOCAL_HEADER + lengths + self._begin
             else:
-                with archive.open(self._member) as entry:
+                with open_member(archive, self._member) as entry:
                     yield entry, self._begin
 
     def _move(self, file: IO[bytes], place: int, wanted: int) -> int:
         if self._stored:
             return file.seek(wanted)
         while place < wanted:  # what is compressed can only be read through
-            place += len(_read(file, min(_SKIPPED_AT_A_TIME, wanted - place), self.name))
+            place += len(read_bytes(file, min(_SKIPPED_AT_A_TIME, wanted - place), self.name))
         return place
 
     def _read_labels(self, names: set[str]) -> np.ndarray | None:
         found = [name for name in _LABEL_NAMES if name in names]
         if found:
-            labels = read_array(self.path, found[0])
-            if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{self.path}: {found[0]} must be ({len(self)},) whole numbers, one label per image, "
-                    f"got {labels.shape} of {labels.dtype}"
-                )
-            return labels.astype(np.int64)
-        with _opened(self.path) as archive, contextlib.suppress(ValueError, TypeError, AttributeError):
-            # What `mvar sample --npz` notes there: images lie class by class.
-            per_class = json.loads(archive.comment).get("per_class")
-            if isinstance(per_class, int) and per_class > 0 and len(self) % per_class == 0:
-                return np.arange(len(self)) // per_class
+            return read_array(self.path, found[0], "iu", (len(self),)).astype(np.int64)
+        # What `mvar sample --npz` notes there: images lie class by class.
+        per_class = npz_comment(self.path).get("per_class")
+        if isinstance(per_class, int) and per_class > 0 and len(self) % per_class == 0:
+            return np.arange(len(self)) // per_class
         return None
-
-
-def npz_names(file: Path) -> set[str]:
-    """Return the names of an .npz's arrays.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npz, or cut off.
-    """
-    with _opened(file) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-
-
-def read_array(file: Path, name: str) -> np.ndarray:
-    """Read one array of an .npz whole, without unpickling.
-
-    Raises:
-        ValueError: it holds pickled objects, or is cut off.
-    """
-    with _opened(file) as archive, archive.open(f"{name}.npy") as entry:
-        shape, dtype = _header(entry, f"{file}: {name}")
-        values = _read(entry, int(np.prod(shape)) * dtype.itemsize, str(file))
-        return np.frombuffer(values, dtype).reshape(shape)
 
 
 def file_digest(file: Path) -> str:
@@ -178,52 +156,6 @@ def file_digest(file: Path) -> str:
         while block := opened.read(_SKIPPED_AT_A_TIME):
             total.update(block)
     return total.hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file} is no .npz, or is cut off or damaged: {error}") from None
-
-
-def _read(file: IO[bytes], count: int, name: str) -> bytes:
-    try:
-        values = file.read(count)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{name} is cut off or damaged: {error}") from None
-    except Exception as error:  # zlib.error, of a module that need not be there
-        if type(error).__module__ != "zlib":
-            raise
-        raise ValueError(f"{name} is cut off or damaged: {error}") from None
-    if len(values) < count:
-        raise ValueError(f"{name} is cut off: {count - len(values):,} bytes are missing")
-    return values
-
-
-def _header(entry: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read a .npy header; the entry is at the data afterwards."""
-    if _read(entry, 6, what) != b"\x93NUMPY":
-        raise ValueError(f"{what} is no .npy")
-    version = _read(entry, 2, what)
-    length = int.from_bytes(_read(entry, 2 if version[0] == 1 else 4, what), "little")
-    try:
-        if length > 10_000:
-            raise ValueError("header too long")
-        values = ast.literal_eval(_read(entry, length, what).decode("latin1"))
-        shape, dtype = tuple(int(side) for side in values["shape"]), np.dtype(values["descr"])
-        order = bool(values["fortran_order"])
-    except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise ValueError(f"{what} has a damaged header: {error}") from None
-    if dtype.hasobject:
-        raise ValueError(f"{what} holds pickled objects, which could run code when read; refused")
-    if order:
-        raise ValueError(f"{what} is in Fortran order; save it with numpy.ascontiguousarray")
-    return shape, dtype
 
 
 def _check_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:

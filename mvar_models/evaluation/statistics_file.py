@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar_models.data.arrays import npz_names, read_array
 from mvar_models.evaluation.features.network import FeatureNetwork
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.npz_images import file_digest, npz_names, read_array
+from mvar_models.evaluation.npz_images import file_digest
 from mvar_models.evaluation.summary import Summary
 from mvar_models.files import replacing
 
@@ -80,8 +81,8 @@ def read_statistics(
     path = Path(file)
     names = npz_names(path)
     images = open_set(path) if "arr_0" in names else None
-    moments = _moments(path, "mu", "sigma", int(read_array(path, "count")) if "count" in names else None)
-    known = str(read_array(path, "network")) if "network" in names else ""
+    moments = _moments(path, "mu", "sigma", _count(path) if "count" in names else None)
+    known = str(read_array(path, "network", "SU", ())) if "network" in names else ""
     origin = known or (_INCEPTION if moments.dimension == _INCEPTION_NUMBERS else "an unknown network")
     wrong = network.dimension is not None and network.dimension != moments.dimension
     if origin != network.name or wrong:
@@ -93,7 +94,7 @@ def read_statistics(
         )
     spatial = _moments(path, "mu_s", "sigma_s", moments.count) if {"mu_s", "sigma_s"} <= names else None
     summary = Summary(
-        str(read_array(path, "name")) if "name" in names else str(file),
+        str(read_array(path, "name", "SU", ())) if "name" in names else str(file),
         network.name,
         moments.count,
         moments,
@@ -101,31 +102,33 @@ def read_statistics(
         digest=file_digest(path),
     )
     if "size" in names:
-        height, width = (int(side) for side in read_array(path, "size"))
+        height, width = (int(side) for side in read_array(path, "size", "iu", (2,)))
         summary.size = (height, width)
     if "features" in names:
-        summary.features = torch.from_numpy(read_array(path, "features").astype(np.float32))
+        features = read_array(path, "features", "f", (None, moments.dimension)).astype(np.float32)
+        summary.features, number = torch.from_numpy(features), len(features)
         summary.indices = (
-            read_array(path, "indices") if "indices" in names else np.arange(len(summary.features))
+            read_array(path, "indices", "iu", (number,)) if "indices" in names else np.arange(number)
         )
-        if summary.features.ndim != 2 or summary.features.shape[1] != moments.dimension:
-            raise ValueError(
-                f"{file}: features must be (n, {moments.dimension}), got {tuple(summary.features.shape)}"
-            )
         if "labels" in names:
-            summary.labels = read_array(path, "labels").astype(np.int64)
+            summary.labels = read_array(path, "labels", "iu", (number,)).astype(np.int64)
     return summary, images
 
 
 def _moments(path: Path, mean_name: str, covariance_name: str, count: int | None) -> Moments:
-    mean, covariance = read_array(path, mean_name), read_array(path, covariance_name)
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path}: {mean_name} must be (D,) and {covariance_name} (D, D), "
-            f"got {mean.shape} and {covariance.shape}"
-        )
+    mean = read_array(path, mean_name, "f", (None,))
+    covariance = read_array(path, covariance_name, "f", (len(mean), len(mean)))
+    if not len(mean):
+        raise ValueError(f"{path}: {mean_name} holds no numbers")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{path}: {mean_name} or {covariance_name} has numbers that are not finite")
     if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-3 * abs(covariance).max()):
         raise ValueError(f"{path}: {covariance_name} is not symmetric, so no covariance")
     return Moments.ready(mean, covariance, count)
+
+
+def _count(path: Path) -> int:
+    count = int(read_array(path, "count", "iu", ()))
+    if count < 2:
+        raise ValueError(f"{path}: count must be at least 2 images, got {count}")
+    return count

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mvar_models.evaluation.image_sets import batches
-from mvar_models.evaluation.npz_images import NpzImages, read_array
+from mvar_models.evaluation.npz_images import NpzImages
 
 from feature_cases import random_images
 
@@ -60,11 +60,3 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path):
         NpzImages(file)
     with pytest.raises(FileNotFoundError, match="no such file"):
         NpzImages(tmp_path / "absent.npz")
-
-
-def test_arrays_keep_type_and_shape(tmp_path):
-    file = tmp_path / "arrays.npz"
-    np.savez(file, count=np.array(3), name=np.array("digits"), mu=np.arange(3.0))
-    assert int(read_array(file, "count")) == 3
-    assert str(read_array(file, "name")) == "digits"
-    assert read_array(file, "mu").tolist() == [0, 1, 2]

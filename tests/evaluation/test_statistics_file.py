@@ -41,7 +41,14 @@ def test_images_beside_statistics_of_other_features_are_used(tmp_path):
 @pytest.mark.parametrize(
     "arrays, said",
     [
-        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"\(D, D\), got \(3,\) and \(2, 2\)"),
+        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"sigma must be \(3, 3\) of numbers, got \(2, 2\)"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, r"mu must be \(any,\) of numbers, got \(1,\) of <U1"),
+        (
+            {"mu": np.zeros(1), "sigma": np.eye(1), "count": np.zeros(3)},
+            r"count must be \(\) of whole numbers",
+        ),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "count": np.array(-1)}, "count must be at least 2"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "size": np.array(3)}, r"size must be \(2,\)"),
         ({"mu": np.zeros(2), "sigma": np.array([[1, np.nan], [0, 1]])}, "not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 5], [0, 1]])}, "not symmetric"),
         ({"mu": np.array([{}], dtype=object), "sigma": np.eye(1)}, "pickled objects"),
