@@ -55,7 +55,7 @@ def held_out_losses(
     Returns:
         (L,) float64.
     """
-    device = quantizer.codebook.weight.device
+    device = quantizer.code_usage.device
     sums = torch.zeros(sum(side * side for side in quantizer.sides), dtype=torch.float64)
     stride = batch_size * world_size
     for start in range(0, len(examples), stride):

@@ -16,13 +16,8 @@ from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.inference import add_gated, factored_norm, gelu
-from mvar_models.networks.recompute import (
-    after_attention,
-    is_plain,
-    linear_dtype,
-    modulated_linear,
-    modulated_norm,
-)
+from mvar_models.networks.plain import is_plain, is_untouched
+from mvar_models.networks.recompute import after_attention, linear_dtype, modulated_linear, modulated_norm
 from mvar_models.networks.state import Constants, KVCache
 
 
@@ -43,6 +38,14 @@ class SelfAttention(nn.Module):
         log_scale = torch.full((config.num_heads,), math.log(4)) if config.cosine_attention else None
         self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
         self.proj = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, hidden: Tensor, neighborhood: Neighborhood, backend: str, cache: KVCache | None = None
+    ) -> Tensor:
+        """Attend: (B, n, C) -> (B, n, C), calling each layer; usual layers are read by the block instead."""
+        qkv = self.qkv(hidden)
+        qkv = qkv + self.bias().to(qkv.dtype)
+        return self.proj(self.attend(qkv, neighborhood, backend, self.logit_scale(), cache))
 
     def bias(self) -> Tensor:
         """Return the bias (3 C,) of the packed projection."""
@@ -130,17 +133,25 @@ class TransformerBlock(nn.Module):
         if path_keep is not None:
             gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
         attention, mlp = self.attention, self.mlp
-        if is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
+        if self._is_plain():
             qkv = modulated_linear(hidden, scale1, shift1, attention.qkv.weight, attention.bias())
             attended = attention.attend(qkv, neighborhood, backend, attention.logit_scale(), cache)
             return after_attention(
                 hidden, attended, gate1, attention.proj, scale2, shift2, mlp.fc1, mlp.fc2, gate2
             )
-        # A replaced or hooked linear layer must be called, so backward keeps what autograd keeps.
-        qkv = attention.qkv(modulated_norm(hidden, scale1, shift1)) + attention.bias()
-        attended = attention.attend(qkv, neighborhood, backend, attention.logit_scale(), cache)
-        hidden = hidden + attention.proj(attended) * gate1
+        # What was replaced or hooked must be called, so backward keeps what autograd keeps.
+        normed = modulated_norm(hidden, scale1, shift1)
+        hidden = hidden + attention(normed, neighborhood, backend, cache) * gate1
         return hidden + mlp(modulated_norm(hidden, scale2, shift2)) * gate2
+
+    def _is_plain(self) -> bool:
+        """Return whether the weights of all layers may be read instead of calling them."""
+        attention, mlp = self.attention, self.mlp
+        return (
+            is_untouched(attention, SelfAttention)
+            and is_untouched(mlp, FeedForward)
+            and is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+        )
 
     def _modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
         """Return two gates, two scales and two shifts, (B, 1, C) each."""
@@ -167,17 +178,19 @@ class TransformerBlock(nn.Module):
             vectors = gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2
             return vectors, attention.bias(), attention.logit_scale()
 
-        vectors, bias, logit_scale = constants.once(attention.index, compute)
+        modulation = self.modulation_offset if self.shared_adaln else self.modulation
+        made_from = condition, modulation, attention.q_bias, attention.v_bias, attention.log_scale
+        vectors, bias, logit_scale = constants.once(self, made_from, compute)
         gate1, gate2, factor1, factor2, shift1, shift2 = (each[: hidden.shape[0]] for each in vectors)
-        plain = is_plain(attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+        plain = self._is_plain()
         normed = factored_norm(hidden, factor1, shift1)
         if plain:
             weight = attention.qkv.weight
             qkv = F.linear(normed.to(linear_dtype(weight)), weight, bias)
+            branch = attention.proj(attention.attend(qkv, neighborhood, backend, logit_scale, cache))
         else:
-            qkv = attention.qkv(normed) + bias
-        attended = attention.attend(qkv, neighborhood, backend, logit_scale, cache)
-        hidden = add_gated(hidden, attention.proj(attended), gate1, in_place=plain)
+            branch = attention(normed, neighborhood, backend, cache)
+        hidden = add_gated(hidden, branch, gate1, in_place=plain)
         normed = factored_norm(hidden, factor2, shift2)
         branch = mlp(normed.to(linear_dtype(mlp.fc1.weight)) if plain else normed)
         return add_gated(hidden, branch, gate2, in_place=plain)

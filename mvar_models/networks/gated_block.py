@@ -13,6 +13,7 @@ from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MarkovVARConfig
+from mvar_models.networks.plain import is_plain
 from mvar_models.networks.rotary import rotate
 from mvar_models.networks.state import Constants
 
@@ -54,7 +55,11 @@ class RotaryAttention(nn.Module):
     ) -> Tensor:
         """Attend: (B, n, C) -> (B, n, C); `angles` are `rotary_angles` of the n tokens."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(hidden, self.qkv.weight, bias.to(self.qkv.weight.dtype))
+        if is_plain(self.qkv):
+            qkv = F.linear(hidden, self.qkv.weight, bias.to(self.qkv.weight.dtype))
+        else:
+            qkv = self.qkv(hidden)
+            qkv = qkv + bias.to(qkv.dtype)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         if self.log_scale is not None:
             factor = self.log_scale.clamp_max(MAX_LOG_SCALE).exp()[:, None]
@@ -118,7 +123,8 @@ class GatedBlock(nn.Module):
         if constants is None or torch.is_grad_enabled():
             modulation = self._modulation(condition)
         else:
-            modulation = constants.once(self, lambda: self._modulation(condition))
+            made_from = constants.class_embedding, self.modulation
+            modulation = constants.once(self, made_from, lambda: self._modulation(condition))
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation
         if path_keep is not None:
             gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]

@@ -22,6 +22,7 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MarkovVARConfig
 from mvar_models.networks.gated_block import GatedBlock, RMSNorm
 from mvar_models.networks.history import HistoryEntry, HistoryPool
+from mvar_models.networks.plain import input_dtype
 from mvar_models.networks.rotary import rotary_angles
 from mvar_models.networks.state import Constants, ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
@@ -75,7 +76,7 @@ class MarkovVAR(ScaleTransformer):
         self.head_norm = RMSNorm(width)
 
     def reset_buffers(self) -> None:
-        device = self.head.weight.device
+        device = self.device
         row, column = rotary_angles(self.config.sides, self.config.head_dim)
         self.register_buffer("row_angles", row.to(device), persistent=False)
         self.register_buffer("column_angles", column.to(device), persistent=False)
@@ -155,11 +156,11 @@ class MarkovVAR(ScaleTransformer):
 
     def levels(self) -> Tensor:
         """Return one vector per scale, (S, C)."""
-        return self.scale_embedding(self.scale_features.to(self.fusion.weight.dtype))
+        return self.scale_embedding(self.scale_features.to(input_dtype(self.scale_embedding)))
 
     def embed_inputs(self, inputs: Tensor) -> Tensor:
         """(B, n, z) -> (B, n, C)."""
-        return self.input_norm(self.token_embedding(inputs.to(self.token_embedding.weight.dtype)))
+        return self.input_norm(self.token_embedding(inputs.to(input_dtype(self.token_embedding))))
 
     def fuse(self, tokens: Tensor, pooled: Tensor, history_class: Tensor) -> Tensor:
         """Mix the tokens of a scale (B, n, C) with its history (B, C) and the class (B, C)."""

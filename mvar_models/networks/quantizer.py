@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.config import VQVAEConfig
+from mvar_models.networks.plain import is_plain
 
 
 class ResidualConvolution(nn.Conv2d):
@@ -98,11 +99,17 @@ class MultiScaleQuantizer(nn.Module):
             else F.interpolate(features, size=(side, side), mode="area")
         )
 
+    def code_vectors(self) -> Tensor:
+        """Return the vectors of all codes, (V, z)."""
+        if is_plain(self.codebook, kind=nn.Embedding):
+            return self.codebook.weight
+        return self.codebook(torch.arange(self.code_usage.shape[1], device=self.code_usage.device))
+
     def nearest_codes(self, features: Tensor) -> Tensor:
         """Return the nearest code of every position by squared distance: (B, z, n, n) -> (B, n * n)."""
         batch, channels = features.shape[:2]
         vectors = features.permute(0, 2, 3, 1).reshape(-1, channels)
-        codebook = self.codebook.weight.float()
+        codebook = self.code_vectors().float()
         # |v|^2 is the same for every code, so |v - e|^2 is compared without it.
         distance = torch.addmm(codebook.square().sum(dim=1), vectors, codebook.T, alpha=-2)
         return distance.argmin(dim=1).view(batch, -1)
@@ -145,7 +152,5 @@ class MultiScaleQuantizer(nn.Module):
             self.next_input(f_hat, s + 1) for s, f_hat in enumerate(self.accumulate(indices)) if s < last
         ]
         if not inputs:
-            return indices.new_empty(
-                (indices.shape[0], 0, self.codebook.embedding_dim), dtype=self.codebook.weight.dtype
-            )
+            return self.code_vectors().new_empty(indices.shape[0], 0, self.code_vectors().shape[1])
         return torch.cat(inputs, dim=1)

@@ -76,17 +76,6 @@ def after_attention(
     return _AfterAttention.apply(hidden, attended, gate1, scale, shift, gate2, *linears)
 
 
-def is_plain(*linears: nn.Module) -> bool:
-    """Return whether these are linear layers that no adapter or offloading replaced, wrapped or hooked."""
-    return all(
-        type(each) is nn.Linear
-        and "forward" not in each.__dict__
-        and not each._forward_hooks
-        and not each._forward_pre_hooks
-        for each in linears
-    )
-
-
 def linear_dtype(weight: Tensor) -> torch.dtype:
     """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type

@@ -20,6 +20,7 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.checkpoints.peek import Checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
+from mvar_models.networks.plain import input_dtype
 from mvar_models.networks.state import ScaleState
 
 T = TypeVar("T", bound="ScaleTransformer")
@@ -201,7 +202,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         normed = self._head_norm(
             hidden.to(torch.promote_types(hidden.dtype, torch.float32)), 1 + scale, shift
         )
-        return self.head(normed.to(self.head.weight.dtype)).float()
+        return self.head(normed.to(input_dtype(self.head))).float()
 
     def step_logits(self, hidden: Tensor, state: ScaleState, rows: slice) -> Tensor:
         """Apply the head to some rows of what `step` returned: (b, n, V) float32, the bits of `logits`.
@@ -220,10 +221,11 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             scale, shift = self._head_modulation(state.class_embedding[rows])
             return 1 + scale, shift
 
-        factor, shift = state.constants.once(("head", rows.start, rows.stop), compute)
+        made_from = state.class_embedding, self.head_modulation
+        factor, shift = state.constants.once(("head", rows.start, rows.stop), made_from, compute)
         precise = hidden[rows].to(torch.promote_types(hidden.dtype, torch.float32))
         normed = self._head_norm(precise, factor, shift)
-        return self.head(normed.to(self.head.weight.dtype)).float()
+        return self.head(normed.to(input_dtype(self.head))).float()
 
     @abc.abstractmethod
     def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.block import TransformerBlock
 from mvar_models.networks.inference import factored_norm
+from mvar_models.networks.plain import input_dtype
 from mvar_models.networks.recompute import NORM_EPS
 from mvar_models.networks.state import Constants, KVCache, ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
@@ -102,7 +103,7 @@ class VARTransformer(ScaleTransformer):
         if scales.start == 0:
             parts.append(class_embedding.unsqueeze(1) + self.start_position)
         if inputs.shape[1]:
-            parts.append(self.token_embedding(inputs.to(self.token_embedding.weight.dtype)))
+            parts.append(self.token_embedding(inputs.to(input_dtype(self.token_embedding))))
         tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
         where = self.positions[tokens] + self.scale_embedding(self.scale_of_token[tokens])
         return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) + where
@@ -121,7 +122,8 @@ class VARTransformer(ScaleTransformer):
             condition = self._condition(class_embedding)
         else:
             whole = constants.class_embedding
-            condition = constants.once("condition", lambda: self._condition(whole))
+            made_from = whole, self.shared_modulation
+            condition = constants.once("condition", made_from, lambda: self._condition(whole))
         for index, block in enumerate(self.blocks):
             keep = None if path_keep is None else path_keep[index]
             args = (hidden, condition, neighborhood, self.attention_backend, keep, cache, constants)

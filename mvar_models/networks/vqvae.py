@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import VQVAEConfig
 from mvar_models.devices import fit_batch
+from mvar_models.networks.plain import input_dtype, is_untouched
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 
 # Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.
@@ -40,7 +41,7 @@ def _add_branch(features: Tensor, branch: Tensor, conv: nn.Module) -> Tensor:
 
 def _owns_output(module: nn.Module, usual: type[nn.Module]) -> bool:
     """Return whether what the module returned may be overwritten: no gradients, and no hook may hold it."""
-    return not torch.is_grad_enabled() and type(module) is usual and not module._forward_hooks
+    return not torch.is_grad_enabled() and is_untouched(module, usual)
 
 
 class ResidualBlock(nn.Module):
@@ -250,12 +251,17 @@ class VQVAE(PretrainedModel):
 
     def decode_latents(self, f_hat: Tensor) -> Tensor:
         """Decode latents to images in the decoder's type, clamped to [-1, 1]."""
-        weight = self.post_quant_conv.weight
-        f_hat = f_hat.to(weight.dtype)
+        dtype = input_dtype(self.post_quant_conv)
+        f_hat = f_hat.to(dtype)
         # Without instructions for half precision, PyTorch's convolutions on a CPU are nine times as fast with
         # channels last (152 ms against 18 for 160 channels at 16 x 16 with AVX2).
-        emulated = f_hat.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
-        converted = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        emulated = f_hat.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+        converted = any(
+            each.dim() == 4
+            and each.is_contiguous(memory_format=torch.channels_last)
+            and not each.is_contiguous()
+            for each in self.post_quant_conv.parameters()
+        )
         if emulated or converted:
             f_hat = f_hat.contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)

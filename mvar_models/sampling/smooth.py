@@ -26,5 +26,5 @@ class SmoothSampler(Sampler):
         exponential = -torch.log(uniform.to(filtered.device).clamp_min(_TINY))
         gumbel = -torch.log(exponential.clamp_min(_TINY))
         weights = ((filtered * (1 + choice.progress) + gumbel) / temperature).softmax(dim=-1)
-        codebook = choice.quantizer.codebook.weight
+        codebook = choice.quantizer.code_vectors()
         return draw(filtered, choice.uniform), weights.to(codebook.dtype) @ codebook

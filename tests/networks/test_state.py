@@ -1,11 +1,23 @@
-"""The KV cache appends in order, in buffers of a known size, and a fork goes its own way."""
+"""The KV cache appends in order, in buffers of a known size, and a fork goes its own way.
+
+Constants are computed once, and again when what they were made from changes.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from mvar_models import VAR
 from mvar_models.networks.state import Constants, KVCache, ScaleState
 
-from tiny_models import tiny_var
+from tiny_models import tiny_markov_var, tiny_mvar, tiny_var
+
+
+def shared_adaln():
+    return VAR(tiny_var().config.replace(shared_adaln=True)).eval()
 
 
 def test_a_cache_appends_per_block():
@@ -127,21 +139,79 @@ def test_with_gradients_keys_are_concatenated():
 def test_constants_are_computed_once():
     constants, calls = Constants(torch.zeros(1, 4)), []
     for _ in range(2):
-        assert constants.once("name", lambda: calls.append(0) or 7) == 7
-    assert constants.once("other", lambda: 8) == 8
+        assert constants.once("name", (), lambda: calls.append(0) or 7) == 7
+    assert constants.once("other", (), lambda: 8) == 8
     assert calls == [0]
 
 
 @torch.no_grad()
-def test_every_modulation_runs_once_per_batch():
+def test_every_modulation_runs_once_per_batch(monkeypatch):
     """And those of the first rows are of the whole batch."""
-    model, seen = tiny_var(), []
-    linears = [block.modulation for block in model.blocks] + [model.head_modulation]
-    for linear in linears:
-        linear.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    model, seen, linear = tiny_var(), [], F.linear
+    weights = [block.modulation.weight for block in model.blocks] + [model.head_modulation.weight]
+
+    def counted(inputs, weight, bias=None):
+        seen.extend([inputs.shape[0]] if any(weight is each for each in weights) else [])
+        return linear(inputs, weight, bias)
+
+    monkeypatch.setattr(F, "linear", counted)
     state = model.new_state(torch.tensor([0, 1]))
     for scale, tokens in enumerate((0, 4, 16)):
         hidden = model.step(state, torch.randn(2, tokens, 4), scale)
         logits = model.step_logits(hidden, state, slice(0, 2))
         assert torch.equal(logits, model.logits(hidden, state.class_embedding))
     assert seen == [2, 2, 2, 2, 2, 2]  # two blocks, the head, and three times by `logits` itself
+
+
+def in_place(module):
+    for parameter in module.parameters():
+        parameter.mul_(2)
+
+
+def new_data(module):
+    for parameter in module.parameters():
+        parameter.data = parameter.data * 2
+
+
+def new_parameters(module):
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(parameter * 2))
+
+
+def loaded(module):
+    module.load_state_dict({name: value * 2 for name, value in module.state_dict().items()})
+
+
+def hooked(module):
+    module.register_forward_hook(lambda module, args, output: output * 2)
+
+
+CHANGES = (in_place, new_data, new_parameters, loaded, hooked, nn.Module.double, nn.Module.bfloat16)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar, tiny_markov_var, shared_adaln])
+@torch.no_grad()
+def test_constants_go_with_what_they_were_made_from(make, change):
+    """A callback may change a network between two scales: what follows is as if nothing had been kept."""
+    count = len(list(make().modules()))
+    for index in range(count):
+        model = make()
+        module = list(model.modules())[index]
+        if change is hooked and type(module).forward is nn.Module.forward:
+            continue
+        state = model.new_guided_state(torch.tensor([0, 1]))
+        hidden = model.step(state, torch.randn(4, 0, 4), 0)
+        model.step_logits(hidden, state, slice(0, 2))
+        change(module)
+        fresh = replace(state.fork(), constants=Constants(state.class_embedding))
+        inputs, found = torch.randn(4, 4, 4), []
+        for each in (state, fresh):
+            try:
+                hidden = model.step(each, inputs, 1)
+                found.append((hidden, model.step_logits(hidden, each, slice(0, 2))))
+            except (RuntimeError, TypeError, ValueError) as error:  # types that do not meet
+                found.append(str(error))
+        same = found[0] == found[1] if str in map(type, found) else all(map(torch.equal, *found))
+        assert same, f"{type(module).__name__} {index}: what was kept outlived the change"
