@@ -204,6 +204,7 @@ TESTED_IN = {
     "mvar_models.cli.finetune": "cli/test_training.py",
     "mvar_models.cli.train": "cli/test_training.py",
     "mvar_models.cli.train_vqvae": "cli/test_training.py",
+    "mvar_models.data.listing": "data/test_folders.py",
     "mvar_models.demo.draw": "demo/test_demo.py",
     "mvar_models.training.task": "training/test_loop.py",
 }

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from mvar_models.images import UnreadableImage, decode, to_tensor
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# A list of our own: the same folder has the same images whatever this Pillow was built with.
+SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})  # fmt: skip
 # Resizing the short side of a sliver to R would take gigabytes, of which the crop keeps a square.
 _LONGEST_OVER_SHORTEST = 50
 

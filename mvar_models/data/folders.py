@@ -3,79 +3,87 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from torch import Tensor
 
+from mvar_models.data.class_names import class_order, printable, warn_once
 from mvar_models.data.decode import SUFFIXES, load_image
 from mvar_models.data.fingerprint import content_fingerprint, digest
+from mvar_models.data.listing import Listing, plain_path
 from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
+from mvar_models.records import read_text
+from mvar_models.sampling.labels import composed
 
 HELD_OUT = "held_out.txt"
 
-_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
-_DANGLING = -1
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|dev|eval|evaluation|test|testing)"
+    r"([ _.-]?(set|split|data|images|\d+))?",
+    re.IGNORECASE,
+)
+_WITHOUT_CLASS = {"unlabeled", "unlabelled", "unsorted"}
 
 
 class ClassFolders(ImageSource):
-    """A folder with one folder per class, sorted by name; a folder of images alone is one class.
+    """A folder with one folder per class; a folder of images alone is one class.
 
-    A file `held_out.txt` in the folder names the images to validate on, one path below the folder per line;
-    nothing is trained on those. Without it a fixed share of each class is held out (`draw_split`).
+    Classes are numbered as `class_order` says. A file `held_out.txt` in the folder names the images to
+    validate on, one path below the folder per line; nothing is trained on those. Without it a fixed share of
+    each class is held out (`draw_split`).
 
-    Images are found at any depth below a class and read on demand. Hidden files are ignored. Empty files,
-    dangling links, images outside the class folders and files that are no images are listed in `skipped`.
+    Images are found at any depth below a class, also behind links, and read on demand. Hidden files are
+    ignored. Folders of systems (`Listing`), empty files, links to nothing, images outside the class folders
+    and files that are no images are listed in `skipped`.
 
     Raises:
-        ValueError: there is no image, a class has none, the folders are the splits of a dataset, or
-            `held_out.txt` names a file that is none of the images.
+        ValueError: there is no image, a class has none, the folders are the splits of a dataset, a class is
+            a link to images that count already, or `held_out.txt` names a file that is none of the images.
     """
 
     def __init__(self, folder: Path, resolution: int) -> None:
-        children = sorted(
-            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
-        )
-        classes = children or [folder]
-        if len(classes) > 1 and {child.name.lower() for child in classes} <= _SPLIT_NAMES:
-            splits = ", ".join(child.name for child in classes)
-            raise ValueError(
-                f"{folder} holds the splits of a dataset ({splits}), not classes; "
-                f"name one of them, for instance {classes[-1]}"
-            )
         self.folder = folder
         self.resolution = resolution
         self.files: list[str] = []
-        self._sizes: list[int] = []
+        listing = Listing(folder)
+        children, loose = listing.entries(folder)
+        for link, target in listing.twice.items():
+            raise ValueError(f"{link} is a link to {target}, whose images would count twice; remove the link")
+        _check_layout(folder, [child.name for child in children])
+        names = [composed(printable(child.name)) for child in children]
+        chosen = class_order(names, str(folder))
+        classes = [(Path(children[i].path), listing.files(children[i].path)) for i in chosen]
+        sizes: list[int] = []
         labels: list[int] = []
-        skipped: dict[str, str] = {}
-        num_others = 0
-        for label, child in enumerate(classes):
-            found = [(path, size) for path, size in _files(child) if Path(path).name != HELD_OUT]
-            images = [(path, size) for path, size in found if _is_image(path)]
-            num_others += len(found) - len(images)
-            empty = {path: _why_empty(size) for path, size in images if size <= 0}
-            if len(empty) == len(images):
-                raise _no_images(child, len(empty), alone=not children)
-            skipped.update(empty)
-            self.files += [path for path, size in images if size > 0]
-            self._sizes += [size for _, size in images if size > 0]
-            labels += [label] * (len(images) - len(empty))
-        names = [child.name for child in classes] if children else [folder.resolve().name]
-        super().__init__(np.array(labels), names, mirror_safe=True)
+        empty: list[str] = []
+        others: Counter[str] = Counter()
+        for label, (place, found) in enumerate(classes or [(folder, loose)]):
+            before = len(empty)
+            for entry in found:
+                if not _is_image(entry.name):
+                    others[Path(entry.name).suffix.lower()] += entry.name != HELD_OUT
+                elif size := entry.stat().st_size:
+                    self.files.append(entry.path)
+                    sizes.append(size)
+                    labels.append(label)
+                else:
+                    empty.append(entry.path)
+            if label not in labels[-1:]:
+                raise _no_images(place, len(empty) - before, alone=not children)
+        own = composed(printable(folder.resolve().name))
+        super().__init__(np.array(labels), [names[i] for i in chosen] or [own], mirror_safe=True)
+        self._sizes = np.array(sizes)
         self._held_out = self._read_held_out()
-        loose = sum(_is_image(path) for path, _ in _files(folder, deep=False)) if children else 0
-        if loose:
-            skipped[str(folder)] = f"has {loose} images outside the class folders, which belong to no class"
-        if num_others:
-            skipped[f"{num_others} files"] = f"do not end in {', '.join(sorted(SUFFIXES))}"
-        self.skipped = skipped
+        self.skipped = _skipped(empty, listing, others, str(folder), loose if children else [])
 
     @cached_property
     def fingerprint(self) -> str:
-        content = content_fingerprint(self.class_names, self.labels, self._names(), np.array(self._sizes))
+        content = content_fingerprint(self.class_names, self.labels, self._names(), self._sizes)
         # Without the file the fingerprint is the one that earlier versions wrote into token folders.
         return content if self._held_out is None else digest(content, self._held_out.tobytes())
 
@@ -84,41 +92,103 @@ class ClassFolders(ImageSource):
         return super().split if self._held_out is None else Split.of_flags(self._held_out)
 
     def name(self, index: int) -> str:
-        return self.files[index]
+        return printable(self.files[index])
 
     def read(self, index: int) -> Tensor:
         return load_image(self.files[index], self.resolution)
 
     def _names(self) -> list[str]:
-        """Return the paths of the images below the folder, with slashes on every system."""
-        root = str(self.folder)
-        return [Path(os.path.relpath(path, root)).as_posix() for path in self.files]
+        """Return the paths of the images below the folder, the same on every machine."""
+        start = len(os.path.join(self.folder, ""))
+        return [plain_path(path[start:]) for path in self.files]
 
     def _read_held_out(self) -> np.ndarray | None:
         """Return (N,) bool flags of the images that `held_out.txt` names, or None without such a file."""
         path = self.folder / HELD_OUT
         if not path.is_file():
             return None
-        named = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-        names = self._names()
-        missing = sorted(named.difference(names))
-        if missing:
+        numbers = {name: number for number, name in enumerate(self._names())}
+        flags = np.zeros(len(self), dtype=bool)
+        for line, text in enumerate(read_text(path).splitlines(), 1):
+            named = composed(text.strip())
+            # Backslashes are Windows', unless a name holds one.
+            plain = str(PurePosixPath(named.replace("\\", "/")))
+            number = numbers.get(named, numbers.get(plain))
+            if named and number is None:
+                raise ValueError(
+                    f"{path}: line {line} names {named!r}, which is no image of this folder; "
+                    'a line must be a path below the folder, such as "class/image.png"'
+                )
+            if number is not None:
+                flags[number] = True
+        if flags.all() or not flags.any():
+            held, left = ("every", "train") if flags.all() else ("no", "validate")
             raise ValueError(
-                f"{path} names {len(missing)} files that are no images of this folder, first {missing[0]!r}; "
-                'a line must be a path below the folder, such as "class/image.png"'
+                f"{path} names {held} image, so that none is left to {left} on; "
+                "without the file a share is held out"
             )
-        flags = np.array([name in named for name in names])
-        if flags.all():
-            raise ValueError(f"{path} names every image, so that none is left to train on")
         return flags
 
 
-def _is_image(path: str) -> bool:
-    return Path(path).suffix.lower() in SUFFIXES
+def _check_layout(folder: Path, names: list[str]) -> None:
+    """Look for folders that are no classes: splits, images without a class, one folder around the classes."""
+    _refuse_splits(folder, names)
+    for name in names if len(names) > 1 else []:
+        if name.lower() in _WITHOUT_CLASS:
+            warn_once(f"{folder / name} is taken for a class; if its images have none, move it elsewhere")
+    inner = folder
+    while len(names) == 1:
+        below, files = Listing(inner).entries(inner / names[0])
+        if not below or any(_is_image(file.name) for file in files):
+            break
+        inner, names = inner / names[0], [entry.name for entry in below]
+        _refuse_splits(inner, names)
+    around = inner.relative_to(folder).parts
+    if any(map(_SPLIT.fullmatch, around)):
+        raise ValueError(
+            f"{folder} holds a split of a dataset ({'/'.join(around)}), not classes; name {inner}"
+        )
+    if around:
+        listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        warn_once(
+            f"all images of {folder} are taken for one class, {around[0]!r}; "
+            f"if its folders ({listed}) are the classes, name {inner}"
+        )
 
 
-def _why_empty(size: int) -> str:
-    return "is a link to nothing" if size == _DANGLING else "is empty (0 bytes)"
+def _refuse_splits(folder: Path, names: list[str]) -> None:
+    splits = [name for name in names if _SPLIT.fullmatch(name)]
+    train = [name for name in splits if name.lower().startswith("train")]
+    if len(splits) > 1 and (train or len(splits) == len(names)):
+        raise ValueError(
+            f"{folder} holds the splits of a dataset ({', '.join(splits)}), not classes; "
+            f"name one of them, for instance {folder / (train or splits)[0]}"
+        )
+
+
+def _skipped(
+    empty: list[str], listing: Listing, others: Counter[str], folder: str, loose: list[os.DirEntry[str]]
+) -> dict[str, str]:
+    """Return name -> reason of what is no example."""
+    skipped = dict.fromkeys(empty, "is empty (0 bytes)")
+    skipped |= dict.fromkeys(listing.dangling, "is a link to nothing")
+    for path, target in listing.twice.items():
+        skipped[path] = f"is a link to {target}, whose images would count twice"
+    if count := sum(_is_image(entry.name) for entry in loose):
+        skipped[folder] = f"has {count} images outside the class folders, which belong to no class"
+    if listing.systems:
+        kinds = ", ".join(sorted(listing.systems))
+        skipped[f"{listing.systems.total()} folders"] = f"are the system's, not yours: {kinds}"
+    if count := others.total():
+        kinds = ", ".join(
+            f"{number} {suffix or 'without one'}" for suffix, number in others.most_common() if number
+        )
+        skipped[f"{count} files"] = f"are left out for their suffixes: {kinds}"
+    return {printable(name): printable(reason) for name, reason in skipped.items()}
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
@@ -131,25 +201,3 @@ def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
     return ValueError(
         f"{folder} has no images ({why}); a class needs at least one, so add some or remove the folder"
     )
-
-
-def _files(folder: Path, deep: bool = True) -> list[tuple[str, int]]:
-    """List (path, size in bytes) of the files below a folder, sorted; the size of a dangling link is -1.
-
-    Hidden names are left out. Links to files are followed, links to folders are not, since they may form a
-    loop.
-    """
-    found = []
-    pending = [str(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending += [entry.path] if deep else []
-                elif entry.is_file():
-                    found.append((entry.path, entry.stat().st_size))
-                elif entry.is_symlink() and not entry.is_dir():
-                    found.append((entry.path, _DANGLING))
-    return sorted(found)

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mvar_models.data.class_names import class_order
 from mvar_models.data.decode import load_image
 from mvar_models.data.fingerprint import content_fingerprint
 from mvar_models.data.source import ImageSource
 from mvar_models.images import UnreadableImage
 from mvar_models.optional import require
+from mvar_models.sampling.labels import composed
 
 _IMAGE_NAMES = ("image", "img", "picture", "png", "jpg", "webp", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "class", "category", "cls", "target")
@@ -178,7 +180,7 @@ def _column(
 
 
 def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
-    """Return (N,) labels, and the class names: those of the dataset, else its distinct values, sorted."""
+    """Return (N,) labels, and the class names: those of the dataset, else its distinct values in order."""
     values = np.array(rows.with_format(None)[column])
     if not len(values):
         raise ValueError(f"{place} has no rows")
@@ -192,9 +194,11 @@ def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
                 "choose a labelled split"
             )
         _refuse_empty(values, list(kind.names), place)
-        return values.astype(np.int64), list(kind.names)
-    names, labels = np.unique(values, return_inverse=True)
-    return labels.astype(np.int64), [str(name) for name in names]
+        return values.astype(np.int64), [composed(name) for name in kind.names]
+    found, labels = np.unique(values, return_inverse=True)
+    names = [composed(str(name)) for name in found]
+    chosen = class_order(names, place)
+    return np.argsort(chosen)[labels], [names[i] for i in chosen]
 
 
 def _refuse_empty(labels: np.ndarray, names: list[str], place: str) -> None:

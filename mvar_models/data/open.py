@@ -20,7 +20,8 @@ def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
     Args:
         data: "digits"; a folder with one folder of images per class (or of images alone: one class); a
             .parquet file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset
-            as org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split".
+            as org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split"; a
+            folder may end in ":name", which is the folder of that name in it.
         resolution: side of the images in pixels.
 
     Raises:
@@ -35,7 +36,7 @@ def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
     path = Path(place)
     if hub_datasets.is_local(path) or not path.exists():
         return hub_datasets.HubDataset(place, resolution, part)
-    return ClassFolders(path, resolution)
+    return ClassFolders(path / part, resolution)
 
 
 def check_data_exists(data: str | os.PathLike[str]) -> None:
@@ -47,10 +48,14 @@ def check_data_exists(data: str | os.PathLike[str]) -> None:
         FileNotFoundError: nothing of that name here, and it is no dataset id.
     """
     text = str(data)
-    place, _ = _place_and_part(text)
+    place, part = _place_and_part(text)
     path = Path(place)
-    here = text == DIGITS or path.is_dir() or hub_datasets.is_local(path)
-    if here or (not path.exists() and looks_like_hub_id(place)):
+    local = hub_datasets.is_local(path)
+    if text == DIGITS or local or (path / part).is_dir():
+        return
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} has no folder {part!r}, which {text} asks for")
+    if not path.exists() and looks_like_hub_id(place):
         return
     what = f"{path} is a file of another kind" if path.is_file() else f"{place}: nothing of that name"
     raise FileNotFoundError(
@@ -60,6 +65,8 @@ def check_data_exists(data: str | os.PathLike[str]) -> None:
 
 
 def _place_and_part(data: str) -> tuple[str, str]:
-    """Split "place:split" or "place:config:split"; a path that exists is taken whole."""
-    place, _, part = (data, "", "") if Path(data).exists() else data.partition(":")
-    return place, part
+    """Split "place:split" or "place:config:split"; the longest path that exists is taken whole."""
+    colons = [index for index, letter in enumerate(data) if letter == ":"]
+    ends = [len(data), *reversed(colons)]
+    end = next((end for end in ends if end and Path(data[:end]).exists()), min(ends))
+    return data[:end], data[end + 1 :]

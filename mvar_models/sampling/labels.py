@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
         ValueError: no class has this label, or several have.
     """
     if isinstance(label, str):
+        # Names made on macOS may keep accents apart from their letters.
+        label, names = composed(label), [composed(name) for name in names]
         matches = _matches(label, names)
         if len(matches) > 1:
             raise ValueError(
@@ -28,7 +31,7 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
             )
         if matches:
             return matches[0]
-        if not label.isdigit():
+        if not label.isdecimal():
             raise ValueError(f"unknown label {label!r}: {_hint(label, names)}")
         label = int(label)
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
@@ -50,6 +53,11 @@ def _matches(label: str, names: Sequence[str]) -> list[int]:
         if found:
             return found
     return []
+
+
+def composed(text: str) -> str:
+    """Return a text in the form that keyboards write (NFC)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _hint(label: str, names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, r
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.registry import Architecture, architecture
+from mvar_models.sampling.labels import composed
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
         return False
     return (
         config.class_names is None
-        or config.class_names == names
+        or tuple(map(composed, config.class_names)) == names
         # ImageNet's folders are often named by WordNet id, whose order is that of ImageNet's labels.
         or all(_WORDNET_ID.fullmatch(name) for name in names)
     )

@@ -85,6 +85,12 @@ def test_tables_that_were_not_written_by_the_library(tmp_path):
     parquet.write_table(pyarrow.table({"img": images, "label": [7, 3, 7]}), tmp_path / "numbers.parquet")
     numbers = open_images(tmp_path / "numbers.parquet", 8)
     assert numbers.class_names == ("3", "7") and numbers.labels.tolist() == [1, 0, 1]
+    texts = [str(number) for number in (10, 2, 0, 1, *range(3, 10))]
+    images = images[:1] * len(texts)
+    parquet.write_table(pyarrow.table({"img": images, "label": texts}), tmp_path / "texts.parquet")
+    source = open_images(tmp_path / "texts.parquet", 8)
+    assert source.class_names == tuple(map(str, range(11)))
+    assert source.labels.tolist() == [int(text) for text in texts], "as numbers, like folders of such names"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,19 @@ def test_a_folder_with_a_colon_in_its_name_is_taken_whole(tmp_path):
     assert open_images(tmp_path / "data:red", 16).class_names == ("blue", "red")
 
 
+def test_a_part_of_a_folder_is_the_folder_of_that_name(tmp_path):
+    """It must not be ignored: that would train on what is to be tested on."""
+    for name in ("train", "a:b/test"):
+        plain_folder(tmp_path / "data" / name, classes=(name[:1],))
+    for part, name in (("train", "t"), ("a:b/test", "a")):
+        data = f"{tmp_path / 'data'}:{part}"
+        check_data_exists(data)
+        assert open_images(data, 16).class_names == (name,)
+    for ask in (check_data_exists, lambda data: open_images(data, 16)):
+        with pytest.raises(FileNotFoundError, match=r"data has no folder 'dev', which .*data:dev asks for"):
+            ask(f"{tmp_path / 'data'}:dev")
+
+
 @pytest.mark.parametrize(
     "data, expected",
     [

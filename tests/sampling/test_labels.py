@@ -1,5 +1,7 @@
 """Labels by number, name and synonym; what is unknown or ambiguous is refused with a hint."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -23,13 +25,24 @@ def test_numbers_names_and_synonyms(label, expected):
 @pytest.mark.parametrize(
     "label, match",
     [
-        (5, r"label 5.*0 to 4"), (-1, r"label -1"), ("7", "label 7"), ("GREAT WHITE", r"classes 3, 4"),
+        (5, r"label 5.*0 to 4"), (-1, r"label -1"), ("7", "label 7"), ("\xb2", "'\xb2'"),
+        ("GREAT WHITE", r"classes 3, 4"),
         ("tensh", "did you mean 'tench'"), ("zebra", "'zebra'.*tench, Tinca tinca, crane"),
     ],
 )  # fmt: skip
 def test_unknown_and_ambiguous_labels_are_refused(label, match):
     with pytest.raises(ValueError, match=match):
         label_number(label, len(NAMES), NAMES)
+
+
+@pytest.mark.parametrize("typed, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_found_in_either_form(typed, stored):
+    """A name made on macOS keeps them apart from their letters, and keyboards do not."""
+    names = [unicodedata.normalize(stored, name) for name in ("tea", "caf\xe9, Kaff\xea")]
+    for label in ("caf\xe9", "KAFF\xca", "caf\xe9, Kaff\xea"):
+        assert label_number(unicodedata.normalize(typed, label), 2, names) == 1
+    with pytest.raises(ValueError, match="did you mean"):
+        label_number(unicodedata.normalize(typed, "caff\xe9"), 2, names)
 
 
 def test_models_without_names_take_numbers_alone():

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 SIDE = 24
 # Left half dark, right half light, so that turning, scaling and blending show.
@@ -127,5 +127,6 @@ def plain_folder(folder, classes=("blue", "red"), count=3):
     for name in classes:
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            Image.new("RGB", (20 + index, 16), name).save(folder / name / f"{index}.png")
+            colour = ImageColor.colormap.get(name, "grey")
+            Image.new("RGB", (20 + index, 16), colour).save(folder / name / f"{index}.png")
     return folder

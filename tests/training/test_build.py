@@ -42,6 +42,16 @@ def test_image_net_folders_named_by_wordnet_id_keep_the_embeddings(saved):
     assert model.config.class_names == names
 
 
+def test_names_that_were_stored_with_accents_apart_are_the_same_classes(tmp_path, caplog):
+    model = tiny_var()
+    model.config = model.config.replace(class_names=("cafe\u0301", "tea", "water"))
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        built = build_transformer(settings(init=str(tmp_path)), tiny_vqvae(), ("caf\xe9", "tea", "water"))
+    assert built.config.class_names == ("caf\xe9", "tea", "water")
+    assert "class embeddings" not in caplog.text
+
+
 @pytest.mark.parametrize("names", [("ant", "bee", "cow"), ("ant", "bee"), tuple("abcdefg")])
 def test_other_classes_start_anew(saved, caplog, names):
     """Drawn from the run's seed, said in the log; the unconditional class and everything else stay."""
