@@ -10,8 +10,11 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,40 @@ def _lock(handle: int) -> None:
     else:
         os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+
+
+def file_names(places: Sequence[str]) -> list[str]:
+    """Return a file name for each place, no two alike in any letter case.
+
+    It is the place's last part, with as many parts before it as tell it from the others: a run's model lies
+    in a folder called model. Equal places are numbered.
+    """
+    parts = [
+        tuple(re.sub(r"[^\w.@-]+", "-", part) for part in Path(os.path.abspath(place)).parts[1:]) or ("root",)
+        for place in places
+    ]
+    depths = dict.fromkeys(parts, 1)
+    while True:
+        names = {each: "-".join(each[-depth:]) for each, depth in depths.items()}
+        count = Counter(name.casefold() for name in names.values())
+        deeper = [
+            each for each, name in names.items() if count[name.casefold()] > 1 and depths[each] < len(each)
+        ]
+        if not deeper:
+            return numbered([names[each] for each in parts])
+        for each in deeper:
+            depths[each] += 1
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return the names, with a number after each that came before, in whatever letter case."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        candidates = chain([name], (f"{name}-{number}" for number in count_from(2)))
+        found.append(next(each for each in candidates if each.casefold() not in taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 class OtherSettings(ValueError):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from mvar_models.evaluation.nearest import Nearest
 from mvar_models.evaluation.network_images import DrawnImages
 from mvar_models.evaluation.reconstruction import Reconstructions
 from mvar_models.evaluation.summary import Summary, summarize
-from mvar_models.files import claim, replacing, write_text
+from mvar_models.files import claim, file_names, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.pipeline.identity import determinants
@@ -224,11 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     out: Path = options.out
-    # Every run's model lies in a folder called model, so the whole path is the name.
-    pipelines = {
-        re.sub(r"[^\w.@-]+", "-", name).strip("-"): pipeline_for(name, vqvae=options.vqvae)
-        for name in options.model
-    }
+    names = file_names(["real", "reconstructed", *options.model])[2:]
+    pipelines = {name: pipeline_for(model, vqvae=options.vqvae) for name, model in zip(names, options.model)}
     # Kept images of other weights or settings have no place in one table.
     settings = {name: determinants(pipeline) for name, pipeline in pipelines.items()}
     claim(out / "settings.json", {"data": options.data, **settings}, "images drawn")

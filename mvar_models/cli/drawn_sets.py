@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.evaluation.reconstruction import Reconstructions
+from mvar_models.files import file_names
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.sampling.sampler import check_filters
@@ -27,7 +27,7 @@ class DrawnSet:
 
     Attributes:
         images: The images.
-        folder: Name of its folder where there are several sets.
+        folder: Name of its folder where there are several sets; no two have the same.
         pipeline: What drew them, for its likelihood; None for images that were there.
     """
 
@@ -69,28 +69,32 @@ def drawn_sets(
     if reconstruct is not None and not places:
         raise click.UsageError("--reconstruct needs DRAWN images to reconstruct")
     device = str(processes.device)
-    drawn = []
-    for name in models:
-        pipeline = processes.first_then_others(lambda name=name: pipeline_for(name, device=device))  # type: ignore[misc]
-        file = out / f"{_file_name(name)}.npz"
-        _draw(pipeline, file, name, per_class or 0, seed, processes, options)
-        images = open_set(file)
-        images.name = name
-        drawn.append(DrawnSet(images, _file_name(name), pipeline))
+    # All is opened and named before anything is drawn, which may take hours.
+    reconstructed = [f"{_stem(place)}-reconstructed" for place in places if reconstruct is not None]
+    names = file_names([*map(_stem, [*places, *models]), *reconstructed])
+    pipelines = [
+        processes.first_then_others(lambda name=name: pipeline_for(name, device=device))  # type: ignore[misc]
+        for name in models
+    ]
     vqvae = None if reconstruct is None else VQVAE.from_pretrained(reconstruct, device=device)
+    networks = [each for each in (vqvae, *(pipeline.vqvae for pipeline in pipelines)) if each is not None]
     side = resolution
-    if side is None and vqvae is not None:
-        side = vqvae.config.resolution
-    if side is None and drawn:
-        side = drawn[0].images.size[0]
-    there = []
-    for place in places:
+    if side is None and networks:
+        side = networks[0].config.resolution
+    found = []
+    for index, place in enumerate(places):
         images = open_set(place, resolution=side)
-        there.append(DrawnSet(images, _file_name(place)))
+        found.append(DrawnSet(images, names[index]))
         if vqvae is not None:
             through = Reconstructions(images, vqvae, f"{place} through {reconstruct}")
-            there.append(DrawnSet(through, f"{_file_name(place)}-reconstructed"))
-    return there + drawn
+            found.append(DrawnSet(through, names[len(places) + len(models) + index]))
+    for model, name, pipeline in zip(models, names[len(places) :], pipelines):
+        file = out / f"{name}.npz"
+        _draw(pipeline, file, model, per_class or 0, seed, processes, options)
+        drawn = open_set(file)
+        drawn.name = model
+        found.append(DrawnSet(drawn, name, pipeline))
+    return found
 
 
 def _draw(
@@ -116,5 +120,5 @@ def _draw(
     processes.on_first(lambda: write_npz(pipeline, file, **settings))
 
 
-def _file_name(place: str) -> str:
-    return re.sub(r"[^\w.@-]+", "-", Path(place).name.removesuffix(".npz")) or "drawn"
+def _stem(place: str) -> str:
+    return place.removesuffix(".npz")

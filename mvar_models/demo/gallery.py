@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mvar_models.files import replacing, write_text
+from mvar_models.files import numbered, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline
 
@@ -47,11 +47,13 @@ def draw_gallery(
     """
     numbers = [pipeline.label_of(label) for label in labels] if labels else _spread(pipeline)
     names = pipeline.model.config.class_names
-    rows = [str(number) if names is None else names[number] for number in numbers]
+    # Classes may share a name, as two of ImageNet's that are called crane, and a label may come twice.
+    rows = numbered([str(number) if names is None else names[number] for number in numbers])
     given = {key: value for key, value in options.items() if value is not None}
     examples = slice(0, _EXAMPLES)
 
     out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
     drawn = pipeline(numbers, num_images_per_label=samples, seed=seed, **given)
     by_class = [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
     firsts = [images[0] for images in by_class][examples]

@@ -41,3 +41,13 @@ def test_the_first_sheet_holds_the_pipelines_images(tmp_path):
     original, drawn = inpainted[::3, -4 * 98 + 2 : -4 * 98 + 98 : 3], inpainted[::3, -96::3]
     assert np.array_equal(original[:8], drawn[:8])
     assert not np.array_equal(original[8:24, 8:24], drawn[8:24, 8:24])
+
+
+def test_classes_of_one_name_have_rows_of_their_own(tmp_path):
+    """ImageNet has two that are called crane, and two called maillot."""
+    pipeline = MVARPipeline.from_pretrained("mvar-digits")
+    names = list(pipeline.model.config.class_names)
+    names[3] = names[7]
+    pipeline.model.config = pipeline.model.config.replace(class_names=names)
+    files = draw_gallery(pipeline, tmp_path, name="digits", labels=[3, 7, 7], samples=1)
+    assert [Image.open(file).height for file in files[:-1]] == [3 * 98 - 2] * 4

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from mvar_models import files
-from mvar_models.files import FolderInUse, OtherSettings, claim, compare, held, replacing, sweep, write_text
+from mvar_models.files import (
+    FolderInUse,
+    OtherSettings,
+    claim,
+    compare,
+    file_names,
+    held,
+    numbered,
+    replacing,
+    sweep,
+    write_text,
+)
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and file modes are POSIX")
 
@@ -196,3 +207,28 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_lock", unsupported)
     with held(tmp_path, "is training"), held(tmp_path, "is training"):
         pass
+
+
+@pytest.mark.parametrize(
+    "places, names",
+    [
+        (["mvar-digits", "var-digits"], ["mvar-digits", "var-digits"]),
+        (["runs/a/model", "runs/b/model", "other"], ["a-model", "b-model", "other"]),
+        (["one/a/model", "two/a/model", "b/model"], ["one-a-model", "two-a-model", "b-model"]),
+        (["org/model", "runs/Model"], ["org-model", "runs-Model"]),
+        (["x", "x", "./x", "x-2"], ["x", "x-2", "x-3", "x-2-2"]),
+        (["a b", "a/b", "a-b"], ["a-b", "b", "a-b-2"]),
+        (["digits@train", "digits@held-out"], ["digits@train", "digits@held-out"]),
+        (["/a/b/.."], ["a"]),
+        (["/"], ["root"]),
+    ],
+)
+def test_names_of_files_are_distinct_and_name_their_places(tmp_path, monkeypatch, places, names):
+    monkeypatch.chdir(tmp_path)
+    found = file_names(places)
+    assert len({name.casefold() for name in found}) == len(places)
+    assert found == names
+
+
+def test_numbers_follow_names_that_came_before():
+    assert numbered(["crane", "crane", "Crane", "crane-2"]) == ["crane", "crane-2", "Crane-3", "crane-2-2"]
