@@ -18,7 +18,7 @@ import numpy as np
 
 from mvar_models.config import read_config
 from mvar_models.data.source import ImageSource
-from mvar_models.files import claim, compare, write_text
+from mvar_models.files import claim, compare, sweep, write_text
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.tokens.encode import (
     check_classes,
@@ -101,6 +101,7 @@ class TokenWriter:
             compare(folder, found, self.settings, "codes")
         else:
             _refuse_unfinished_format_1(folder)
+            sweep(folder)
             claim(folder / SETTINGS, self.settings, "codes")
 
     def write(

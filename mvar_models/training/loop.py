@@ -112,6 +112,8 @@ class Loop:
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step
+        elif self.processes.on_first(self.folder.metrics):
+            logger.warning("%s was stopped before its first checkpoint; it starts again", self.folder.path)
         self.processes.on_first(lambda: self.folder.forget_after(step))
 
     def _check_data(self, progress: dict[str, Any]) -> None:
@@ -183,18 +185,18 @@ class Loop:
 
     def _catch_up(self, step: int) -> tuple[dict[str, Any], dict[str, float]]:
         """Validate, evaluate and sample the checkpoint of `step`, where a signal left no time to."""
-
-        def missing(every: int | None, done: Callable[[], bool]) -> bool:
-            return _due(step, every) and not self.processes.on_first(done)
-
         results: dict[str, Any] = {}
         distance: dict[str, float] = {}
-        best_figure = self.task.best_figure
-        if missing(self.settings.validate_every, lambda: self.folder.has_figure(step, best_figure)):
-            results = self.validate(step)
-        if missing(self.settings.evaluate_every, lambda: self.folder.has_figure(step, "fd")):
+        settings, folder, on_first = self.settings, self.folder, self.processes.on_first
+        if _due(step, settings.validate_every):
+            figure = on_first(lambda: folder.figure(step, self.task.best_figure))
+            if figure is None:
+                results = self.validate(step)
+            elif self._is_best(figure):  # of a validation that was caught up before
+                self.best = figure
+        if _due(step, settings.evaluate_every) and on_first(lambda: folder.figure(step, "fd")) is None:
             distance = self.evaluate(step)
-        if missing(self.settings.sample_every, lambda: self.folder.has_samples(step)):
+        if _due(step, settings.sample_every) and not on_first(lambda: folder.has_samples(step)):
             self.sample(step)
         return results, distance
 
@@ -301,11 +303,12 @@ class Loop:
     def validate(self, step: int) -> dict[str, Any]:
         """Return and log figures on the held-out examples, and save the model if it is the best so far."""
         results = self._held_out_figures()
-        self.writer.log({"step": step, **results})
         figure = results.get(self.task.best_figure)
         if figure is not None and self._is_best(figure):
             self.best = figure
             self.save_model("the best model", self.folder.best)
+        # Last, since a resumed run takes what is logged for done.
+        self.writer.log({"step": step, **results})
         return results
 
     def _is_best(self, figure: float) -> bool:

@@ -16,8 +16,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import yaml
 from safetensors import SafetensorError
 
 from mvar_models.distributed import RunStopped
-from mvar_models.files import write_text
+from mvar_models.files import held, sweep, write_text
 from mvar_models.records import read_record
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 
@@ -75,18 +75,37 @@ class RunFolder:
     def create(cls, settings: RunSettings) -> RunFolder:
         """Create the folder of a new run.
 
+        A folder is reused if its run stopped before it logged a step, or if it had these settings and stopped
+        before its first checkpoint: the same command starts it again.
+
         Raises:
             FileExistsError: it already holds a run.
+            FolderInUse: another process trains there.
         """
         run = cls(settings.out)
-        # A folder with settings alone is left by a run that stopped before its first step; it may be reused.
-        if run.metrics_file.exists() or run.model.exists() or any(run.checkpoints.glob("*")):
-            raise FileExistsError(
-                f"{run.path} already holds a run; continue with --resume {run.path}, or choose another --out"
-            )
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_text(run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
+        run.path.mkdir(parents=True, exist_ok=True)
+        with run.held():
+            logged = run.metrics_file.exists() and run.metrics_file.stat().st_size > 0
+            if run.last_step() or run.model.exists() or (logged and not run.has_settings(settings)):
+                raise FileExistsError(
+                    f"{run.path} already holds a run; continue with --resume {run.path}, "
+                    "or choose another --out"
+                )
+            run.checkpoints.mkdir(exist_ok=True)
+            write_text(run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         return run
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in the folder while the block runs; see `files.held`."""
+        return held(self.path, "trains there")
+
+    def has_settings(self, settings: RunSettings) -> bool:
+        """Whether the folder's run has these settings, on whichever device."""
+        try:
+            found = self.read_settings()
+        except (OSError, ValueError):
+            return False
+        return replace(found, device=settings.device) == replace(settings, out=str(self.path))
 
     def read_settings(self) -> RunSettings:
         """Return the settings that the run was started with.
@@ -119,14 +138,22 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl."""
-        if not self.metrics_file.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        """Return the lines of metrics.jsonl, up to one that is cut short or still being written."""
+        return [values for _, values in self._logged()]
 
-    def has_figure(self, step: int, name: str) -> bool:
-        """Whether metrics.jsonl holds the figure `name` of `step`."""
-        return any(line["step"] == step and name in line for line in self.metrics())
+    def _logged(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        if not self.metrics_file.is_file():
+            return
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            yield line, values
+
+    def figure(self, step: int, name: str) -> float | None:
+        """Return the figure `name` of `step` in metrics.jsonl, or None."""
+        return next((line[name] for line in self.metrics() if line["step"] == step and name in line), None)
 
     def has_samples(self, step: int) -> bool:
         """Whether the samples of `step` are written."""
@@ -138,16 +165,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be recomputed."""
-        kept = []
-        for line in (
-            self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
-        ):
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:  # cut short by a kill
-                break
-            if values["step"] <= step:
-                kept.append(line + "\n")
+        kept = [line + "\n" for line, values in self._logged() if values["step"] <= step]
         write_text(self.metrics_file, "".join(kept))
 
     def begin_checkpoint(self, step: int) -> Path:
@@ -212,6 +230,8 @@ class RunFolder:
         for parent in (self.checkpoints, self.path):
             for leftover in parent.glob(f"{_WRITING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+        for parent in (self.path, self.samples):
+            sweep(parent)
 
     def write_model(self, save: Callable[[Path], None], target: Path) -> None:
         """Let `save` write a model folder, which then replaces `target`."""

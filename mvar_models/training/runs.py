@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -183,6 +185,25 @@ def train_transformer(
         report: Called on rank 0 with the figures of each step.
         tokens: Codes of the training and held-out images, where they are at hand.
     """
+    with _held(run):
+        return _fit(_transformer_task(run, tokens), run, report)
+
+
+def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[str, Any]:
+    """Train to the end of the run and return the figures of the last validation.
+
+    Args:
+        run: The run.
+        report: Called on rank 0 with the figures of each step.
+    """
+    with _held(run):
+        model = build_vqvae(run.settings)
+        source = open_images(run.settings.data, model.config.resolution)
+        task = VQVAETask(model, source, source.train, source.held_out, run.settings)
+        return _fit(task, run, report)
+
+
+def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -> TransformerTask:
     settings = run.settings
     vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
     checkpoint = load_initial(settings, run.initial)
@@ -198,20 +219,7 @@ def train_transformer(
     source = None
     if settings.evaluate_every is not None and not is_token_folder(Path(settings.data)):
         source = open_images(settings.data, vqvae.config.resolution)
-    return _fit(TransformerTask(model, vqvae, train, val, settings, source), run, report)
-
-
-def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[str, Any]:
-    """Train to the end of the run and return the figures of the last validation.
-
-    Args:
-        run: The run.
-        report: Called on rank 0 with the figures of each step.
-    """
-    model = build_vqvae(run.settings)
-    source = open_images(run.settings.data, model.config.resolution)
-    task = VQVAETask(model, source, source.train, source.held_out, run.settings)
-    return _fit(task, run, report)
+    return TransformerTask(model, vqvae, train, val, settings, source)
 
 
 def _create(settings: S, processes: Processes) -> Run[S]:
@@ -228,7 +236,26 @@ def _resume(path: str, kind: type[S], processes: Processes) -> Run[S]:
     if not isinstance(settings, kind):
         raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
     processes.connect(always=settings.fsdp)
-    return Run(replace(settings, device=str(processes.device)), folder, processes)
+    run = Run(replace(settings, device=str(processes.device)), folder, processes)
+    with _held(run):
+        return run
+
+
+@contextmanager
+def _held(run: Run[Any]) -> Iterator[None]:
+    """Keep other processes out of the run folder while the block runs; rank 0 holds it for all.
+
+    Raises:
+        FolderInUse: another holds it.
+        ValueError: another start gave the folder other settings since this run was created.
+    """
+    with ExitStack() as stack:
+        run.processes.on_first(lambda: stack.enter_context(run.folder.held()))
+        if not run.processes.on_first(lambda: run.folder.has_settings(run.settings)):
+            run.processes.stop(
+                ValueError(f"{run.folder.path} has other settings by now; choose another --out")
+            )
+        yield
 
 
 def _steps(epochs: float, num_examples: int, batch_size: int) -> int:

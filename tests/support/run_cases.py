@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.cli.main import main
 from mvar_models.training.run_folder import RunFolder
 
@@ -83,3 +85,15 @@ def losses(run):
     """Return what was logged, except what depends on the clock or the machine."""
     kept = ("step", "loss", "grad_norm", "lr", "val_loss", "val_loss_per_scale", "fd")
     return [{name: line[name] for name in kept if name in line} for line in RunFolder(run).metrics()]
+
+
+def weights(run, name="model"):
+    return read_state(run / name / "model.safetensors")
+
+
+def assert_same_bits(first, second):
+    assert losses(first) == losses(second)
+    for name in ("model", "best"):
+        expected, actual = weights(first, name), weights(second, name)
+        assert set(expected) == set(actual)
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)

@@ -17,7 +17,7 @@ from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.transformer_task import TransformerTask
 
-from run_cases import arguments, invoke, losses, make_data, start, wait_for_step
+from run_cases import arguments, assert_same_bits, invoke, losses, make_data, start, wait_for_step, weights
 
 # The command, in a process that kills itself when it has written half of a checkpoint: some files whole, one
 # cut short.
@@ -43,18 +43,6 @@ main()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("resume"))
-
-
-def weights(run, name="model"):
-    return read_state(run / name / "model.safetensors")
-
-
-def assert_same_bits(first, second):
-    assert losses(first) == losses(second)
-    for name in ("model", "best"):
-        expected, actual = weights(first, name), weights(second, name)
-        assert set(expected) == set(actual)
-        assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
@@ -139,6 +127,43 @@ def test_a_signal_where_validation_and_samples_are_due_saves_first(folder, tmp_p
         assert (out / "samples" / name).read_bytes() == (
             tmp_path / "straight" / "samples" / name
         ).read_bytes()
+
+
+@pytest.mark.parametrize("stopped", ["before", "after"])
+def test_a_stop_in_a_validation_that_is_caught_up(folder, tmp_path, monkeypatch, stopped):
+    """It is caught up again, until the best model is written too; and later models are compared with it."""
+    figures = {4: 3.0, 8: 1.0, 12: 2.0}
+    plain_validate, plain_log, plain_step = Loop.validate, RunFolder.log, Loop.step
+
+    def validate(self, step):
+        self.task.validate = lambda: {"val_loss": figures[step], "val_loss_per_scale": []}
+        return plain_validate(self, step)
+
+    monkeypatch.setattr(Loop, "validate", validate)
+    assert invoke(*arguments(folder, tmp_path / "straight", validate_every=4)).exit_code == 0
+    out = tmp_path / "run"
+
+    def step(self, index, *rest):
+        if index == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return plain_step(self, index, *rest)
+
+    def log(self, values):
+        if values["step"] == 8 and "val_loss" in values:
+            if stopped == "after":
+                plain_log(self, values)
+            raise KeyboardInterrupt
+        plain_log(self, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "step", step)
+        assert invoke(*arguments(folder, out, validate_every=4)).exit_code == 143
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", log)
+        assert invoke("train", "--resume", out).exit_code == 1
+    assert RunFolder(out).last_step() == 8
+    assert invoke("train", "--resume", out).exit_code == 0
+    assert_same_bits(tmp_path / "straight", out)
 
 
 def test_a_signal_during_validation_saves_right_after_it(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def test_a_folder_with_settings_alone_is_reused(folder):
     settings = TransformerSettings(data="digits", out=str(folder.path), steps=5)
     assert RunFolder.create(settings).read_settings() == settings
     folder.log({"step": 1})
+    assert RunFolder.create(settings).read_settings() == settings, "the same command starts it again"
+    with pytest.raises(FileExistsError, match=r"--resume .*--out"):
+        RunFolder.create(replace(settings, steps=6))
+    checkpoint(folder, 5)
     with pytest.raises(FileExistsError, match=r"--resume .*--out"):
         RunFolder.create(settings)
 
@@ -77,9 +82,9 @@ def test_metrics_end_where_a_run_resumes(folder):
         file.write('{"step": 4, "lo')
     folder.forget_after(2)
     assert [line["step"] for line in folder.metrics()] == [1, 2, 2]
-    assert folder.has_figure(2, "val_loss")
-    assert not folder.has_figure(1, "val_loss")
-    assert not folder.has_figure(3, "loss")
+    assert folder.figure(2, "val_loss") == 0.5
+    assert folder.figure(1, "val_loss") is None
+    assert folder.figure(3, "loss") is None
 
 
 def test_a_model_replaces_the_previous_one_only_when_complete(folder):

@@ -1,10 +1,13 @@
 """From settings to a finished run: VAR becomes MVAR, resumed runs have the same bits."""
 
+import os
+
 import pytest
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
 from mvar_models.data.open import open_images
+from mvar_models.files import FolderInUse
 from mvar_models.training import runs
 from mvar_models.training.transformer_task import TransformerTask
 
@@ -124,8 +127,41 @@ def test_wrong_runs(tmp_path, pretrained):
     new_run(pretrained, "run")  # no step was taken, so the folder may be reused
     run.folder.log({"step": 1})
     with pytest.raises(FileExistsError, match=r"already holds a run; .*--resume"):
-        new_run(pretrained, "run")
+        new_run(pretrained, "run", steps=7)
     with pytest.raises(FileNotFoundError, match=r"holds no run: .*config.yaml"):
         runs.start_transformer_run(resume=str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"transformer run.*vqvae"):
         runs.start_vqvae_run(resume=str(pretrained / "run"))
+
+
+@pytest.mark.parametrize("again", ["the same command", "--resume", "another command"])
+def test_a_second_trainer_is_kept_out(pretrained, again):
+    """While a run is trained nobody else begins or resumes in its folder; afterwards all can."""
+    run, said = new_run(pretrained, "run"), []
+
+    def second():
+        if again == "--resume":
+            return runs.start_transformer_run(resume=str(run.folder.path))
+        return new_run(pretrained, "run", **({} if again == "the same command" else {"steps": 7}))
+
+    def report(values):
+        with pytest.raises(FolderInUse, match=rf"is in use: process {os.getpid()} on .* trains there"):
+            second()
+        said.append(values["step"])
+        assert len(list(run.folder.metrics())) >= values["step"], "it can be read all the same"
+
+    runs.train_transformer(run, report)
+    assert said == [1, 2, 3, 4, 5, 6]
+    if again == "--resume":
+        runs.train_transformer(second())
+    else:
+        with pytest.raises(FileExistsError, match="already holds a run"):
+            second()
+
+
+def test_of_two_starts_in_one_folder_the_one_that_wrote_its_settings_trains(pretrained):
+    first, second = new_run(pretrained, "run"), new_run(pretrained, "run", steps=7)
+    with pytest.raises(ValueError, match="has other settings by now; choose another --out"):
+        runs.train_transformer(first)
+    assert not first.folder.metrics()
+    runs.train_transformer(second)
