@@ -76,7 +76,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[F], F]:
 
 def _value_type(hint: Any) -> Any:
     """Return click's type for an annotation such as `int | None` or `tuple[int, ...]`."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of annotated types
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     return _Integers() if typing.get_origin(hint) is tuple else hint
 
