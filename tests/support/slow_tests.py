@@ -45,6 +45,7 @@ SLOW = (
     "training/test_held_out_distance.py::test_efficientnet_where_the_extra_is_there",
     "training/test_held_out_distance.py::test_reconstructions_of_held_out_images",
     "training/test_loop.py::test_compiled_blocks_train_alike",
+    "training/test_killed_starts.py",
     "training/test_resume.py",
     "training/test_runs.py",
     "training/test_sharded_model.py",
