@@ -18,6 +18,8 @@ from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
+from mvar_models.records import read_record
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -220,7 +222,7 @@ def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
     """
     record.parent.mkdir(parents=True, exist_ok=True)
     create_text(record, json.dumps(settings, indent=2) + "\n")
-    compare(record.parent, json.loads(record.read_text(encoding="utf-8")), settings, what)
+    compare(record.parent, read_record(record, dict[str, Any]), settings, what)
 
 
 def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:

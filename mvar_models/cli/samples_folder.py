@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from mvar_models.files import replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.pipeline.identity import drawing_weights
+from mvar_models.records import FileName, Must, read_record, within
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,47 @@ class Sampling:
         """Load the checkpoint and its VQVAE."""
         dtype = getattr(torch, self.dtype)
         return pipeline_for(self.model, arch=self.arch, vqvae=self.vqvae, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Options:
+    guidance_scale: float | None = None
+    guidance_schedule: str | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    sampler: str | None = None
+    more_smooth: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Image:
+    ignores_unknown: ClassVar[bool] = True
+
+    file: FileName
+    label: Annotated[int, within(0, 1 << 31)]
+    seed: Annotated[int, within(0, (1 << 64) - 1)]
+
+
+@dataclass(frozen=True)
+class _Versions:
+    ignores_unknown: ClassVar[bool] = True
+
+    mvar: str | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    ignores_unknown: ClassVar[bool] = True
+
+    model: str
+    arch: str | None
+    vqvae: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    options: _Options
+    pictures: Annotated[Sequence[_Image], Must("of at least one image", lambda images: len(images) > 0)]
+    batch_size: Annotated[int, within(1, 1 << 31)] = 32
+    model_weights: str | None = None
+    versions: _Versions = _Versions()
 
 
 def write_samples(pipeline: Pipeline, sampling: Sampling, out: Path, columns: int) -> int:
@@ -113,9 +156,10 @@ def check_again(sampling: Sampling, pipeline: Pipeline, path: Path) -> None:
 
 def _remove_earlier(out: Path) -> None:
     record = out / RECORD
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for image in json.loads(record.read_text(encoding="utf-8"))["pictures"]:
-            (out / Path(image["file"]).name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError, ValueError):
+        for image in read_record(record, _Record).pictures:
+            if image.file.endswith(".png"):
+                (out / image.file).unlink(missing_ok=True)
     record.unlink(missing_ok=True)
 
 
@@ -128,18 +172,19 @@ def read_samples(path: Path) -> Sampling:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --again takes the {RECORD} that mvar sample wrote")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        checkpoint = {name: values[name] for name in ("model", "arch", "vqvae", "dtype", "options")}
-        labels, seeds = ([image[name] for image in values["pictures"]] for name in ("label", "seed"))
-        drawn_by = {
-            "model_weights": values.get("model_weights"),
-            "mvar": values.get("versions", {}).get("mvar"),
-        }
-        batch_size = values.get("batch_size", 32)
-        return Sampling(**checkpoint, labels=labels, seeds=seeds, batch_size=batch_size, drawn_by=drawn_by)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no {RECORD} of mvar sample: {type(error).__name__} {error}") from None
+    record = read_record(path, _Record)
+    options = {name: value for name, value in asdict(record.options).items() if value is not None}
+    return Sampling(
+        record.model,
+        record.arch,
+        record.vqvae,
+        record.dtype,
+        options,
+        [image.label for image in record.pictures],
+        [image.seed for image in record.pictures],
+        record.batch_size,
+        {"model_weights": record.model_weights, "mvar": record.versions.mvar},
+    )
 
 
 def _record(sampling: Sampling, out: Path, written: list[dict[str, Any]]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def sweep_command(
             pipeline, _judge(metric, prepared, batch_size, place), presets, out, settings=settings,
             per_class=per_class, seed=seed, batch_size=batch_size, rank=processes.rank,
             world_size=processes.world_size, report=report,
-            on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figures[metric]:.4g}"),
+            on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
         )  # fmt: skip
     if len(cells) < len(presets):
         click.echo(
@@ -163,7 +163,7 @@ def _judge(
 def _finish(out: Path, cells: list[Cell], metric: str, title: str) -> None:
     best = write_summary(out, cells, metric)
     draw_heat_map(out / "heat_map.png", cells, metric, title)
-    click.echo(f"best: {_line(best)}, {metric} {best.figures[metric]:.4g}; see {out / 'heat_map.png'}")
+    click.echo(f"best: {_line(best)}, {metric} {best.figure(metric):.4g}; see {out / 'heat_map.png'}")
     click.echo(f"to draw with it: mvar sample --preset {out / 'preset.json'}")
 
 

@@ -138,7 +138,7 @@ def _show_fit(found: Reconstruction, vqvae: str, out: Path) -> None:
 
 
 def _show_result(folder: TokenFolder) -> None:
-    variants, codes = folder.num_variants, sum(side**2 for side in folder.index["sides"])
+    variants, codes = folder.num_variants, sum(side**2 for side in folder.index.sides)
     click.echo(
         f"{len(folder):,} images, {variants} variant{'s' if variants > 1 else ''} each, "
         f"{codes} codes per variant, {folder.bytes_per_image:,.0f} bytes per image "

@@ -46,7 +46,7 @@ def draw_heat_map(file: Path, cells: Sequence[Cell], metric: str, title: str) ->
     for cell in cells:
         preset = cell.preset
         place = tops.index(preset.top_k), shares.index(preset.top_p), guidance.index(preset.guidance_scale)
-        table[place] = cell.figures[metric]
+        table[place] = cell.figure(metric)
     best = best_cell(cells, metric).preset
     figure, axes = plt.subplots(
         1,

@@ -8,11 +8,11 @@ dataset that training uses and reserves.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.npz_images import NpzImages
 from mvar_models.images import UnreadableImage, decode, to_uint8
+from mvar_models.records import FileName, read_record, within
 
 PARTS = ("train", "held-out")
 _DIGITS_SIDE = 32
@@ -173,6 +174,21 @@ class FileImages:
             raise ValueError(f"{self._files[index]} {error}") from None
 
 
+@dataclass(frozen=True)
+class _Sample:
+    ignores_unknown: ClassVar[bool] = True
+
+    file: FileName
+    label: Annotated[int, within(0, 1 << 31)]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    ignores_unknown: ClassVar[bool] = True
+
+    pictures: Sequence[_Sample]
+
+
 def open_set(
     place: str | os.PathLike[str] | np.ndarray | ImageSet, *, resolution: int | None = None, name: str = ""
 ) -> ImageSet:
@@ -219,15 +235,9 @@ def open_set(
 
 def _samples(folder: Path) -> FileImages:
     """The folder that `mvar sample` writes, without its grid."""
-    try:
-        images = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["pictures"]
-        files = [str(folder / Path(image["file"]).name) for image in images]
-        labels = np.array([image["label"] for image in images], dtype=np.int64)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / _RECORD} is not of mvar sample: {type(error).__name__} {error}"
-        ) from None
-    return FileImages(files, labels, str(folder))
+    images = read_record(folder / _RECORD, _Samples).pictures
+    files = [str(folder / image.file) for image in images]
+    return FileImages(files, np.array([image.label for image in images], dtype=np.int64), str(folder))
 
 
 def _labels(source: ImageSource) -> np.ndarray | None:

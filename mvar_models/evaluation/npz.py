@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mvar_models.data.arrays import npz_comment, read_npy
 from mvar_models.files import OtherSettings, claim, compare, replacing
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
@@ -114,8 +115,9 @@ def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any],
             archive.comment = json.dumps(settings).encode()
             with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array_header_1_0(entry, header)
-                for piece in pieces:
-                    entry.write(np.load(piece, allow_pickle=False).tobytes())
+                for index, piece in enumerate(pieces):
+                    rows = min(settings["batch_size"], settings["pictures"] - index * settings["batch_size"])
+                    entry.write(read_npy(piece, np.dtype(np.uint8), (rows, side, side, 3)).tobytes())
     except FileNotFoundError:
         return file.exists()
     shutil.rmtree(parts, ignore_errors=True)
@@ -124,9 +126,4 @@ def _join(file: Path, parts: Path, pieces: list[Path], settings: dict[str, Any],
 
 def _settings_of(file: Path) -> dict[str, Any]:
     """What a finished file was made with; it stands in the comment of its archive."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            found = json.loads(archive.comment)
-    except (zipfile.BadZipFile, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return npz_comment(file)

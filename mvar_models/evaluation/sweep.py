@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mvar_models.environment import environment
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.files import claim, write_text
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights
+from mvar_models.records import Figure, read_record
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import Preset, recorded
 
@@ -39,9 +40,22 @@ class Cell:
     preset: Preset
     figures: dict[str, float]
 
+    def figure(self, metric: str) -> float:
+        """Return a figure, or raise ValueError if a file without it was read."""
+        if metric not in self.figures:
+            raise ValueError(f"the file of {self.preset} has no {metric}; remove it to compute it again")
+        return self.figures[metric]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the preset's values and the figures, as files hold them."""
         return {**self.preset.to_dict(), "figures": self.figures}
+
+
+@dataclass(frozen=True)
+class _CellFile:
+    ignores_unknown: ClassVar[bool] = True  # the preset, which the file's name says as well
+
+    figures: dict[str, Figure]
 
 
 def preset_grid(
@@ -69,11 +83,11 @@ def best_cell(cells: Sequence[Cell], metric: str) -> Cell:
     Raises:
         ValueError: no cell has a finite figure.
     """
-    known = [cell for cell in cells if math.isfinite(cell.figures[metric])]
+    known = [cell for cell in cells if math.isfinite(cell.figure(metric))]
     if not known:
         raise ValueError(f"{metric} is not finite for any of the {len(cells)} presets")
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    return min(known, key=lambda cell: sign * cell.figures[metric])
+    return min(known, key=lambda cell: sign * cell.figure(metric))
 
 
 def sweep(
@@ -149,7 +163,7 @@ def write_summary(folder: Path, cells: Sequence[Cell], metric: str) -> Cell:
         "better": "lower" if metric in LOWER_IS_BETTER else "higher",
         "best": best.to_dict(),
         "cells": [cell.to_dict() for cell in cells],
-        "settings": json.loads((folder / _SETTINGS).read_text(encoding="utf-8")),
+        "settings": read_record(folder / _SETTINGS, dict[str, Any]),
         "versions": environment(),
     }
     write_text(folder / "sweep.json", json.dumps(summary, indent=2) + "\n")
@@ -164,4 +178,4 @@ def _record(folder: Path, preset: Preset) -> Path:
 
 
 def _read(record: Path, preset: Preset) -> Cell:
-    return Cell(preset, json.loads(record.read_text(encoding="utf-8"))["figures"])
+    return Cell(preset, read_record(record, _CellFile).figures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,11 +11,9 @@ from typing import Any
 
 from mvar_models.config import TransformerConfig
 from mvar_models.files import write_text
+from mvar_models.records import check_fields, read_record
 from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE, check_schedule
-
-# Files written before there was a choice do not have it.
-_OPTIONAL = "guidance_schedule"
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,10 @@ class Preset:
     guidance_scale: float
     top_k: int
     top_p: float
-    guidance_schedule: str = RELEASED_SCHEDULE
+    guidance_schedule: str = RELEASED_SCHEDULE  # files written before there was a choice do not have it
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
+        check_fields(self)
         check_filters(self.top_k, self.top_p)
         check_schedule(self.guidance_schedule)
 
@@ -68,27 +64,9 @@ def read_preset(file: str | os.PathLike[str]) -> Preset:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else, or values out of range.
+        ValueError: one line names the file and the value: it holds something else, or values out of range.
     """
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"preset: {path} is no file; a preset is what `mvar sweep` writes")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"preset: {path} is not JSON: {error}") from None
-    expected = {"guidance_scale": (int, float), "top_k": int, "top_p": (int, float)}
-    if not isinstance(values, dict) or set(values) - {_OPTIONAL} != set(expected):
-        found = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(
-            f"preset: {path} must hold {', '.join(expected)}, may hold {_OPTIONAL}, and nothing else, "
-            f"got {found}"
-        )
-    for name, kinds in expected.items():
-        if not isinstance(values[name], kinds) or isinstance(values[name], bool):  # type: ignore[arg-type]
-            raise ValueError(f"preset: {name} in {path} must be a number, got {values[name]!r}")
-    schedule = values.get(_OPTIONAL, RELEASED_SCHEDULE)
-    try:
-        return Preset(float(values["guidance_scale"]), values["top_k"], float(values["top_p"]), schedule)
-    except ValueError as error:
-        raise ValueError(f"preset: {path}: {error}") from None
+    return read_record(path, Preset)

@@ -10,17 +10,19 @@ settings.json        exists only while shards are missing
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from mvar_models.config import read_config
+from mvar_models.data.arrays import read_npy
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.records import FileName, read_record, within
 from mvar_models.tokens.encode import token_fingerprint, vqvae_identity
 from mvar_models.tokens.format_1 import FORMAT_1, SafetensorsCodes, read_examples
 from mvar_models.tokens.shard import ShardedCodes, file_hash
@@ -28,7 +30,6 @@ from mvar_models.tokens.token_set import TokenSet
 
 INDEX, SETTINGS, EXAMPLES = "index.json", "settings.json", "examples.npy"
 FORMAT = "mvar-tokens-2"
-_FORMATS = (FORMAT, FORMAT_1)
 # One row of examples.npy.
 EXAMPLE_TYPE = np.dtype([("example", "<i4"), ("label", "<i4"), ("held_out", "?")])
 
@@ -54,12 +55,62 @@ def refuse_tokens(data: str | os.PathLike[str]) -> None:
     """Raise ValueError if `data` is a folder of codes where images are needed."""
     path = Path(data)
     if is_token_folder(path):
-        source = read_config(path / INDEX).get("data") if (path / INDEX).is_file() else None
+        source = read_index(path).data if (path / INDEX).is_file() else None
         hint = f"; give the images that they were made of ({source})" if source else ""
         raise ValueError(f"{data} holds codes, not images{hint}")
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class IndexedFile:
+    """A file that the index lists.
+
+    Attributes:
+        file: its name.
+        sha256: of the file.
+        bytes: its size.
+        pictures: images with codes in it, if it is a shard.
+    """
+
+    file: FileName
+    sha256: str
+    bytes: Annotated[int, within(0, 1 << 62)]
+    pictures: Annotated[int, within(0, 1 << 31)] = 0
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json holds, under the names that version 0.1 gave it."""
+
+    ignores_unknown: ClassVar[bool] = True
+
+    format: Literal["mvar-tokens-2", "mvar-tokens-1"]
+    sides: list[Annotated[int, within(1, 4096)]]
+    vocab_size: Annotated[int, within(1, 1 << 16)]
+    vqvae_identity: str
+    data_fingerprint: str
+    class_names: list[str]
+    flips: bool
+    copies: Annotated[int, within(1, 1 << 20)]
+    seed: int
+    shard_size: int
+    data: str
+    vqvae: str
+    left_out: dict[str, str]
+    shards: list[IndexedFile]
+    examples: IndexedFile | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images with codes."""
+        return sum(shard.pictures for shard in self.shards)
+
+    @property
+    def files(self) -> list[IndexedFile]:
+        """Every file; format 1 has shards alone."""
+        return self.shards if self.examples is None else [*self.shards, self.examples]
+
+
+def read_index(folder: Path) -> Index:
     """Read the index of a finished folder.
 
     Raises:
@@ -69,13 +120,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} is not complete; run the `mvar tokenize` command that began it again, it continues"
         )
-    index = read_config(folder / INDEX)
-    if index.get("format") not in _FORMATS:
-        raise ValueError(
-            f"{folder / INDEX} is of format {index.get('format')}, "
-            f"this version reads {' and '.join(_FORMATS)}"
-        )
-    return index
+    return read_record(folder / INDEX, Index)
 
 
 def vqvae_settings(vqvae: VQVAE) -> dict[str, Any]:
@@ -95,14 +140,13 @@ def verify_tokens(folder: Path) -> int:
         ValueError: some differ; the message names them.
     """
     index = TokenFolder(folder).index
-    files = _files_of(index)
-    wrong = [entry["file"] for entry in files if file_hash(folder / entry["file"]) != entry["sha256"]]
+    wrong = [entry.file for entry in index.files if file_hash(folder / entry.file) != entry.sha256]
     if wrong:
         raise ValueError(
-            f"{folder}: {len(wrong)} of {len(files)} files are damaged ({', '.join(wrong[:5])}); "
+            f"{folder}: {len(wrong)} of {len(index.files)} files are damaged ({', '.join(wrong[:5])}); "
             f"remove them and {INDEX}, and run `mvar tokenize` again to recompute them"
         )
-    return len(index["shards"])
+    return len(index.shards)
 
 
 class TokenFolder:
@@ -110,7 +154,7 @@ class TokenFolder:
 
     Attributes:
         folder: where it is.
-        index: contents of index.json.
+        index: index.json.
         files: the shards.
         examples: (N,) numbers of the images in the dataset.
         labels: (N,) int64.
@@ -125,27 +169,29 @@ class TokenFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = read_index(folder)
-        self.files = [folder / shard["file"] for shard in self.index["shards"]]
+        self.files = [folder / shard.file for shard in self.index.shards]
         # Sizes only: reading every byte would delay each start by minutes; `verify_tokens` does.
-        for entry in _files_of(self.index):
-            file = folder / entry["file"]
+        for entry in self.index.files:
+            file = folder / entry.file
             size = file.stat().st_size if file.is_file() else None
-            if size != entry["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
+            if size != entry.bytes:
+                state = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
                 raise ValueError(
                     f"{file} {state}; remove {folder / INDEX} and run `mvar tokenize` again to recompute it"
                 )
-        if self.index["format"] == FORMAT_1:
+        if self.index.format == FORMAT_1:
             self.examples = read_examples(self.files, "examples")
             labels = read_examples(self.files, "labels")
             self._reserved = read_examples(self.files, "held_out").astype(bool)
         else:
-            stored = np.load(folder / EXAMPLES, allow_pickle=False)
+            stored = read_npy(folder / EXAMPLES, EXAMPLE_TYPE, (self.index.num_images,))
             self.examples, labels, self._reserved = stored["example"], stored["label"], stored["held_out"]
         self.labels = labels.astype(np.int64)
-        self.class_names: tuple[str, ...] = tuple(self.index["class_names"])
-        self.mirror_safe: bool = self.index["flips"]
-        self.skipped: dict[str, str] = dict(self.index["left_out"])
+        self.class_names = tuple(self.index.class_names)
+        if not len(labels) or labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise ValueError(f"{folder}: labels must be from 0 to {len(self.class_names) - 1}, one per image")
+        self.mirror_safe = self.index.flips
+        self.skipped = dict(self.index.left_out)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,15 +199,15 @@ class TokenFolder:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the images."""
-        return str(self.index["data_fingerprint"])
+        return self.index.data_fingerprint
 
     @property
     def num_variants(self) -> int:
-        return int(self.index["copies"])
+        return self.index.copies
 
     @property
     def bytes_per_image(self) -> float:
-        return sum(shard["bytes"] for shard in self.index["shards"]) / len(self)
+        return sum(shard.bytes for shard in self.index.shards) / len(self)
 
     @cached_property
     def split(self) -> Split:
@@ -195,29 +241,24 @@ class TokenFolder:
                 "tokenize again with --copies"
             )
         for key, value in vqvae_settings(vqvae).items():
-            if self.index[key] != value:
+            if getattr(self.index, key) != value:
                 raise ValueError(
-                    f"{self.folder} was made with another VQVAE ({self.index['vqvae']}: "
-                    f"its {key} is {self.index[key]}, this one's {value}); "
+                    f"{self.folder} was made with another VQVAE ({self.index.vqvae}: "
+                    f"its {key} is {getattr(self.index, key)}, this one's {value}); "
                     "train with that one, or run `mvar tokenize` with this one into another folder"
                 )
         return self._token_set(self.train), self._token_set(self.held_out)
 
     def _token_set(self, indices: np.ndarray) -> TokenSet:
         index = self.index
-        counts = [shard["pictures"] for shard in index["shards"]]
-        shape = self.num_variants, sum(side * side for side in index["sides"])
-        kind = SafetensorsCodes if index["format"] == FORMAT_1 else ShardedCodes
+        counts = [shard.pictures for shard in index.shards]
+        shape = self.num_variants, sum(side * side for side in index.sides)
+        kind = SafetensorsCodes if index.format == FORMAT_1 else ShardedCodes
         fingerprint = token_fingerprint(
             self.fingerprint,
-            index["vqvae_identity"],
+            index.vqvae_identity,
             self.num_variants,
-            index["seed"],
+            index.seed,
             self.examples[indices],
         )
         return TokenSet(kind(self.files, counts, shape, indices), self.labels[indices], fingerprint)
-
-
-def _files_of(index: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return file, sha256 and bytes of every file that the index lists; format 1 has shards alone."""
-    return [*index["shards"], *([index["examples"]] if "examples" in index else [])]

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mvar_models.data.arrays import read_npy
 from mvar_models.files import replacing, write_text
+from mvar_models.records import FileName, read_record
 from mvar_models.tokens.token_set import Indices
 
 
@@ -49,7 +51,7 @@ class Shard:
         unreadable: the other examples of its range.
     """
 
-    file: str
+    file: FileName
     sha256: str
     bytes: int
     num_images: int
@@ -86,11 +88,9 @@ def check_shard(path: Path) -> Shard:
         ValueError: it is not what was written.
     """
     try:
-        values = json.loads(_record(path).read_text(encoding="utf-8"))
-        unreadable = tuple(Unreadable(**entry) for entry in values.pop("unreadable"))
-        shard = Shard(**values, unreadable=unreadable)
+        shard = read_record(_record(path), Shard)
         actual = file_hash(path)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path} is not a complete shard of codes ({error})") from None
     if actual != shard.sha256:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one")
@@ -145,7 +145,8 @@ class ShardedCodes:
     def _read(self, shard: int, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Read (n, L) codes of one shard."""
         if shard not in self._maps:
-            self._maps[shard] = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
+            shape = (self._shape[0], int(self._ends[shard] - self._starts[shard]), self._shape[2])
+            self._maps[shard] = read_npy(self._files[shard], np.dtype("<u2"), shape)
         return self._maps[shard][variants, rows]
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.config import read_config
 from mvar_models.data.source import ImageSource
 from mvar_models.files import claim, compare, sweep, write_text
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.records import read_record
 from mvar_models.tokens.encode import (
     check_classes,
     check_num_variants,
@@ -97,7 +97,7 @@ class TokenWriter:
         if self.finished:
             index = read_index(folder)
             # The codes do not depend on the format, so a finished folder of an older one will do.
-            found = {**{key: index[key] for key in self.settings}, "format": FORMAT}
+            found = {**{key: getattr(index, key) for key in self.settings}, "format": FORMAT}
             compare(folder, found, self.settings, "codes")
         else:
             _refuse_unfinished_format_1(folder)
@@ -223,7 +223,7 @@ class TokenWriter:
 
 def _refuse_unfinished_format_1(folder: Path) -> None:
     record = folder / SETTINGS
-    if record.is_file() and read_config(record).get("format") == FORMAT_1:
+    if record.is_file() and read_record(record, dict[str, Any]).get("format") == FORMAT_1:
         raise ValueError(
             f"{folder} was begun by version 0.1 and is not complete; remove it and run the command again"
         )

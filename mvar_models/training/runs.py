@@ -169,7 +169,7 @@ def default_vqvae(data: str, own: str | None = None) -> str:
             other images.
     """
     if is_token_folder(Path(data)):
-        return str(read_index(Path(data))["vqvae"])
+        return read_index(Path(data)).vqvae
     if own is not None:
         return own
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
@@ -211,7 +211,7 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
         vqvae = fitted(vqvae, checkpoint.config.sides)
         check_codes(checkpoint, vqvae, settings)  # before hours of encoding
     elif is_token_folder(Path(settings.data)):
-        vqvae = fitted(vqvae, read_index(Path(settings.data))["sides"])
+        vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
     (train, val), class_names = open_tokens(settings, run.folder, run.processes, vqvae, tokens)
     resuming = run.folder.last_step() > 0
     model = build_transformer(settings, vqvae, class_names, resuming, checkpoint)

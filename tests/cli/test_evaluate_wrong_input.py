@@ -100,7 +100,7 @@ WITH = "--reference other.npz --features pixels"
         ("absent", "absent: nothing of that name"),
         ("empty", "empty"),
         ("broken", "0.png"),
-        ("samples", "samples.json is not of mvar sample"),
+        ("samples", "samples.json: lacks the entry pictures"),
         ("mixed", "1.png is 9 x 8 pixels, the first image of mixed is 8 x 8; with --resolution all are"),
         ("odd", "odd has images of 9 x 8 pixels, the reference other.npz of 8 x 8"),
         ("larger.npz", "larger.npz has images of 9 x 9 pixels, the reference other.npz of 8 x 8"),

@@ -46,6 +46,26 @@ def values(command, *arguments):
     return {name: value for name, value in given.items() if value is not None}
 
 
+def test_every_option_takes_its_default_as_text(command):
+    """A type that click cannot call, such as one of a range or None, fails only when the option is given."""
+    command, kind, _ = command
+    by_name = {option.name: option for option in command.params}
+    for field in dataclasses.fields(kind):
+        option, default = by_name.get(field.name), field.default
+        if option is None or isinstance(default, bool) or default is dataclasses.MISSING:
+            continue
+        text = (
+            "1"
+            if default is None
+            else ",".join(map(str, default))
+            if isinstance(default, tuple)
+            else str(default)
+        )
+        if isinstance(option.type, click.Choice):
+            text = option.type.choices[0]
+        assert values(command, option.opts[0], text), field.name
+
+
 def test_every_setting_is_an_option_or_has_a_reason_not_to_be(command):
     command, kind, without = command
     fields = {field.name for field in dataclasses.fields(kind)}

@@ -63,3 +63,25 @@ def test_another_file_is_named(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     with pytest.raises(ValueError, match=RECORD.replace(".", r"\.")):
         read_samples(tmp_path / RECORD)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"labels": 3, "pictures": [{"file": "a.png", "label": "7", "seed": 0}]}, r"pictures\[0\]\.label"),
+        ({"pictures": [{"file": "../a.png", "label": 7, "seed": 0}]}, r"pictures\[0\]\.file"),
+        ({"pictures": [{"file": "a.png", "label": 7, "seed": -1}]}, r"pictures\[0\]\.seed .* got -1"),
+        ({"pictures": []}, "pictures must be a list of at least one image"),
+        ({"dtype": "complex64"}, "dtype must be one of"),
+        ({"options": {"colour": 1}}, "options has entries this version does not know: colour"),
+        ({"options": {"top_k": "4"}}, r"options\.top_k must be a whole number, got '4'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"model": ["a"]}, "model must be text"),
+    ],
+)
+def test_a_changed_record_is_named(pipeline, tmp_path, change, said):
+    write_samples(pipeline, SAMPLING, tmp_path, columns=2)
+    path = tmp_path / RECORD
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=rf"samples\.json: {said}"):
+        read_samples(path)

@@ -129,6 +129,24 @@ def test_no_presets_are_refused(pipeline, tmp_path):
         run(pipeline, Judge(), tmp_path, [])
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[]", "must be an object"),
+        ("{}", "lacks the entry figures"),
+        ('{"figures": 3}', "figures must be an object"),
+        ('{"figures": {"fd": "low"}}', r"figures\.fd must be a number, got 'low'"),
+        ('{"figures": {"kid": 1}}', "has no fd"),
+    ],
+)
+def test_a_damaged_file_of_a_preset_is_named(pipeline, tmp_path, text, said):
+    run(pipeline, Judge(), tmp_path, GRID[:1])
+    (record,) = tmp_path.glob("guidance*.json")
+    record.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        best_cell(run(pipeline, Judge(), tmp_path, GRID[:1]), "fd")
+
+
 def test_the_summary_names_the_best(pipeline, tmp_path):
     cells = run(pipeline, Judge(), tmp_path, GRID[:2])
     assert write_summary(tmp_path, cells, "fd") == cells[0]

@@ -106,20 +106,17 @@ def test_a_sweep_keeps_the_schedule_of_the_checkpoint(constant, tmp_path):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("", "is not JSON"),
+        ("", "is not valid JSON"),
+        ("[1, 2]", r"must be an object with keys, got \[1, 2\]"),
+        ('{"guidance_scale": 1, "top_k": 0}', "lacks the entry top_p"),
+        ('{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}', "does not know: seed"),
+        ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale must be a number, got '1'"),
+        ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k must be a whole number, got 0\.5"),
+        ('{"guidance_scale": 1, "top_k": true, "top_p": 0}', "top_k must be a whole number, got True"),
         (
-            "[1, 2]",
-            "must hold guidance_scale, .* may hold guidance_schedule, and nothing else, got list",
+            '{"guidance_scale": NaN, "top_k": 0, "top_p": 0}',
+            "guidance_scale must be a finite number, got nan",
         ),
-        ('{"guidance_scale": 1, "top_k": 0}', "got guidance_scale, top_k"),
-        (
-            '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}',
-            "and nothing else, got guidance_scale, seed",
-        ),
-        ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale in .* must be a number, got '1'"),
-        ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k in .* must be a number, got 0\.5"),
-        ('{"guidance_scale": 1, "top_k": true, "top_p": 0}', "top_k in .* must be a number, got True"),
-        ('{"guidance_scale": NaN, "top_k": 0, "top_p": 0}', "guidance_scale must be finite, got nan"),
         ('{"guidance_scale": 1, "top_k": -1, "top_p": 0}', "top_k must be 0 .* got -1"),
         ('{"guidance_scale": 1, "top_k": 0, "top_p": 1.5}', r"top_p must be between .* got 1\.5"),
         (
@@ -128,7 +125,7 @@ def test_a_sweep_keeps_the_schedule_of_the_checkpoint(constant, tmp_path):
         ),
         (
             '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "guidance_schedule": [1]}',
-            r"guidance_schedule must be one of linear, constant, cosine, got \[1\]",
+            r"guidance_schedule must be text, got \[1\]",
         ),
     ],
 )
@@ -137,7 +134,7 @@ def test_a_wrong_file_is_one_line(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(ValueError, match=reason) as caught:
         read_preset(path)
-    assert str(caught.value).startswith("preset: ")
+    assert str(caught.value).startswith(f"{path}")
     assert "\n" not in str(caught.value)
 
 
