@@ -16,16 +16,18 @@ _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a call of the module is `kind.forward`: same type, no hook, no other forward."""
-    return (
-        type(module) is kind
-        and "forward" not in module.__dict__
-        and not (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-        )
-        and not hooked_everywhere()
+    return type(module) is kind and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether a call of the module runs more than the forward of its class."""
+    return bool(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or hooked_everywhere()
     )
 
 

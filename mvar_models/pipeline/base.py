@@ -24,7 +24,7 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.decoding import Decoded, Images, check_output_type, decode, join
 from mvar_models.pipeline.drawing import draw_batches
 from mvar_models.pipeline.editing import Editing
-from mvar_models.pipeline.loading import fitted, opened
+from mvar_models.pipeline.loading import check_fit, fitted, opened
 from mvar_models.pipeline.options import DrawOptions, Generators, Labels, Request, as_sequence
 from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.sampling.engine import Engine
@@ -55,13 +55,7 @@ class Pipeline(Editing):
             raise TypeError(
                 f"{type(self).__name__} needs a {self.model_class.__name__}, got {type(model).__name__}"
             )
-        ours, theirs = model.config, vqvae.config
-        for name in ("sides", "vocab_size", "z_channels"):
-            if getattr(ours, name) != getattr(theirs, name):
-                raise ValueError(
-                    f"the VQVAE does not fit the model: {name} is {getattr(theirs, name)}, "
-                    f"the model has {getattr(ours, name)}"
-                )
+        check_fit(model, vqvae)
         self.model = model
         self.vqvae = vqvae
         self._engine: Engine | None = None
@@ -155,9 +149,10 @@ class Pipeline(Editing):
     def compile(self: P, *, decoder_dtype: torch.dtype | None = None) -> P:
         """Draw by CUDA graphs from now on, one per batch size, guidance and filters, captured at first use.
 
-        Images stay the same. What a graph cannot hold is drawn as before, and the log says why: callbacks,
-        `return_scales`, processors, samplers other than "ancestral", edits, modules with hooks, devices other
-        than CUDA. On a CPU nothing is compiled.
+        Images stay the same, also after a network is changed or replaced. What a graph cannot hold is drawn
+        as before, and the log says why: callbacks, `return_scales`, processors, samplers other than
+        "ancestral", edits, modules with hooks or of other packages, such as adapters, devices other than
+        CUDA. On a CPU nothing is compiled.
 
         Args:
             decoder_dtype: Also convert the decoder to this type, such as torch.bfloat16; the codes do not
@@ -170,6 +165,13 @@ class Pipeline(Editing):
             self.vqvae.convert_decoder(decoder_dtype)
         self._engine = Engine(self.model, self.vqvae)
         return self
+
+    def _current_engine(self) -> Engine | None:
+        """Return the engine of `compile`, a new one if a network has been replaced since."""
+        engine = self._engine
+        if engine is not None and (engine.model is not self.model or engine.vqvae is not self.vqvae):
+            engine = self._engine = Engine(self.model, self.vqvae)
+        return engine
 
     def label_of(self, label: int | str) -> int:
         """Return the number of a class; see `label_number`."""
@@ -315,6 +317,7 @@ class Pipeline(Editing):
             ValueError: unknown label, sampler or output type, wrong number of seeds, numbers out of range.
         """
         check_output_type(output_type)
+        check_fit(self.model, self.vqvae)
         numbers = [self.label_of(label) for label in as_sequence(labels)]
         request = Request.of(
             self.model, numbers, seed=seed, generator=generator, num_images_per_label=num_images_per_label,
@@ -335,7 +338,7 @@ class Pipeline(Editing):
             self.vqvae.quantizer,
             request,
             after_scale=after_scale if return_scales else None,
-            engine=None if output_type == "latent" else self._engine,
+            engine=None if output_type == "latent" else self._current_engine(),
         ):
             results[-1].append(decode(self.vqvae, drawn.f_hat, output_type, drawn.images))
             if return_dict:

@@ -15,6 +15,7 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.canvas import Canvas, extended
 from mvar_models.pipeline.edits import Edit, alike, draw_edit, size_of
 from mvar_models.pipeline.inputs import ImageInput, images_of, masks_of
+from mvar_models.pipeline.loading import check_fit
 from mvar_models.pipeline.options import DrawOptions, Labels, as_sequence
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ class Editing:
             numbers, options = [self.model.config.num_classes], {**options, "guidance_scale": 0.0}
         else:
             numbers = [self.label_of(label) for label in as_sequence(labels)]
+        check_fit(self.model, self.vqvae)
         output = draw_edit(self.model, self.vqvae, edit, numbers, output_type, options)
         return output if return_dict else output.images
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.config import RELEASED_SIDES
+from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 
 # Options of `from_pretrained` that say where a checkpoint is rather than what to make of it.
@@ -18,6 +19,14 @@ def opened(name: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -
     """Open a checkpoint with the options that say where it is, which are then removed from `options`."""
     where = {key: options.pop(key) for key in _WHERE if key in options}
     return open_checkpoint(name, **where)
+
+
+def check_fit(model: ScaleTransformer, vqvae: VQVAE) -> None:
+    """Raise ValueError unless the VQVAE has the codes and the pyramid that the model draws."""
+    for name in ("sides", "vocab_size", "z_channels"):
+        ours, theirs = getattr(model.config, name), getattr(vqvae.config, name)
+        if ours != theirs:
+            raise ValueError(f"the VQVAE does not fit the model: {name} is {theirs}, the model has {ours}")
 
 
 def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:

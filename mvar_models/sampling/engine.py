@@ -2,8 +2,9 @@
 
 At batch 1 a GPU waits for launches, not for arithmetic: ten scales of sixteen blocks are thousands of
 kernels, which a graph launches at once. There is one per batch size, guidance and filters, and the most
-recently used are kept; labels and uniform numbers are its inputs. What cannot be captured takes the usual
-loop, and the log says why, once per reason. Both run the same kernels in the same order.
+recently used are kept, until a network changes in more than the values of its weights; labels and uniform
+numbers are its inputs. What cannot be captured takes the usual loop, and the log says why, once per reason.
+Both run the same kernels in the same order.
 
 FlashInfer's samplers hold no seed per request and would replay the same numbers, so numbers stay an input.
 """
@@ -11,6 +12,7 @@ FlashInfer's samplers hold no seed per request and would replay the same numbers
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -19,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvar_kernels import Pyramid
+from mvar_models.networks.plain import is_hooked
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.sampling.sampler import (
@@ -37,6 +41,9 @@ logger = logging.getLogger("mvar_models")
 _MOST_GRAPHS = 8
 # Runs before a capture: kernels compile, libraries allocate their workspaces.
 _WARM_UPS = 2
+# Modules of these packages compute from their tensors and simple attributes alone.
+_KNOWN_PACKAGES = ("torch.nn.", "mvar_models.")
+_SIMPLE = {bool, int, float, str, tuple, torch.dtype, Pyramid, type(None)}
 
 
 class Engine:
@@ -55,7 +62,12 @@ class Engine:
         # None where a capture failed, so that it is not tried again.
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
         self._pool: tuple[int, int] | None = None
+        self._captured_from: tuple[Any, ...] = ()
         self._logged: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the graphs, which belong to one process and one copy of the weights."""
+        return {**vars(self), "_graphs": OrderedDict(), "_pool": None, "_captured_from": ()}
 
     @torch.no_grad()
     def sample(
@@ -105,8 +117,10 @@ class Engine:
             return "a graph draws all scales and keeps no logits"
         for network in (self.model, self.vqvae):
             for name, module in network.named_modules():
-                if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                if is_hooked(module):
                     return f"{name or type(module).__name__} has a hook, which runs Python at every call"
+                if not f"{type(module).__module__}.".startswith(_KNOWN_PACKAGES):
+                    return f"{name} is a {type(module).__name__}, which may do more than tensors show"
         return None
 
     def clear(self) -> None:
@@ -121,7 +135,11 @@ class Engine:
 
     def _graph_for(self, labels: Tensor, plan: Plan) -> _Graph | None:
         """Return the graph of this batch size and plan, captured now if there is none; None if that fails."""
-        key = (len(labels), labels.device, plan.weights, plan.top_k, plan.top_p, self._fingerprint())
+        made_from = self._made_from()
+        if made_from != self._captured_from:
+            self.clear()
+            self._captured_from = made_from
+        key = (len(labels), labels.device, plan.weights, plan.top_k, plan.top_p)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
@@ -137,12 +155,24 @@ class Engine:
         self._graphs[key] = graph
         return graph
 
-    def _fingerprint(self) -> Hashable:
-        """Return what changes when weights move or attention runs elsewhere, as graphs hold addresses."""
-        both = (self.model, self.vqvae)
-        tensors = (each for network in both for each in (*network.parameters(), *network.buffers()))
-        addresses = tuple((each.data_ptr(), each.dtype) for each in tensors)
-        return self.model.attention_backend, torch.get_float32_matmul_precision(), addresses
+    def _made_from(self) -> tuple[Any, ...]:
+        """Return what a graph depends on besides the values of weights: addresses, and what Python read.
+
+        References are weak, so that networks that were replaced can go.
+        """
+        found: list[Any] = [
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+        ]
+        for module in (*self.model.modules(), *self.vqvae.modules()):
+            found.append(weakref.ref(module))
+            # Names with an underscore are nn.Module's own: hooks, which `reason_against` looks at, and parts.
+            found += [pair for pair in vars(module).items() if type(pair[1]) in _SIMPLE and pair[0][0] != "_"]
+            for each in (*module._parameters.values(), *module._buffers.values()):
+                if each is not None:
+                    found += each.data_ptr(), each.dtype, each.stride()
+        return tuple(found)
 
 
 class _Graph:

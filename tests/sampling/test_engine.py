@@ -4,18 +4,24 @@ Capture itself needs a GPU. Here the loop is traced on meta tensors: it copies n
 host, waits for no value, and has no shape that depends on values.
 """
 
+import copy
+import gc
 import logging
+import pickle
+import weakref
 
 import pytest
 import torch
 
 from benchmarks.core.shapes import Shape
 from benchmarks.suites.engine import traces
+from mvar_models import MVARPipeline
 from mvar_models.sampling import engine as module
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.processors import SpatialGuidance
 from mvar_models.sampling.sampler import Sampler, SampleResult, make_plan, sample
 from mvar_models.sampling.smooth import SmoothSampler
+from mvar_models.sampling.uniforms import UniformNumbers
 
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
@@ -140,12 +146,17 @@ def counted(monkeypatch):
 
         def replay(self, labels, numbers):
             assert numbers.shape == (len(labels), 21)
-            return SampleResult(labels, numbers, None, numbers)
+            return SampleResult(labels, numbers, None, torch.zeros(len(labels), 3, 16, 16))
 
-    monkeypatch.setattr(module, "_Graph", Graph)
-    monkeypatch.setattr(Engine, "reason_against", lambda self, plan, device: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    as_if_on_a_gpu(monkeypatch, Graph)
     return made
+
+
+def as_if_on_a_gpu(monkeypatch, graph):
+    reason_against = Engine.reason_against
+    monkeypatch.setattr(module, "_Graph", graph)
+    monkeypatch.setattr(Engine, "reason_against", lambda self, plan, device: reason_against(self, plan, CUDA))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
 
 def draw(engine, batch, **options):
@@ -177,20 +188,155 @@ def test_the_graph_used_longest_ago_goes_first(counted):
     assert len(counted) == 5
 
 
-def test_weights_that_moved_are_captured_again(counted):
-    """A graph holds addresses: after `to` it would read freed memory."""
-    model, vqvae = tiny_mvar(), tiny_vqvae()
-    engine = Engine(model, vqvae)
+class Frozen:
+    """What a graph is: the networks as they were, which read the same memory."""
+
+    def __init__(self, model, vqvae, labels, plan, pool):
+        tensors = [each for network in (model, vqvae) for each in (*network.parameters(), *network.buffers())]
+        self.seen = [each.detach() for each in tensors]
+        memory = dict(zip(map(id, tensors), self.seen))
+        self.networks, self.plan = copy.deepcopy((model, vqvae), memory), plan
+
+    def replay(self, labels, numbers):
+        model, vqvae = self.networks
+        return module._draw(model, vqvae, labels, UniformNumbers.of_tensor(numbers, model.pyramid), self.plan)
+
+
+class Negative(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args):
+        return -self.layer(*args)
+
+
+def new_head(pipe):
+    head = torch.nn.Linear(32, 24)
+    head.load_state_dict({name: -value for name, value in pipe.model.head.state_dict().items()})
+    pipe.model.head = head
+
+
+def other_model(pipe):
+    pipe.model = tiny_mvar()
+    new_head(pipe)
+
+
+def other_vqvae(pipe):
+    pipe.vqvae = tiny_vqvae()
+    pipe.vqvae.decoder.conv_out.weight.data *= -3
+
+
+def new_parameter(pipe):
+    pipe.model.head.weight = torch.nn.Parameter(pipe.model.head.weight.detach() * -1)
+
+
+def new_data(pipe):
+    pipe.model.head.weight.data = pipe.model.head.weight.data * -1
+
+
+def in_place(pipe):
+    with torch.no_grad():
+        pipe.model.head.weight.mul_(-1)
+
+
+def adapted(pipe):
+    pipe.model.head = Negative(pipe.model.head)
+
+
+def hooked(pipe):
+    pipe.model.blocks[0].mlp.register_forward_hook(lambda module, args, output: -output)
+
+
+def own_forward(pipe):
+    usual = pipe.model.head.forward
+    pipe.model.head.forward = lambda inputs: -usual(inputs)
+
+
+def parametrized(pipe):
+    torch.nn.utils.parametrize.register_parametrization(
+        pipe.model.head, "weight", Negative(torch.nn.Identity())
+    )
+
+
+def converted(pipe):
+    pipe.to(torch.bfloat16)
+
+
+def an_attribute(pipe):
+    pipe.model.blocks[0].attention.scale = 30.0
+
+
+def a_block_less(pipe):
+    del pipe.model.blocks[1]
+
+
+CHANGES = (
+    other_model, other_vqvae, new_head, new_parameter, new_data, in_place, adapted, hooked, own_forward,
+    parametrized, converted, an_attribute, a_block_less,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_network_is_what_draws(change, monkeypatch):
+    """Whatever was captured before."""
+    as_if_on_a_gpu(monkeypatch, Frozen)
+    model = tiny_mvar()
+    with torch.no_grad():  # an untrained block does next to nothing
+        for parameter in model.blocks.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    pipe = MVARPipeline(model, tiny_vqvae()).compile()
+
+    def drawn(pipeline):
+        return pipeline([0, 1, 2], seed=0, output_type="pt", return_dict=True)
+
+    def same(first, second):
+        return torch.equal(first.images, second.images) and torch.equal(first.latents, second.latents)
+
+    before = drawn(pipe)
+    assert same(before, drawn(MVARPipeline(pipe.model, pipe.vqvae)))
+    change(pipe)
+    assert not same(drawn(pipe), before)
+    assert same(drawn(pipe), drawn(MVARPipeline(pipe.model, pipe.vqvae)))
+
+
+def test_values_may_change_in_place_and_settings_of_torch_may_not(counted):
+    model = tiny_mvar()
+    engine = Engine(model, tiny_vqvae())
     draw(engine, 1)
     with torch.no_grad():
         model.head.weight.mul_(2)
     draw(engine, 1)
-    assert len(counted) == 1, "values may change in place"
-    vqvae.to(torch.bfloat16)
-    draw(engine, 1)
+    assert len(counted) == 1
     model.attention_backend = "reference"
     draw(engine, 1)
+    assert len(counted) == 2
+    torch.use_deterministic_algorithms(True)
+    try:
+        draw(engine, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert len(counted) == 3
+
+
+def test_a_replaced_network_can_go(counted):
+    """Graphs keep no network alive."""
+    pipe = MVARPipeline(tiny_mvar(), tiny_vqvae()).compile()
+    pipe([0], seed=0)
+    old = weakref.ref(pipe.model)
+    pipe.model = tiny_mvar()
+    pipe([0], seed=0)
+    gc.collect()
+    assert old() is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copied_pipeline_captures_for_itself(copied, counted):
+    pipe = MVARPipeline(tiny_mvar(), tiny_vqvae()).compile()
+    pipe([0], seed=0)
+    other = copied(pipe)
+    other([0], seed=0)
+    assert len(counted) == 2 and other._engine.model is other.model is not pipe.model
 
 
 def test_a_failed_capture_is_tried_once(monkeypatch, counted, caplog):
