@@ -11,6 +11,7 @@ import click
 from mvar_models.cli.options import flag_of, settings_options
 from mvar_models.cli.progress import step_progress
 from mvar_models.devices import default_device
+from mvar_models.distributed import COLLECTIVE_TIMEOUT
 from mvar_models.training import runs
 from mvar_models.training.settings import RunSettings, TransformerSettings
 
@@ -30,11 +31,17 @@ def run_options(kind: type[RunSettings], *, without: dict[str, str]) -> Callable
         command = click.option(
             "--epochs", type=float, default=None, help="Passes over the training images, instead of --steps."
         )(command)
+        command = click.option(
+            "--collective-timeout",
+            type=float,
+            default=COLLECTIVE_TIMEOUT,
+            help="With several processes: seconds without a sign of another after which the run ends.",
+        )(command)
         return click.option(
             "--resume",
             default=None,
             metavar="RUN",
-            help="Continue this run; --device is the only other option that this takes.",
+            help="Continue this run; --device and --collective-timeout are the only other options it takes.",
         )(command)
 
     return decorate
@@ -53,18 +60,19 @@ def start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., 
     """
     given = {name: value for name, value in options.items() if value is not None}
     resume = given.pop("resume", None)
-    device = given.pop("device", default_device())
+    machine = {name: given.pop(name) for name in ("device", "collective_timeout") if name in given}
+    machine.setdefault("device", default_device())
     if resume is not None:
         if given:
             extra = ", ".join(flag_of(name, kind) for name in given)
             raise click.UsageError(f"--resume continues a run with its own settings; leave out {extra}")
-        return make(resume=resume, device=device)
+        return make(resume=resume, **machine)
     for name in ("data", "out"):
         if name not in given:
             raise click.UsageError(f"--{name} is missing")
     if ("steps" in given) == ("epochs" in given):
         raise click.UsageError("give one of --steps and --epochs")
-    return make(device=device, **given)
+    return make(**machine, **given)
 
 
 def show_distance(results: dict[str, Any], settings: RunSettings) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mvar_models.distributed import Processes, RunStopped, lost_process, stopped_by_loss
+from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loss_scale import LossScale
@@ -72,7 +72,10 @@ class Loop:
             if enable is None:
                 raise ValueError(f"a {settings.kind} has no activation checkpointing")
             enable()
+        self.processes.advise(self._how_to_go_on)
         task.join(self.processes)
+        if not self.processes.alone:
+            self.processes.require_same(task.facts())
         self.parallel = Parallel(
             task,
             self.processes,
@@ -105,10 +108,15 @@ class Loop:
         self.processes.on_first(self.folder.remove_leftovers)
         step = self.processes.on_first(self.folder.last_step)
         if step:
-            checkpoint = self.folder.checkpoint(step)
+            with self.processes.raising_together():
+                checkpoint = self.folder.checkpoint(step)
             self._check_data(checkpoint.progress)
-            (self.state.load_shards if self.settings.fsdp else self.state.load)(checkpoint.folder)
-            self.task.load_state_dict(checkpoint.task)
+            if self.settings.fsdp:
+                self.state.load_shards(checkpoint.folder)
+            with self.processes.raising_together():
+                if not self.settings.fsdp:
+                    self.state.load(checkpoint.folder)
+                self.task.load_state_dict(checkpoint.task)
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step
@@ -146,8 +154,13 @@ class Loop:
         except RuntimeError as error:
             if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
                 raise
-            last, path = self.folder.last_step(), self.folder.path
-            raise stopped_by_loss(self.processes.rank, last, path, error) from error
+            raise self.processes.stopped_by_loss(error) from error
+
+    def _how_to_go_on(self) -> str:
+        last = self.folder.last_step()
+        if not last:
+            return "there is no checkpoint yet, start again"
+        return f"the last checkpoint is step {last}, continue with --resume {self.folder.path}"
 
     def _fit(self, signals: StopSignals) -> dict[str, Any]:
         settings = self.settings

@@ -19,6 +19,7 @@ from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
+from mvar_models.training.task import weights_norm
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,17 @@ def open_tokens(
     Raises:
         ValueError: the codes are another VQVAE's, or the data has changed since the run began.
     """
+    shared = {"the norm of the VQVAE's weights": weights_norm(vqvae)}
     if is_token_folder(Path(settings.data)):
-        folder = TokenFolder(Path(settings.data))
+        with processes.raising_together():
+            folder = TokenFolder(Path(settings.data))
+        processes.require_same({"the fingerprint of the data": folder.fingerprint, **shared})
         if tokens is None:
             tokens = processes.first_then_others(lambda: folder.token_sets(vqvae, settings.copies))
         return tokens, tuple(folder.class_names)
-    source = open_images(settings.data, vqvae.config.resolution)
+    with processes.raising_together():
+        source = open_images(settings.data, vqvae.config.resolution)
+    processes.require_same({"the fingerprint of the data": source.fingerprint, **shared})
     if tokens is None:
         # The digits take seconds, so their codes stay in memory.
         if settings.data == DIGITS:
@@ -103,12 +109,14 @@ def _encode(
     # neither writes the index.
     if processes.on_first(lambda: not (folder / INDEX).exists()):
         processes.on_first(lambda: writer().write().complete)
-    made = TokenFolder(folder)
+    with processes.raising_together():
+        made = TokenFolder(folder)
+        sets = made.token_sets(vqvae)
     if made.skipped:
         logger.warning(
             "%d skipped, %d images used; all are listed in %s", len(made.skipped), len(made), folder / INDEX
         )
-    return made.token_sets(vqvae)
+    return sets
 
 
 def _check_vqvae(name: str, vqvae: VQVAE, source: ImageSource, folder: Path) -> None:

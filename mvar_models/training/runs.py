@@ -20,10 +20,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
-from mvar_models.distributed import Processes
+from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
@@ -74,37 +76,46 @@ class Run(Generic[S]):
 
 
 def start_transformer_run(
-    *, resume: str | None = None, epochs: float | None = None, device: str = "cpu", **given: Any
+    *,
+    resume: str | None = None,
+    epochs: float | None = None,
+    device: str = "cpu",
+    collective_timeout: float = COLLECTIVE_TIMEOUT,
+    **given: Any,
 ) -> Run[TransformerSettings]:
     """Create a run of VAR or MVAR, or open one to continue it.
 
     Args:
-        resume: Run folder to continue; the run has its own settings, so nothing but `device` may be given.
+        resume: Run folder to continue; the run has its own settings, so nothing but `device` and
+            `collective_timeout` may be given.
         epochs: Passes over the training images, instead of `steps`.
         device: Where to train.
+        collective_timeout: Seconds without a sign of another process of the run after which this one ends.
         **given: Fields of `TransformerSettings`. By default the peak learning rate is 1e-4 x batch_size /
             256, and the VQVAE is that of `init` or of the data.
 
     Raises:
         FileExistsError: `out` already holds a run.
         FileNotFoundError: there is no such data, or no run to resume.
-        ValueError: a setting is wrong.
+        ValueError: a setting is wrong, or not that of another process.
     """
-    processes = Processes.from_environment(device)
+    processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
         return _resume(resume, TransformerSettings, processes)
-    check_data_exists(given["data"])
-    init = given.get("init")
-    initial = None if init is None else open_checkpoint(init)
-    own = None if initial is None else initial.vqvae_name
-    given.setdefault("vqvae", default_vqvae(given["data"], own))
-    given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
-    if epochs is not None:
-        data = open_data(given["data"], _ANY_RESOLUTION)
-        given["steps"] = _steps(
-            epochs, len(data.train), given.get("batch_size", TransformerSettings.batch_size)
-        )
-    run = replace(_create(TransformerSettings(device=device, **given), processes), initial=initial)
+    with processes.raising_together():
+        check_data_exists(given["data"])
+        init = given.get("init")
+        initial = None if init is None else open_checkpoint(init)
+        own = None if initial is None else initial.vqvae_name
+        given.setdefault("vqvae", default_vqvae(given["data"], own))
+        given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
+        if epochs is not None:
+            data = open_data(given["data"], _ANY_RESOLUTION)
+            given["steps"] = _steps(
+                epochs, len(data.train), given.get("batch_size", TransformerSettings.batch_size)
+            )
+        settings = TransformerSettings(device=device, **given)
+    run = replace(_create(settings, processes), initial=initial)
     if own is not None and not _same_vqvae(own, run.settings.vqvae):
         logger.warning(
             "%s was trained on codes of %s; it has to learn those of %s", init, own, run.settings.vqvae
@@ -117,15 +128,18 @@ def start_vqvae_run(
     resume: str | None = None,
     epochs: float | None = None,
     device: str = "cpu",
+    collective_timeout: float = COLLECTIVE_TIMEOUT,
     resolution: int | None = None,
     **given: Any,
 ) -> Run[VQVAESettings]:
     """Create a run of a VQVAE, or open one to continue it.
 
     Args:
-        resume: Run folder to continue; the run has its own settings, so nothing but `device` may be given.
+        resume: Run folder to continue; the run has its own settings, so nothing but `device` and
+            `collective_timeout` may be given.
         epochs: Passes over the training images, instead of `steps`.
         device: Where to train.
+        collective_timeout: Seconds without a sign of another process of the run after which this one ends.
         resolution: 256, 512 or 1024 for the shape of the released VQVAE at that resolution.
         **given: Fields of `VQVAESettings`. By default the peak learning rate is 1e-3, without weight decay.
 
@@ -134,19 +148,23 @@ def start_vqvae_run(
         FileNotFoundError: there is no such data, or no run to resume.
         ValueError: a setting is wrong, or the data is a folder of codes.
     """
-    processes = Processes.from_environment(device)
+    processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
         return _resume(resume, VQVAESettings, processes)
-    refuse_tokens(given["data"])
-    check_data_exists(given["data"])
-    if resolution is not None:
-        given = {**released_vqvae_shape(resolution), **given}
-    given.setdefault("lr", 1e-3)
-    given.setdefault("weight_decay", 0.0)
-    if epochs is not None:
-        source = open_images(given["data"], _ANY_RESOLUTION)
-        given["steps"] = _steps(epochs, len(source.train), given.get("batch_size", VQVAESettings.batch_size))
-    return _create(VQVAESettings(device=device, **given), processes)
+    with processes.raising_together():
+        refuse_tokens(given["data"])
+        check_data_exists(given["data"])
+        if resolution is not None:
+            given = {**released_vqvae_shape(resolution), **given}
+        given.setdefault("lr", 1e-3)
+        given.setdefault("weight_decay", 0.0)
+        if epochs is not None:
+            source = open_images(given["data"], _ANY_RESOLUTION)
+            given["steps"] = _steps(
+                epochs, len(source.train), given.get("batch_size", VQVAESettings.batch_size)
+            )
+        settings = VQVAESettings(device=device, **given)
+    return _create(settings, processes)
 
 
 def describe_vqvae(settings: VQVAESettings) -> str:
@@ -197,44 +215,53 @@ def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[s
         report: Called on rank 0 with the figures of each step.
     """
     with _held(run):
-        model = build_vqvae(run.settings)
-        source = open_images(run.settings.data, model.config.resolution)
-        task = VQVAETask(model, source, source.train, source.held_out, run.settings)
+        with run.processes.raising_together():
+            model = build_vqvae(run.settings)
+            source = open_images(run.settings.data, model.config.resolution)
+            task = VQVAETask(model, source, source.train, source.held_out, run.settings)
         return _fit(task, run, report)
 
 
 def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -> TransformerTask:
     settings = run.settings
-    vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
-    checkpoint = load_initial(settings, run.initial)
-    if checkpoint is not None:
-        vqvae = fitted(vqvae, checkpoint.config.sides)
-        check_codes(checkpoint, vqvae, settings)  # before hours of encoding
-    elif is_token_folder(Path(settings.data)):
-        vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
+    with run.processes.raising_together():
+        vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
+        checkpoint = load_initial(settings, run.initial)
+        if checkpoint is not None:
+            vqvae = fitted(vqvae, checkpoint.config.sides)
+            check_codes(checkpoint, vqvae, settings)  # before hours of encoding
+        elif is_token_folder(Path(settings.data)):
+            vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
     (train, val), class_names = open_tokens(settings, run.folder, run.processes, vqvae, tokens)
-    resuming = run.folder.last_step() > 0
-    model = build_transformer(settings, vqvae, class_names, resuming, checkpoint)
-    logger.info("%d images to train on, %d held out", len(train), len(val))
-    source = None
-    if settings.evaluate_every is not None and not is_token_folder(Path(settings.data)):
-        source = open_images(settings.data, vqvae.config.resolution)
-    return TransformerTask(model, vqvae, train, val, settings, source)
+    with run.processes.raising_together():
+        resuming = run.folder.last_step() > 0
+        model = build_transformer(settings, vqvae, class_names, resuming, checkpoint)
+        logger.info("%d images to train on, %d held out", len(train), len(val))
+        source = None
+        if settings.evaluate_every is not None and not is_token_folder(Path(settings.data)):
+            source = open_images(settings.data, vqvae.config.resolution)
+        return TransformerTask(model, vqvae, train, val, settings, source)
 
 
 def _create(settings: S, processes: Processes) -> Run[S]:
-    pieces(settings.batch_size, processes.world_size * settings.accumulate)  # an error here leaves no folder
+    processes.require_same(_facts(settings))
+    parts = processes.world_size * settings.accumulate
+    processes.on_first(lambda: pieces(settings.batch_size, parts))  # an error here leaves no folder
     processes.connect(always=settings.fsdp)
     settings = decided(settings, processes)
+    processes.require_shared(settings.out)
     folder = processes.on_first(lambda: RunFolder.create(settings))
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
 def _resume(path: str, kind: type[S], processes: Processes) -> Run[S]:
-    folder = RunFolder(path)
-    settings = folder.read_settings()
-    if not isinstance(settings, kind):
-        raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
+    with processes.raising_together():
+        folder = RunFolder(path)
+        settings = folder.read_settings()
+        if not isinstance(settings, kind):
+            raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
+    processes.require_same(_facts(settings))
+    processes.require_shared(path)
     processes.connect(always=settings.fsdp)
     run = Run(replace(settings, device=str(processes.device)), folder, processes)
     with _held(run):
@@ -256,6 +283,16 @@ def _held(run: Run[Any]) -> Iterator[None]:
                 ValueError(f"{run.folder.path} has other settings by now; choose another --out")
             )
         yield
+
+
+def _facts(settings: RunSettings) -> dict[str, Any]:
+    """Return what must be the same in all processes before the data is opened."""
+    versions = environment()
+    facts = {name: versions[name] for name in ("mvar", "torch", "python")}
+    if not versions["commit"].startswith("unknown"):
+        facts["commit"] = versions["commit"]
+    # Devices are numbered per host.
+    return {**settings.to_dict(), **facts, "device": torch.device(settings.device).type}
 
 
 def _steps(epochs: float, num_examples: int, batch_size: int) -> int:

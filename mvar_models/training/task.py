@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -64,6 +65,16 @@ class Task(abc.ABC):
         """Number of training examples; 0 where unknown."""
         return 0
 
+    def facts(self) -> dict[str, Any]:
+        """Return what must be the same in all processes: the data, and the weights to start from."""
+        config: Any = getattr(self.model, "config", None)
+        return {
+            "the number of training examples": self.num_examples,
+            "the fingerprint of the data": self.fingerprint,
+            "the configuration of the model": repr(config),
+            "the norm of the model's weights": weights_norm(self.model),
+        }
+
     def sharded_modules(self) -> Sequence[nn.Module]:
         """Return the parts of `compute` that FSDP shards one by one, such as a transformer's blocks."""
         return ()
@@ -105,3 +116,9 @@ class Task(abc.ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore what `state_dict` returned."""
+
+
+def weights_norm(module: nn.Module) -> float:
+    """Return the 2-norm of all parameters, which tells one checkpoint from another."""
+    squares = [parameter.detach().double().square().sum() for parameter in module.parameters()]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

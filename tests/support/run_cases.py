@@ -1,6 +1,7 @@
 """Runs of the real command on a few synthetic images, in this process or in one of their own."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -53,12 +54,13 @@ def invoke(*parts):
     return CliRunner().invoke(main, [str(part) for part in parts])
 
 
-def start(*parts, before=PYTHON, program=COMMAND, **options):
+def start(*parts, before=PYTHON, program=COMMAND, variables=None, **options):
     """Start the command in a process of its own."""
     environment = {
         **os.environ,
+        **(variables or {}),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
     }
     command = [*before, *program, *map(str, parts)]
     return subprocess.Popen(
@@ -70,6 +72,15 @@ def start(*parts, before=PYTHON, program=COMMAND, **options):
         cwd=ROOT,
         **options,
     )
+
+
+def start_pair(*parts, **options):
+    """Start the command as ranks 0 and 1, each for itself, as on two hosts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [start(*parts, variables={**meeting, "RANK": str(rank)}, **options) for rank in (0, 1)]
 
 
 def wait_for_step(process, run, step):

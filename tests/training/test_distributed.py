@@ -15,7 +15,7 @@ from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
 
-from run_cases import COMMAND, arguments, invoke, make_data, start, wait_for_step
+from run_cases import COMMAND, arguments, invoke, make_data, start, start_pair, wait_for_step
 from training_cases import CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -227,10 +227,32 @@ def test_signals_and_a_killed_process(tmp_path):
     saved = RunFolder(out).last_step()
     assert launcher.returncode != 0, output
     assert reached < saved < 200, output
-    lost = re.search(r"process 0 lost another process of the run.* step (\d+), .*--resume (\S+) ", output)
+    lost = re.search(r"rank 0 \(.*\) lost another process of the run.* step (\d+), .*--resume (\S+) ", output)
     assert lost, output
     assert lost.groups() == (str(saved), str(out))
     assert "Traceback (most recent call last)" not in output.split("ChildFailedError")[0].split("elastic")[0]
 
     assert invoke("train", "--resume", out).exit_code == 0
     assert_same_training(RunFolder(straight), RunFolder(out), rel=5e-5, atol=3e-4)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process, as a cut cable stops its host")
+def test_a_silent_process_is_given_up(tmp_path):
+    """The one that waits for it ends with the last checkpoint, and so does the silent one once it is back."""
+    folder, out = make_data(tmp_path), tmp_path / "run"
+    options = dict(steps=4000, save_every=10, collective_timeout=3)
+    waiting, silent = start_pair(*arguments(folder, out, **options))
+    wait_for_step(waiting, out, 25)
+    silent.send_signal(signal.SIGSTOP)
+    output = waiting.communicate()[0]
+    saved = RunFolder(out).last_step()
+    assert waiting.returncode == 1, output
+    assert saved >= 20
+    silent.send_signal(signal.SIGCONT)
+    other = silent.communicate()[0]
+    assert silent.returncode == 1, other
+    assert re.search(
+        rf"rank 0 .* lost rank 1 .* for 3 s: the last checkpoint is step {saved}, .*--resume {out}", output
+    )
+    assert re.search(rf"rank 1 .* lost .*the last checkpoint is step {saved}, .*--resume {out}", other)
+    assert "Traceback" not in output + other

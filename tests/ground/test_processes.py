@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mvar_models.distributed import Processes, lost_process, stopped_by_loss
+from mvar_models.distributed import Processes, RunStopped, lost_process
 
 
 @pytest.fixture
@@ -104,10 +104,62 @@ def test_how_a_lost_process_shows(error, lost):
 
 
 def test_the_message_about_a_lost_process():
-    cause = RuntimeError("gloo:\n  closed")
-    saved, unsaved = (str(stopped_by_loss(1, step, "runs/a", cause)) for step in (40, 0))
-    assert "process 1" in saved
-    assert "step 40" in saved
-    assert "--resume runs/a" in saved
-    assert saved.endswith("(gloo: closed)")
-    assert "no checkpoint yet" in unsaved
+    processes = Processes(1, 2)
+    processes.advise(lambda: "the last checkpoint is step 40, continue with --resume runs/a")
+    line = str(processes.stopped_by_loss(RuntimeError("gloo:\n  closed")))
+    assert line.startswith("rank 1 (")
+    assert "step 40" in line
+    assert "--resume runs/a" in line
+    assert line.endswith("(gloo: closed)")
+
+
+class Told(Processes):
+    """One of several processes on the hosts a, a, b, with what all would tell each other."""
+
+    def __init__(self, rank, told):
+        super().__init__(rank, 3)
+        self.hosts = ["a", "a", "b"]
+        self.told = told
+
+    def exchange(self, value):
+        return self.told
+
+
+@pytest.mark.parametrize(
+    "rank, told, error, message",
+    [
+        (1, ["wrong", None, None], SystemExit, "1"),  # said on this host already
+        (2, ["wrong", None, None], RunStopped, r"rank 0 \(a\) failed: wrong"),
+        (0, [None, None, "wrong"], RunStopped, r"rank 2 \(b\) failed: wrong"),
+        (1, [None, None, "wrong"], SystemExit, "1"),  # rank 0 says it
+    ],
+)
+def test_a_failure_is_told_once_per_host(rank, told, error, message):
+    with pytest.raises(error, match=message), Told(rank, told).raising_together():
+        pass
+
+
+@pytest.mark.parametrize("rank, error", [(0, ValueError), (1, SystemExit), (2, ValueError)])
+def test_what_all_find_wrong_is_said_once_per_host(rank, error):
+    with pytest.raises(error), Told(rank, ["wrong", "wrong", "wrong"]).raising_together():
+        raise ValueError("wrong")
+
+
+def test_facts_are_compared_to_the_rounding_of_floats():
+    facts = [
+        {"norm": 1.0, "seed": 0, "commit": "a"},
+        {"norm": 1.0 + 1e-9, "seed": 0},
+        {"norm": 1.0, "seed": 0},
+    ]
+    Told(0, facts).require_same(facts[0])
+    facts[2] = {"norm": 1.1, "seed": None}
+    with pytest.raises(
+        ValueError, match=r"norm is 1.0 on rank 0 \(a\) and 1.1 on rank 2 \(b\); seed is 0 .* and None"
+    ):
+        Told(0, facts).require_same(facts[0])
+
+
+@pytest.mark.parametrize("timeout", [0.5, float("inf"), float("nan")])
+def test_a_timeout_that_is_none(timeout):
+    with pytest.raises(ValueError, match="collective_timeout"):
+        Processes().connect(timeout=timeout)

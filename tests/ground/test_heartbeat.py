@@ -1,0 +1,91 @@
+"""A process that falls silent or leaves without a goodbye is given up; one that says goodbye is not."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+
+from mvar_models.distributed import heartbeat
+from mvar_models.distributed.heartbeat import Heartbeat
+
+NAMES = ["rank 0 (a)", "rank 1 (b)", "rank 2 (c)"]
+
+
+class Observed(Heartbeat):
+    """Notes what it would end the process for, and beats no more."""
+
+    lost = None
+
+    def _watch(self):
+        with contextlib.suppress(SystemExit):
+            super()._watch()
+
+    def _give_up(self, rank, how):
+        self._send(heartbeat._LOST)
+        self.lost = (rank, how)
+        raise SystemExit
+
+    def hang(self):
+        """Beat no more, as a host that is cut off, whose connections stay open."""
+        self._send = lambda sign: None
+
+
+@pytest.fixture
+def three(monkeypatch):
+    monkeypatch.setattr(heartbeat, "_GRACE", 0.3)
+    all_three = [Observed(rank, NAMES, 1.0) for rank in range(3)]
+    meeting = all_three[0].listen()
+    starts = [threading.Thread(target=each.start, args=("127.0.0.1", meeting)) for each in all_three]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    yield all_three
+    for each in all_three:
+        each.stop()
+
+
+def wait_until_lost(*some):
+    patience = time.monotonic() + 20
+    while time.monotonic() < patience and not all(each.lost for each in some):
+        time.sleep(0.02)
+    return [each.lost for each in some]
+
+
+def test_all_beat(three):
+    time.sleep(2.5)
+    assert [each.lost for each in three] == [None, None, None]
+    assert Heartbeat.current in three
+
+
+def test_one_falls_silent(three):
+    """Rank 2, which has no connection to rank 1, hears of it from rank 0."""
+    three[1].hang()
+    first, other = wait_until_lost(three[0], three[2])
+    assert first == (1, "gave no sign of life for 1 s")
+    assert other == (0, "ended because another process was lost")
+
+
+def test_one_leaves_without_a_goodbye(three):
+    three[2]._peers[0].shutdown(2)
+    assert wait_until_lost(three[0])[0] == (2, "ended before the run was over")
+
+
+def test_a_goodbye_is_no_loss(three):
+    three[2].stop()
+    time.sleep(1.5)
+    assert three[0].lost is None
+    assert three[1].lost is None
+
+
+def test_the_line_and_the_exit(monkeypatch):
+    written, codes = [], []
+    monkeypatch.setattr(heartbeat.os, "write", lambda file, text: written.append((file, text.decode())))
+    monkeypatch.setattr(heartbeat.os, "_exit", codes.append)
+    one = Heartbeat(1, NAMES, 5.0)
+    one.advice = lambda: "the last checkpoint is step 40"
+    one._give_up(0, "gave no sign of life for 5 s")
+    line = "Error: rank 1 (b) lost rank 0 (a), which gave no sign of life for 5 s: "
+    assert written == [(2, line + "the last checkpoint is step 40\n")]
+    assert codes == [1]
