@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
+from mvar_models.evaluation.class_names import renumbered
 from mvar_models.evaluation.comparison import Comparison, NearestTraining
 from mvar_models.evaluation.features.network import FeatureNetwork, feature_network
 from mvar_models.evaluation.figures import write_images
@@ -126,12 +127,22 @@ def _part(summary: Summary, chosen: np.ndarray) -> Summary:
     )
 
 
-def drawn_set(pipeline: Pipeline, labels: np.ndarray, seed: int, name: str, out: Path) -> ArrayImages:
+def drawn_set(
+    pipeline: Pipeline,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    seed: int,
+    name: str,
+    out: Path,
+) -> ArrayImages:
     """Draw a set, or read it where it has been drawn."""
     file = out / name / f"drawn-{seed}.npz"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        images = DrawnImages(pipeline, labels, seed=seed * _STRIDE)
+        ours = renumbered(labels, class_names, pipeline.model.config.class_names)
+        if ours.min() < 0:
+            raise SystemExit(f"{name} does not have all the classes of --data")
+        images = DrawnImages(pipeline, ours, seed=seed * _STRIDE)
         starts = -(-len(labels) // _BATCH)
         parts = [
             each for _, each in tqdm(batches(images, _BATCH), f"{name}, seed {seed}", starts, leave=False)
@@ -144,7 +155,7 @@ def drawn_set(pipeline: Pipeline, labels: np.ndarray, seed: int, name: str, out:
 
 def compare(judge: Judge, pipelines: dict[str, Pipeline], seeds: int, out: Path) -> list[dict[str, Any]]:
     """Return the rows of all sets: name, seed and figures."""
-    labels = judge.held_out.labels
+    labels, names = judge.held_out.labels, judge.held_out.class_names
     assert labels is not None
     vqvae = next(iter(pipelines.values())).vqvae
     through = judge.summary(Reconstructions(judge.held_out, vqvae, "reconstructed"))
@@ -153,7 +164,7 @@ def compare(judge: Judge, pipelines: dict[str, Pipeline], seeds: int, out: Path)
         rows += [{"set": name, "seed": seed, **judge.figures(summary, seed)} for seed in range(seeds)]
     for name, pipeline in pipelines.items():
         for seed in range(seeds):
-            summary = judge.summary(drawn_set(pipeline, labels, seed, name, out))
+            summary = judge.summary(drawn_set(pipeline, labels, names, seed, name, out))
             if seed == 0:
                 comparison = judge.against_all(summary)
                 write_images(comparison, {}, judge.training, out / name)
@@ -227,10 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipelines = {name: pipeline_for(model, vqvae=options.vqvae) for name, model in zip(names, options.model)}
     # Kept images of other weights or settings have no place in one table.
     settings = {name: determinants(pipeline) for name, pipeline in pipelines.items()}
-    claim(out / "settings.json", {"data": options.data, **settings}, "images drawn")
     last = list(pipelines)[-1]
     side = pipelines[last].vqvae.config.resolution
     source = open_images(options.data, side)
+    data = {"data": options.data, "data_fingerprint": source.fingerprint}
+    claim(out / "settings.json", {**data, **settings}, "images drawn")
     judge = Judge(source, feature_network(options.features), options.seeds, side)
     rows = compare(judge, pipelines, options.seeds, out)
     text = "\n".join([*table(rows, len(judge.held_out)), ""])
@@ -238,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(out / "scores.md", text)
     labels = judge.held_out.labels
     assert labels is not None
-    drawn = drawn_set(pipelines[last], labels, 0, last, out)
+    drawn = drawn_set(pipelines[last], labels, source.class_names, 0, last, out)
     blind(drawn, judge.held_out, source.class_names, [int(n) for n in options.blind.split(",")], out)
     print(text)
 

@@ -5,10 +5,13 @@ They are WordNet lemmas; synonyms are separated by ", ".
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 
 NUM_CLASSES = 1000
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @lru_cache(maxsize=1)
@@ -16,3 +19,8 @@ def class_names() -> tuple[str, ...]:
     """Return one name per label: "golden retriever" is 207."""
     text = (resources.files("mvar_models.checkpoints") / "imagenet_names.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
+
+
+def are_wordnet_ids(names: Sequence[str]) -> bool:
+    """Return whether ImageNet's folders are often called so; their order is that of its labels."""
+    return all(_WORDNET_ID.fullmatch(name) for name in names)

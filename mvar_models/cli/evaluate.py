@@ -164,7 +164,12 @@ def evaluate_command(
         place = processes.device
         network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
         sets = drawn_sets(drawn, out=out, resolution=resolution, processes=processes, **drawing)
-        shared: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size, "workers": processes}
+        shared: dict[str, Any] = {
+            "metrics": metrics,
+            "per_class": by_class,
+            "batch_size": batch_size,
+            "workers": processes,
+        }
         results = []
         with _progress(processes.first) as report:
             prepared = prepare_reference(
@@ -180,7 +185,6 @@ def evaluate_command(
                     evaluate(
                         each.images,
                         prepared,
-                        per_class=by_class,
                         bootstrap=bootstrap,
                         half_distances=float16_distances,
                         device=place,

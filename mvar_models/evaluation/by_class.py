@@ -21,34 +21,35 @@ def by_class(comparison: Comparison, *, strict: bool = False) -> dict[str, Any]:
         strict: Raise where the classes are not known, instead of returning nothing.
 
     Returns:
-        {"per_class": figures}, one entry per class, worst distance first: `label`, `count`, `fd`, the
-        `precision` of its images within the whole reference, and the median `nearest_distance`.
+        {"per_class": figures}, one entry per class, worst distance first: `label` in the drawn set and, if
+        known, `name`, `count`, `fd`, the `precision` of its images within the whole reference, and the median
+        `nearest_distance`.
 
     Raises:
         ValueError: `strict`, and the classes of a set are not known.
     """
     drawn, reference = comparison.drawn, comparison.reference
-    for summary in (drawn, reference):
-        if summary.labels is None or summary.features is None:
-            if strict:
-                raise ValueError(
-                    f"per_class: {summary.name} has no labels; a folder per class has, "
-                    "and an .npz with arr_1 or labels"
-                )
-            return {}
-    assert drawn.features is not None and reference.features is not None
-    assert drawn.labels is not None and reference.labels is not None
+    try:
+        first_labels, second_labels = comparison.labels()
+    except Unavailable as error:
+        if strict:
+            raise ValueError(f"per_class: {error}") from None
+        return {}
+    if drawn.features is None or reference.features is None:
+        return {}
     try:
         inside = comparison.neighbourhoods.inside.numpy()
     except Unavailable:
         inside = None
     first, second = drawn.features.numpy(), reference.features.numpy()
     found = []
-    for label in np.intersect1d(drawn.labels, reference.labels):
-        ours, theirs = np.flatnonzero(drawn.labels == label), np.flatnonzero(reference.labels == label)
+    for label in np.intersect1d(first_labels, second_labels):
+        ours, theirs = np.flatnonzero(first_labels == label), np.flatnonzero(second_labels == label)
         if min(len(ours), len(theirs)) < 2:
             continue
         figures: dict[str, Any] = {"label": int(label), "count": len(ours)}
+        if drawn.class_names is not None:
+            figures["name"] = drawn.class_names[label]
         figures["fd"] = frechet_distance(first[ours], second[theirs])
         if inside is not None:
             figures["precision"] = float(inside[ours].mean())

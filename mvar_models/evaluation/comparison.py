@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_models.evaluation.class_names import listed, renumbered
 from mvar_models.evaluation.frechet import FrechetReference
 from mvar_models.evaluation.kernel_distance import SUBSET, kernel_distance
 from mvar_models.evaluation.nearest import Nearest, apart, copy_distance
@@ -81,23 +82,58 @@ class Comparison:
         """
         for summary in (self.drawn, self.reference):
             if summary.features is None:
-                raise Unavailable(f"{summary.name} has statistics alone, and this metric needs the images")
+                raise Unavailable(
+                    f"{summary.name} has statistics alone, as read or as prepared for other metrics; this "
+                    "metric needs the images"
+                )
         assert self.drawn.features is not None and self.reference.features is not None
         return self.drawn.features.to(self._device), self.reference.features.to(self._device)
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes of both sets' images, (n,) and (m,) int64.
+        """Return the classes of both sets' images as the drawn set numbers them, (n,) and (m,) int64.
+
+        A class of the reference that has no name among those of the drawn set is -1.
 
         Raises:
-            Unavailable: those of one are not known.
+            Unavailable: those of one are not known, or no class is in both.
         """
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
         for summary in (self.drawn, self.reference):
             if summary.labels is None:
                 raise Unavailable(
                     f"{summary.name} has no labels; a folder per class has, and an .npz with arr_1 or labels"
                 )
         assert self.drawn.labels is not None and self.reference.labels is not None
-        return self.drawn.labels, self.reference.labels
+        drawn, names, others = self.drawn.labels, self.drawn.class_names, self.reference.class_names
+        reference = renumbered(self.reference.labels, others, names)
+        if not np.intersect1d(drawn, reference).size:
+            raise Unavailable(
+                f"no class of {self.drawn.name} ({listed(np.unique(drawn), names)}) is one of "
+                f"{self.reference.name} ({listed(np.unique(self.reference.labels), others)}); "
+                "call the same classes alike"
+            )
+        return drawn, reference
+
+    def class_warnings(self) -> list[str]:
+        """Return what to say of the classes: those that the reference lacks, and names that are not known."""
+        try:
+            drawn, reference = self.labels()
+        except Unavailable:
+            return []
+        warnings, names = [], self.drawn.class_names
+        lacking = np.setdiff1d(drawn, reference)
+        if len(lacking):
+            warnings.append(
+                f"{self.reference.name} has none of {len(lacking)} classes of {self.drawn.name}: "
+                f"{listed(lacking, names)}"
+            )
+        nameless = [each for each in (self.drawn, self.reference) if each.class_names is None]
+        if len(nameless) == 1:
+            warnings.append(f"classes are compared by number: those of {nameless[0].name} have no names")
+        return warnings
 
     @cached_property
     def frechet(self) -> FrechetReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from mvar_models.environment import environment
 from mvar_models.evaluation.bootstrap import bootstrap_intervals
 from mvar_models.evaluation.by_class import by_class
 from mvar_models.evaluation.comparison import Comparison, NearestTraining, Unavailable, leave_one_out
-from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FeatureNetwork, feature_network
+from mvar_models.evaluation.features.network import (
+    DEFAULT_FEATURES,
+    FeatureNetwork,
+    check_ready,
+    dtype_name,
+    feature_network,
+)
 from mvar_models.evaluation.figures import write_images
 from mvar_models.evaluation.frechet import FrechetReference, rank_warning
 from mvar_models.evaluation.image_sets import ImageSet, batches, open_set
@@ -29,6 +36,7 @@ from mvar_models.evaluation.summary import Summary, summarize
 
 logger = logging.getLogger(__name__)
 
+_BY_CLASS = {"label_agreement", "class_diversity"}
 Place = str | os.PathLike[str] | np.ndarray | ImageSet
 Report = Callable[[str, int, int], None]
 
@@ -72,7 +80,7 @@ def evaluate(
     drawn: Place,
     reference: Place | Reference,
     *,
-    features: str | FeatureNetwork = DEFAULT_FEATURES,
+    features: str | FeatureNetwork | None = None,
     metrics: Sequence[str] | None = None,
     training: Place | None = None,
     labels: np.ndarray | None = None,
@@ -81,7 +89,7 @@ def evaluate(
     bootstrap: int = 0,
     half_distances: bool = False,
     device: torch.device | str | int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     batch_size: int = 32,
     weights: str | os.PathLike[str] | None = None,
     statistics: str | os.PathLike[str] | None = None,
@@ -95,17 +103,19 @@ def evaluate(
         drawn: Images as an array (N, H, W, 3) of uint8, an .npz, a folder, a dataset as for `--data` (its
             parts as "digits@train" and "digits@held-out"), or an `ImageSet`.
         reference: The same, or an .npz of statistics, or what `prepare_reference` returned.
-        features: Name of a feature network, see `FEATURES`, or the network itself.
+        features: Name of a feature network, see `FEATURES`, or the network itself. Default: that of a
+            prepared reference, else "efficientnet-lite0".
         metrics: Names among `COMPARED`. Default: all that images and features allow.
-        training: Where to look for copies. Default: the reference.
+        training: Where to look for copies. Default: the reference, or what it was prepared with.
         labels: (N,) classes of the drawn images, where the set itself does not know them.
         resolution: Side that datasets and folders are resized and cropped to. Default: the drawn images' own.
         per_class: Also return figures of each class. Default: where the classes of both sets are known.
         bootstrap: Resamples of the drawn images for intervals; 0 is none.
         half_distances: Distances of precision, recall, density and coverage in float16, as in OpenAI's
             evaluator, whose published figures carry its rounding.
-        device: Where the features are computed. Default: the CPU.
-        dtype: Type they are computed in. Published figures are of float32.
+        device: Where features and distances are computed; a ready network stays where it is. Default: the
+            CPU.
+        dtype: Type that features are computed in. Default: float32, as published figures are.
         batch_size: Images at a time.
         weights: File of the network's weights, for networks that need one.
         statistics: .npz to write the reference's statistics to, which is then a `reference` itself.
@@ -121,8 +131,8 @@ def evaluate(
         all processes.
 
     Raises:
-        ValueError: wrong arguments, images that cannot be compared, or a metric that was asked for by name
-            and cannot be computed.
+        ValueError: wrong arguments, images that cannot be compared, a metric that was asked for by name and
+            cannot be computed, or arguments that a ready network or reference contradicts.
     """
     workers = workers or Processes()
     names = check_metrics(metrics)
@@ -135,16 +145,26 @@ def evaluate(
     if labels is not None:
         if len(labels) != len(images):
             raise ValueError(f"labels must be one per image, got {len(labels)} for {len(images)}")
+        # A copy: the caller's set stays as it is. These numbers need not be those of its names.
+        images = copy(images)
         images.labels = np.asarray(labels, dtype=np.int64)
+        images.class_names = None  # type: ignore[attr-defined]
     if isinstance(reference, Reference):
+        if training is not None and training is not reference.training:
+            raise ValueError("training: the reference is prepared already; prepare it with this training set")
+        check_ready(reference.network, features, dtype, weights, "the reference was prepared")
         prepared = reference
     else:
-        network = features
-        if isinstance(network, str):
-            network = feature_network(network, device=place, dtype=dtype, weights=weights)
+        if features is None or isinstance(features, str):
+            network = feature_network(
+                features or DEFAULT_FEATURES, device=place, dtype=dtype or torch.float32, weights=weights
+            )
+        else:
+            network = features
+            check_ready(network, None, dtype, weights, "features were given")
         prepared = prepare_reference(
-            reference, network, metrics=metrics, training=training, resolution=resolution or images.size[0],
-            batch_size=batch_size, workers=workers, report=report,
+            reference, network, metrics=metrics, per_class=per_class, training=training,
+            resolution=resolution or images.size[0], batch_size=batch_size, workers=workers, report=report,
         )  # fmt: skip
     workers.on_first(lambda: _check_sizes(images, prepared))
     if statistics is not None:
@@ -186,6 +206,7 @@ def prepare_reference(
     network: FeatureNetwork,
     *,
     metrics: Sequence[str] | None = None,
+    per_class: bool | None = None,
     training: Place | None = None,
     resolution: int | None = None,
     batch_size: int = 32,
@@ -198,6 +219,7 @@ def prepare_reference(
         reference: As for `evaluate`.
         network: The feature network.
         metrics: What will be asked for; features are kept where it needs them.
+        per_class: Whether figures of each class will be asked for, which need them too.
         training: As for `evaluate`.
         resolution: Side of the images of datasets.
         batch_size: Images at a time.
@@ -205,7 +227,7 @@ def prepare_reference(
         report: As for `evaluate`.
     """
     names = check_metrics(metrics)
-    keep = bool(set(names) - FROM_STATISTICS)
+    keep = bool(set(names) - FROM_STATISTICS) or bool(per_class)
     summary, images = None, None
     if has_statistics(reference):
         assert isinstance(reference, str | os.PathLike)
@@ -253,6 +275,8 @@ def _figures(comparison: Comparison, names: Sequence[str], strict: bool) -> dict
             warning = rank_warning(summary.moments, what)
             if warning is not None:
                 warnings.append(warning)
+    if _BY_CLASS & set(names):
+        warnings += comparison.class_warnings()
     return {**results, "left_out": left_out, "warnings": warnings}
 
 
@@ -271,7 +295,7 @@ def _described(comparison: Comparison, prepared: Reference) -> dict[str, Any]:
     return {
         "features": network.name,
         "distance": network.distance,
-        "dtype": str(getattr(network, "dtype", torch.float32)).removeprefix("torch."),
+        "dtype": dtype_name(network),
         "weights": network.weights,
         "counts": counts,
         "sets": described,

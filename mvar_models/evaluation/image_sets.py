@@ -36,6 +36,8 @@ class ImageSet(Protocol):
     Attributes:
         name: What messages and tables call it.
         labels: (N,) int64, or None where classes are not known.
+
+    It may also have `class_names`, one per class, by which classes are then compared; "" is an unknown one.
     """
 
     name: str
@@ -108,6 +110,7 @@ class SourceImages:
         self.members = members
         self.name = name
         self.labels = source.labels[members] if len(source.class_names) > 1 else None
+        self.class_names = source.class_names
         self.size = (resolution, resolution)
 
     def __len__(self) -> int:
@@ -131,13 +134,21 @@ class FileImages:
         files: Their paths.
         labels: (n,) their classes, if known.
         name: What messages call them.
+        class_names: One name per class, if known.
 
     Raises:
         ValueError: there are none, or the first cannot be read.
     """
 
-    def __init__(self, files: list[str], labels: np.ndarray | None, name: str) -> None:
+    def __init__(
+        self,
+        files: list[str],
+        labels: np.ndarray | None,
+        name: str,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         self._files = files
+        self.class_names = class_names
         self.labels = labels
         self.name = name
         if not files:
@@ -179,7 +190,8 @@ class _Sample:
     ignores_unknown: ClassVar[bool] = True
 
     file: FileName
-    label: Annotated[int, within(0, 1 << 31)]
+    label: Annotated[int, within(0, 1 << 20)]
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +237,7 @@ def open_set(
     if resolution is None and path.is_dir() and not part:
         source = open_images(text, _DIGITS_SIDE)
         if isinstance(source, ClassFolders):
-            return FileImages(source.files, _labels(source), str(place))
+            return FileImages(source.files, _labels(source), str(place), source.class_names)
     if resolution is None and text != DIGITS:
         raise ValueError(f"{place}: the resolution is missing, which side should its images have?")
     side = resolution or _DIGITS_SIDE
@@ -237,7 +249,10 @@ def _samples(folder: Path) -> FileImages:
     """The folder that `mvar sample` writes, without its grid."""
     images = read_record(folder / _RECORD, _Samples).pictures
     files = [str(folder / image.file) for image in images]
-    return FileImages(files, np.array([image.label for image in images], dtype=np.int64), str(folder))
+    labels = np.array([image.label for image in images], dtype=np.int64)
+    called = {image.label: image.name for image in images if image.name}
+    names = [called.get(label, "") for label in range(max(called) + 1)] if called else None
+    return FileImages(files, labels, str(folder), names)
 
 
 def _labels(source: ImageSource) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mvar_kernels import Pyramid
 from mvar_models.data.source import ImageSource
+from mvar_models.evaluation.class_names import listed, renumbered
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -101,6 +103,16 @@ def held_out_likelihood(
         `nats_per_scale` (S means), and `count`, the number of images.
     """
     examples = tokenize(vqvae, source, source.held_out)
+    names = model.config.class_names
+    labels = renumbered(examples.labels, source.class_names, names)
+    unknown = (labels < 0) | (labels >= model.config.num_classes)
+    if unknown.any():
+        raise ValueError(
+            f"the data has classes that the model does not: "
+            f"{listed(np.unique(examples.labels[unknown]), source.class_names)}; its classes are "
+            f"{listed(np.arange(model.config.num_classes), names)}"
+        )
+    examples = replace(examples, labels=labels)
     losses = held_out_losses(
         model.token_losses, vqvae.quantizer, examples, batch_size=batch_size, rank=rank,
         world_size=world_size, total=total,

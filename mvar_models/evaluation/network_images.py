@@ -39,6 +39,7 @@ class DrawnImages:
         self._labels = np.asarray(labels, dtype=np.int64)
         self.name = name
         self.labels: np.ndarray | None = self._labels
+        self.class_names = pipeline.model.config.class_names
         self.size = (side, side)
 
     def __len__(self) -> int:

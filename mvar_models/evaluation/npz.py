@@ -25,6 +25,8 @@ from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
 
 _SETTINGS = "settings.json"
+# Bytes: the comment of a zip, which holds the settings, has at most 65,535.
+_MOST_NAMES = 60_000
 
 
 def write_npz(
@@ -72,6 +74,9 @@ def write_npz(
         "pictures": total,  # the name that files of version 0.1.0 have
         **determinants(pipeline, **options),
     }
+    names = pipeline.model.config.class_names
+    if names and len(json.dumps(names)) <= _MOST_NAMES:
+        settings["class_names"] = names
     settings = json.loads(json.dumps(settings))
     if file.exists():
         try:

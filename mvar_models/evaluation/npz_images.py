@@ -29,6 +29,7 @@ from mvar_models.data.arrays import (
 
 _IMAGE_NAMES = ("arr_0", "images")
 _LABEL_NAMES = ("arr_1", "labels")
+_CLASS_NAMES = "class_names"
 _SKIPPED_AT_A_TIME = 1 << 22
 # Of an entry's header in a zip: 30 bytes, then its name and extra field, whose lengths stand at 26 and 28.
 _LOCAL_HEADER = 30
@@ -44,6 +45,7 @@ class NpzImages:
         name: The file's name, for messages.
         shape: (N, H, W, 3).
         labels: (N,) int64, or None where the file has none.
+        class_names: One name per class, from `class_names` or as `mvar sample --npz` notes them; or None.
         digest: SHA-256 of the file, 64 hex digits.
 
     Raises:
@@ -73,6 +75,7 @@ class NpzImages:
             if info.file_size != self._begin + self.shape[0] * self._row:
                 raise ValueError(f"{file}: {self._member} is cut off, it has {info.file_size:,} bytes")
         self.labels = self._read_labels(names)
+        self.class_names = read_class_names(self.path, names, self.labels)
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -147,6 +150,28 @@ class NpzImages:
         if isinstance(per_class, int) and per_class > 0 and len(self) % per_class == 0:
             return np.arange(len(self)) // per_class
         return None
+
+
+def read_class_names(path: Path, names: set[str], labels: np.ndarray | None) -> tuple[str, ...] | None:
+    """Read the names of an .npz's classes, if it has labels and names.
+
+    Raises:
+        ValueError: a label has no name.
+    """
+    if labels is None or not len(labels):
+        return None
+    if _CLASS_NAMES in names:
+        found = tuple(str(name) for name in read_array(path, _CLASS_NAMES, "U", (None,)))
+    else:
+        noted = npz_comment(path).get(_CLASS_NAMES)
+        if not isinstance(noted, list) or not all(isinstance(name, str) for name in noted):
+            return None
+        found = tuple(noted)
+    if not 0 <= labels.min() <= labels.max() < len(found):
+        raise ValueError(
+            f"{path}: {_CLASS_NAMES} has {len(found)} names, for labels from {labels.min()} to {labels.max()}"
+        )
+    return found
 
 
 def file_digest(file: Path) -> str:

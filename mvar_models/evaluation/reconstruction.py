@@ -116,6 +116,7 @@ class Reconstructions:
         self._originals, self._vqvae = images, vqvae
         self.name = name
         self.labels = images.labels
+        self.class_names = getattr(images, "class_names", None)
         self.size = images.size
 
     def __len__(self) -> int:

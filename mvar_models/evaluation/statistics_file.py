@@ -7,6 +7,7 @@ them without an image. OpenAI's hold statistics of `inception-tf` and 10,000 ima
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import torch
 
 from mvar_models.data.arrays import npz_names, read_array
-from mvar_models.evaluation.features.network import FeatureNetwork
+from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.npz_images import file_digest
+from mvar_models.evaluation.npz_images import file_digest, read_class_names
 from mvar_models.evaluation.summary import Summary
 from mvar_models.files import replacing
 
@@ -34,6 +35,8 @@ def save_statistics(summary: Summary, file: str | os.PathLike[str]) -> None:
     """
     arrays: dict[str, Any] = {
         "network": np.array(summary.network),
+        "weights": np.array(summary.weights),
+        "dtype": np.array(summary.dtype),
         "mu": summary.moments.mean,
         "sigma": summary.moments.covariance,
         "name": np.array(summary.name),
@@ -49,6 +52,8 @@ def save_statistics(summary: Summary, file: str | os.PathLike[str]) -> None:
         arrays |= {"features": summary.features.numpy(), "indices": summary.indices}
         if summary.labels is not None:
             arrays["labels"] = summary.labels
+            if summary.class_names is not None:
+                arrays["class_names"] = np.array(summary.class_names)
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as opened:
@@ -73,7 +78,8 @@ def read_statistics(
         network: The network that will be compared with them.
 
     Returns:
-        The summary, None if it is of another network; and the images, None if there are none.
+        The summary, None if it is of another network, of other weights or another type; and the images, None
+        if there are none.
 
     Raises:
         ValueError: it is damaged, or of another network and without images.
@@ -82,24 +88,35 @@ def read_statistics(
     names = npz_names(path)
     images = open_set(path) if "arr_0" in names else None
     moments = _moments(path, "mu", "sigma", _count(path) if "count" in names else None)
-    known = str(read_array(path, "network", "SU", ())) if "network" in names else ""
+
+    def said(name: str) -> str:
+        return str(read_array(path, name, "SU", ())) if name in names else ""
+
+    known = said("network")
     origin = known or (_INCEPTION if moments.dimension == _INCEPTION_NUMBERS else "an unknown network")
+    # Files of earlier versions do not say which weights, in which type.
+    now = {"weights": network.weights, "dtype": dtype_name(network)}
+    other = [name for name, value in now.items() if name in names and said(name) != value]
     wrong = network.dimension is not None and network.dimension != moments.dimension
-    if origin != network.name or wrong:
+    if origin != network.name or wrong or other:
         if images is not None:
             return None, images
         raise ValueError(
-            f"{file} holds statistics of {origin} ({moments.dimension:,} numbers), not of {network.name}: "
+            f"{file} holds statistics of {_listed(origin, map(said, other))} "
+            f"({moments.dimension:,} numbers), "
+            f"not of {_listed(network.name, (now[name] for name in other))}: "
             "evaluate with those features, or name the images"
         )
     spatial = _moments(path, "mu_s", "sigma_s", moments.count) if {"mu_s", "sigma_s"} <= names else None
     summary = Summary(
-        str(read_array(path, "name", "SU", ())) if "name" in names else str(file),
+        said("name") or str(file),
         network.name,
         moments.count,
         moments,
         spatial,
         digest=file_digest(path),
+        weights=network.weights,
+        dtype=dtype_name(network),
     )
     if "size" in names:
         height, width = (int(side) for side in read_array(path, "size", "iu", (2,)))
@@ -112,6 +129,7 @@ def read_statistics(
         )
         if "labels" in names:
             summary.labels = read_array(path, "labels", "iu", (number,)).astype(np.int64)
+            summary.class_names = read_class_names(path, names, summary.labels)
     return summary, images
 
 
@@ -132,3 +150,7 @@ def _count(path: Path) -> int:
     if count < 2:
         raise ValueError(f"{path}: count must be at least 2 images, got {count}")
     return count
+
+
+def _listed(network: str, more: Iterable[str]) -> str:
+    return ", ".join([network, *(each[:16] or "no weights" for each in more)])

@@ -6,7 +6,7 @@ metrics that ask for neighbours need the features themselves, in float32: 410 MB
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.features.network import FeatureNetwork
+from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
 from mvar_models.evaluation.image_sets import ImageSet, batches
 from mvar_models.evaluation.inception_score import InceptionScore
 from mvar_models.evaluation.moments import Moments
@@ -35,8 +35,11 @@ class Summary:
         features: (n, D) float32 on the CPU, if they were kept.
         indices: (n,) int64, the images that the features are of.
         labels: (n,) int64, their classes, if known.
+        class_names: One name per class, "" where one is not known; None where none is.
         size: Height and width of the images; None where unknown.
         digest: Hex digits that identify the content, or "".
+        weights: What identifies the network's weights, as its own attribute does.
+        dtype: Type that the features were computed in.
         images: The set itself; None where only statistics are left.
     """
 
@@ -49,8 +52,11 @@ class Summary:
     features: Tensor | None = None
     indices: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     labels: np.ndarray | None = None
+    class_names: Sequence[str] | None = None
     size: tuple[int, int] | None = None
     digest: str = ""
+    weights: str = ""
+    dtype: str = "float32"
     images: ImageSet | None = None
 
 
@@ -152,7 +158,10 @@ def _joined(images: ImageSet, network: FeatureNetwork, parts: list[dict[str, Any
         features=features,
         indices=indices,
         labels=labels,
+        class_names=getattr(images, "class_names", None),
         size=images.size,
         digest=images.digest,
+        weights=network.weights,
+        dtype=dtype_name(network),
         images=images,
     )

@@ -87,4 +87,4 @@ def _notes(results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _classes(figures: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(f"{each['label']} ({each['fd']:.1f})" for each in figures)
+    return ", ".join(f"{each.get('name') or each['label']} ({each['fd']:.1f})" for each in figures)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mvar_models.checkpoints.imagenet import are_wordnet_ids
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, released_dense_scales
 from mvar_models.networks.transformer import ScaleTransformer
@@ -21,7 +21,6 @@ from mvar_models.training.settings import TransformerSettings, VQVAESettings
 logger = logging.getLogger(__name__)
 
 _KERNEL_SIZE = 7
-_WORDNET_ID = re.compile(r"n\d{8}")
 # Settings of a windowed architecture that a checkpoint of another one does not hold.
 _WINDOWS = ("kernel_size", "dense_scales")
 _PREVIOUS = "previous_scales"
@@ -219,8 +218,7 @@ def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
     return (
         config.class_names is None
         or tuple(map(composed, config.class_names)) == names
-        # ImageNet's folders are often named by WordNet id, whose order is that of ImageNet's labels.
-        or all(_WORDNET_ID.fullmatch(name) for name in names)
+        or are_wordnet_ids(names)
     )
 
 

@@ -96,6 +96,35 @@ def test_a_prepared_reference_serves_several_sets():
         assert evaluate(drawn, prepared)["fd"] == expected
 
 
+def test_a_prepared_reference_is_not_contradicted():
+    """What is named beside it would be ignored."""
+    images = random_images(20)
+    prepared = prepare_reference(images, toy(), metrics=["fd"])
+    agreeing = {"features": "toy", "dtype": torch.float32}
+    assert evaluate(images, prepared, metrics=["fd"], **agreeing)["features"] == "toy"
+    for wrong in (
+        {"features": "pixels"},
+        {"dtype": torch.bfloat16},
+        {"weights": "w.pth"},
+        {"training": images},
+    ):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: .*prepare"):
+            evaluate(images, prepared, metrics=["fd"], **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": torch.float16}, {"weights": "w.pth"}])
+def test_a_network_that_is_given_is_not_contradicted(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: features were given with toy in float32"):
+        evaluate(random_images(9), random_images(9), features=toy(), **wrong)
+
+
+def test_labels_are_not_written_into_the_callers_set():
+    images = ArrayImages(random_images(20))
+    found = evaluate(images, images, features="pixels", labels=np.arange(20) % 2)
+    assert images.labels is None
+    assert "label_agreement" in found["left_out"], "nor into the reference, which is the same object"
+
+
 def test_few_images_are_warned_of_once_for_a_reference(caplog):
     prepared = prepare_reference(random_images(20, seed=2), toy(), metrics=["fd"])
     found = [evaluate(random_images(n), prepared, metrics=["fd"]) for n in (20, 20, 30)]

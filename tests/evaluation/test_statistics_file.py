@@ -2,12 +2,29 @@
 
 import numpy as np
 import pytest
+import torch
 
+from mvar_models.evaluation import evaluate
 from mvar_models.evaluation.image_sets import ArrayImages
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics, save_statistics
 from mvar_models.evaluation.summary import summarize
 
 from feature_cases import random_images, toy
+
+
+@pytest.mark.parametrize("change", [{"weights": "b" * 64}, {"dtype": torch.bfloat16}])
+def test_statistics_of_other_weights_or_another_type_are_refused(tmp_path, change):
+    network = toy()
+    network.weights, network.dtype = "a" * 64, torch.float32
+    images, file = random_images(20), tmp_path / "statistics.npz"
+    evaluate(images, images, features=network, statistics=file)
+    assert evaluate(images, file, features=network, metrics=["fd"])["fd"] < 1e-3
+    for name, value in change.items():
+        setattr(network, name, value)
+    with pytest.raises(
+        ValueError, match=r"holds statistics of toy, (a{16}|float32) .*not of toy, (b{16}|bfloat16)"
+    ):
+        evaluate(images, file, features=network, metrics=["fd"])
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -8,7 +8,9 @@ from PIL import Image
 
 from script_cases import load_script
 
-CLASSES, EACH, HELD_OUT = 3, 12, 4
+# As the model that draws calls them, in another order.
+NAMES, EACH, HELD_OUT = ("one", "two", "zero"), 12, 4
+CLASSES = len(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +25,12 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     lines = []
     for label in range(CLASSES):
-        (folder / f"class-{label}").mkdir()
+        (folder / f"{NAMES[label]}").mkdir()
         for i in range(EACH):
             pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
             pixels[..., label] += 150
-            Image.fromarray(pixels).save(folder / f"class-{label}" / f"{i:02}.png")
-        lines += [f"class-{label}/{i:02}.png" for i in range(HELD_OUT)]
+            Image.fromarray(pixels).save(folder / f"{NAMES[label]}" / f"{i:02}.png")
+        lines += [f"{NAMES[label]}/{i:02}.png" for i in range(HELD_OUT)]
     (folder / "held_out.txt").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -69,7 +71,7 @@ def test_sheets(made):
     key = json.loads((out / "blind.json").read_text())
     assert [entry["number"] for entry in key] == list(range(9))
     drawn = [entry["class"] for entry in key if entry["kind"] == "drawn"]
-    assert sorted(drawn) == sorted(2 * [f"class-{label}" for label in range(CLASSES)])
+    assert sorted(drawn) == sorted(2 * [f"{NAMES[label]}" for label in range(CLASSES)])
     assert (out / "mvar-digits" / "neighbours.png").is_file()
 
 
@@ -85,6 +87,6 @@ def test_drawn_images_are_kept_but_not_for_other_weights(script, made):
 
 
 def test_data_must_have_classes_and_held_out_images(script, data, tmp_path):
-    call = ["--model", "mvar-digits", "--features", "pixels", "--data", str(data / "class-0")]
+    call = ["--model", "mvar-digits", "--features", "pixels", "--data", str(data / "one")]
     with pytest.raises(SystemExit, match="two classes or more"):
         script.main([*call, "--out", str(tmp_path)])

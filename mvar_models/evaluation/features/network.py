@@ -99,3 +99,37 @@ def check_images(images: Tensor) -> None:
         )
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise ValueError(f"images must be (n, H, W, 3), got {tuple(images.shape)}")
+
+
+def dtype_name(network: FeatureNetwork) -> str:
+    """Return the type that a network computes in; one that does not say computes in float32."""
+    return str(getattr(network, "dtype", torch.float32)).removeprefix("torch.")
+
+
+def check_ready(
+    network: FeatureNetwork,
+    features: str | FeatureNetwork | None,
+    dtype: torch.dtype | None,
+    weights: str | os.PathLike[str] | None,
+    how: str,
+) -> None:
+    """Check that arguments do not contradict a network that is ready.
+
+    Args:
+        network: The network.
+        features, dtype, weights: As for `feature_network`; None is not given.
+        how: How the network came, for the message.
+
+    Raises:
+        ValueError: they do, and would be ignored.
+    """
+    for name, value, ready in (
+        ("features", getattr(features, "name", features), network.name),
+        ("dtype", None if dtype is None else str(dtype).removeprefix("torch."), dtype_name(network)),
+        ("weights", weights, None),
+    ):
+        if value is not None and value != ready:
+            raise ValueError(
+                f"{name}: {how} with {network.name} in {dtype_name(network)}, got {value}; leave it out, or "
+                "make another network with it"
+            )

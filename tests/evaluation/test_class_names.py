@@ -1,0 +1,178 @@
+"""Classes are compared by name, wherever the names come from."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar_models import MVARPipeline
+from mvar_models.data.folders import ClassFolders
+from mvar_models.evaluation import evaluate
+from mvar_models.evaluation.class_names import listed, renumbered
+from mvar_models.evaluation.image_sets import open_set
+from mvar_models.evaluation.likelihood import held_out_likelihood
+from mvar_models.evaluation.network_images import DrawnImages
+from mvar_models.evaluation.npz import write_npz
+from mvar_models.evaluation.reconstruction import Reconstructions
+
+from tiny_models import NAMES, tiny_mvar, tiny_vqvae
+
+COLOURS = {"ant": 20, "bee": 90, "cat": 160, "dog": 230}
+
+
+def images_of(name, count=12):
+    noise = np.random.default_rng(len(name)).normal(0, 9, (count, 16, 16, 3))
+    return (COLOURS[name] + noise).clip(0, 255).astype(np.uint8)
+
+
+def folder(place, *classes):
+    for name in classes:
+        (place / name).mkdir(parents=True)
+        for index, image in enumerate(images_of(name)):
+            Image.fromarray(image).save(place / name / f"{index}.png")
+    return place
+
+
+def npz(place, *classes):
+    np.savez(
+        place.with_suffix(".npz"),
+        images=np.concatenate([images_of(name) for name in classes]),
+        labels=np.arange(len(classes)).repeat(12),
+        class_names=np.array(classes),
+    )
+    return place.with_suffix(".npz")
+
+
+def statistics(place, *classes):
+    file = place.with_suffix(".npz")
+    evaluate(folder(place, *classes), place, features="pixels", statistics=file)
+    return file
+
+
+def sampled(place, *classes):
+    """As `mvar sample --labels` leaves it, by a model that knows more classes."""
+    place.mkdir()
+    record = []
+    for name in classes:
+        for index, image in enumerate(images_of(name)):
+            Image.fromarray(image).save(place / f"{name}{index}.png")
+            label = 5 + list(COLOURS).index(name)
+            record.append({"file": f"{name}{index}.png", "label": label, "name": name})
+    (place / "samples.json").write_text(json.dumps({"pictures": record}))
+    return place
+
+
+@pytest.mark.parametrize("drawn", [folder, npz, sampled])
+@pytest.mark.parametrize("reference", [folder, npz, statistics])
+def test_a_class_is_compared_with_the_class_of_its_name(tmp_path, drawn, reference):
+    """Cat is number 0 of what was drawn, and number 2 of the reference."""
+    found = evaluate(
+        drawn(tmp_path / "drawn", "cat", "dog"),
+        reference(tmp_path / "reference", "ant", "bee", "cat", "dog"),
+        features="pixels",
+    )
+    assert (found["label_agreement"], found["left_out"].get("label_agreement")) == (1, None)
+    assert found["class_diversity"] == pytest.approx(1, abs=1e-6)
+    classes = {each["name"]: each["fd"] for each in found["per_class"]}
+    assert list(classes) and set(classes) == {"cat", "dog"} and max(classes.values()) < 1e-3
+    assert not [line for line in found["warnings"] if "class" in line]
+
+
+def test_classes_that_the_reference_lacks_are_said(tmp_path, caplog):
+    found = evaluate(
+        folder(tmp_path / "drawn", "bee", "dog"),
+        folder(tmp_path / "reference", "ant", "bee"),
+        features="pixels",
+    )
+    said = f"{tmp_path / 'reference'} has none of 1 classes of {tmp_path / 'drawn'}: dog"
+    assert said in found["warnings"] and said in caplog.text
+    assert found["label_agreement"] == 0.5
+    assert [each["name"] for each in found["per_class"]] == ["bee"]
+
+
+def test_no_class_in_common_is_a_reason_and_no_figure(tmp_path):
+    drawn, reference = folder(tmp_path / "a", "ant", "bee"), folder(tmp_path / "b", "cat", "dog")
+    found = evaluate(drawn, reference, features="pixels")
+    assert found["label_agreement"] is None and "per_class" not in found
+    assert "(ant, bee) is one of" in found["left_out"]["label_agreement"]
+    with pytest.raises(ValueError, match="per_class: no class of"):
+        evaluate(drawn, reference, features="pixels", metrics=["fd"], per_class=True)
+
+
+def test_numbers_are_compared_where_one_set_has_no_names(tmp_path):
+    drawn = np.concatenate([images_of("ant"), images_of("bee")])
+    reference = folder(tmp_path / "reference", "ant", "bee")
+    found = evaluate(drawn, reference, features="pixels", labels=np.arange(2).repeat(12))
+    assert found["label_agreement"] == 1
+    assert "classes are compared by number: those of drawn have no names" in found["warnings"]
+
+
+def test_what_networks_make_keeps_the_names(tmp_path):
+    pipeline = MVARPipeline(tiny_mvar(), tiny_vqvae())
+    write_npz(pipeline, tmp_path / "a.npz", per_class=1)
+    drawn = DrawnImages(pipeline, [0, 1])
+    for images in (open_set(tmp_path / "a.npz"), drawn, Reconstructions(drawn, pipeline.vqvae, "again")):
+        assert tuple(images.class_names) == NAMES
+
+
+def test_names_that_do_not_fit_beside_the_images_are_left_out(tmp_path):
+    pipeline = MVARPipeline(tiny_mvar(), tiny_vqvae())
+    pipeline.model.config = pipeline.model.config.replace(class_names=("a", "b", "c" * 70_000))
+    assert write_npz(pipeline, tmp_path / "a.npz", per_class=1)
+    found = open_set(tmp_path / "a.npz")
+    assert found.labels.tolist() == [0, 1, 2] and found.class_names is None
+    assert write_npz(pipeline, tmp_path / "a.npz", per_class=1)
+
+
+def test_a_file_with_labels_beyond_its_names_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=images_of("ant", 2), labels=[0, 2], class_names=["ant", "bee"])
+    with pytest.raises(ValueError, match=r"a\.npz: class_names has 2 names, for labels from 0 to 2"):
+        open_set(tmp_path / "a.npz")
+
+
+def test_the_likelihood_is_of_the_class_of_that_name(tmp_path):
+    """The data has bee and cat as 0 and 1, the model as 1 and 2."""
+    model, vqvae = tiny_mvar(), tiny_vqvae()
+    figures = []
+    for names in (NAMES, ("bee", "cat", "ant")):
+        model.config = model.config.replace(class_names=names)
+        source = ClassFolders(folder(tmp_path / names[0], "bee", "cat"), 16)
+        figures.append(held_out_likelihood(model, vqvae, source)["nats_per_code"])
+    assert figures[0] != figures[1]
+    model.config = model.config.replace(class_names=("bee", "dog", "fox"))
+    with pytest.raises(
+        ValueError, match=r"classes that the model does not: cat; its classes are bee, dog, fox"
+    ):
+        held_out_likelihood(model, vqvae, source)
+
+
+@pytest.mark.parametrize(
+    "names, others, expected",
+    [
+        (None, None, [0, 1, 1]),
+        (["a", "b"], ["a", "b"], [0, 1, 1]),
+        (["a", "b"], ["b", "c", "a"], [2, 0, 0]),
+        (["a", "b"], ["b"], [-1, 0, 0]),
+        (["a", "b"], None, [0, 1, 1]),
+        (None, ["b", "a"], [0, 1, 1]),
+        (["3", "7"], None, [3, 7, 7]),
+        (None, ["1", "0"], [1, 0, 0]),
+        (["3", "0"], ["zero", "one", "two", "three"], [3, 0, 0]),
+        (["e\u0301toile", "fleur"], ["fleur", "\u00e9toile"], [1, 0, 0]),
+        (["Tench", "shark"], ["great shark, shark", "tench, Tinca tinca"], [1, 0, 0]),
+        (["a", "A"], ["A", "a"], [1, 0, 0]),
+        (["", "b"], ["b", ""], [-1, 0, 0]),
+        (["crane", "b"], ["crane", "b", "crane"], [-1, 1, 1]),
+        (["crane", "crane"], ["crane", "crane"], [0, 1, 1]),
+        (["n01440764", "n01443537"], ["tench", "goldfish"], [0, 1, 1]),
+        (["n01440764", "n01443537"], ["n01443537", "n01440764"], [1, 0, 0]),
+    ],
+)
+def test_numbers_of_another_set(names, others, expected):
+    assert renumbered(np.array([0, 1, 1]), names, others).tolist() == expected
+
+
+def test_many_classes_are_listed_in_short():
+    assert listed(np.arange(5), None) == "0, 1, 2, ..."
+    assert listed(np.array([1]), ["a", "b"]) == "b"
