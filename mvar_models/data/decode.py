@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,14 @@ def load_image(source: str | os.PathLike[str] | bytes, resolution: int) -> Tenso
         UnreadableImage: the message says why.
     """
     return to_tensor(center_crop(decode(source), resolution))
+
+
+def read_file(path: str) -> bytes:
+    """Read the bytes of an image's file, or raise UnreadableImage."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be opened: {error.strerror or error}") from None
 
 
 def center_crop(image: Image.Image, resolution: int) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from mvar_models.data.class_names import class_order, printable, warn_once
-from mvar_models.data.decode import SUFFIXES, load_image
+from mvar_models.data.decode import SUFFIXES, load_image, read_file
 from mvar_models.data.fingerprint import content_fingerprint, digest
 from mvar_models.data.listing import Listing, plain_path
 from mvar_models.data.source import ImageSource
@@ -59,6 +59,7 @@ class ClassFolders(ImageSource):
         chosen = class_order(names, str(folder))
         classes = [(Path(children[i].path), listing.files(children[i].path)) for i in chosen]
         sizes: list[int] = []
+        stamps: list[int] = []
         labels: list[int] = []
         empty: list[str] = []
         others: Counter[str] = Counter()
@@ -67,9 +68,10 @@ class ClassFolders(ImageSource):
             for entry in found:
                 if not _is_image(entry.name):
                     others[Path(entry.name).suffix.lower()] += entry.name != HELD_OUT
-                elif size := entry.stat().st_size:
+                elif (stat := entry.stat()).st_size:
                     self.files.append(entry.path)
-                    sizes.append(size)
+                    sizes.append(stat.st_size)
+                    stamps.append(stat.st_mtime_ns)
                     labels.append(label)
                 else:
                     empty.append(entry.path)
@@ -77,7 +79,7 @@ class ClassFolders(ImageSource):
                 raise _no_images(place, len(empty) - before, alone=not children)
         own = composed(printable(folder.resolve().name))
         super().__init__(np.array(labels), [names[i] for i in chosen] or [own], mirror_safe=True)
-        self._sizes = np.array(sizes)
+        self._sizes, self._stamps = np.array(sizes), np.array(stamps)
         self._held_out = self._read_held_out()
         self.skipped = _skipped(empty, listing, others, str(folder), loose if children else [])
 
@@ -90,6 +92,14 @@ class ClassFolders(ImageSource):
     @cached_property
     def split(self) -> Split:
         return super().split if self._held_out is None else Split.of_flags(self._held_out)
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """(N,) int64: when each file was last changed, in nanoseconds."""
+        return self._stamps
+
+    def raw(self, index: int) -> bytes:
+        return read_file(self.files[index])
 
     def name(self, index: int) -> str:
         return printable(self.files[index])

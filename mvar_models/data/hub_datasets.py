@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from mvar_models.data.class_names import class_order
-from mvar_models.data.decode import load_image
-from mvar_models.data.fingerprint import content_fingerprint
+from mvar_models.data.decode import load_image, read_file
+from mvar_models.data.fingerprint import content_fingerprint, digest
 from mvar_models.data.source import ImageSource
 from mvar_models.images import UnreadableImage
 from mvar_models.optional import require
@@ -66,8 +66,19 @@ class HubDataset(ImageSource):
         # The library's tables are not documented as safe to read from several threads.
         self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
+        names, sizes, _ = self._listing
+        return content_fingerprint(self.class_names, self.labels, names, sizes)
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """(N,) int64: the tables that the library keeps, and when files beside them were changed."""
+        return self._listing[2]
+
+    @cached_property
+    def _listing(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Return name, bytes and stamp of each row; a file outside the table counts with no bytes."""
         binary_length = require("pyarrow.compute", "data").binary_length
         names: list[str] = []
         sizes: list[int] = []
@@ -75,21 +86,37 @@ class HubDataset(ImageSource):
             column = table[self._image].combine_chunks()
             names += [str(path or "") for path in column.field("path").to_pylist()]
             sizes += [size or 0 for size in binary_length(column.field("bytes")).to_pylist()]
-        return content_fingerprint(self.class_names, self.labels, names, np.array(sizes))
+        tables = [Path(entry["filename"]) for entry in self._rows.cache_files]
+        kept = digest(*(f"{table.name} {_changed(table)}" for table in tables))
+        stamps = np.full(len(names), int(kept[:15], 16))
+        for index in np.flatnonzero(np.array(sizes) == 0).tolist():
+            stamps[index] ^= _changed(Path(names[index]))
+        return names, np.array(sizes), stamps
 
     def name(self, index: int) -> str:
         return f"{self.place} row {index}"
 
     def read(self, index: int) -> Tensor:
+        return load_image(self.raw(index), self.resolution)
+
+    def raw(self, index: int) -> bytes:
         with self._lock:
             entry = self._rows[index][self._image]
         if entry is None or (entry["bytes"] is None and not entry["path"]):
             raise UnreadableImage("holds no image")
         if entry["bytes"] is not None:
-            return load_image(entry["bytes"], self.resolution)
+            return bytes(entry["bytes"])
         if "://" in entry["path"]:
             raise UnreadableImage(f"is a link ({entry['path']}), not an image; download the images first")
-        return load_image(entry["path"], self.resolution)
+        return read_file(entry["path"])
+
+
+def _changed(path: Path) -> int:
+    """Return when a file was last changed, in nanoseconds; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def _load(place: str, part: str) -> Any:

@@ -9,6 +9,7 @@ and nothing held out is trained on. Both log and count them.
 from __future__ import annotations
 
 import abc
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_models.data.fingerprint import digest
 from mvar_models.data.split import Split, draw_split
 from mvar_models.images import UnreadableImage
 
@@ -58,7 +60,30 @@ class ImageSource(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """16 hex digits that change with names, sizes, labels or classes; no image is read for them."""
+        """16 hex digits that change with names, sizes, labels or classes; no image is read for them.
+
+        `stamps` tells whether images were written again, and `content` whether they are the same.
+        """
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """(N,) int64 that change when the bytes of an example are written again; here: they never are."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    def raw(self, index: int) -> bytes:
+        """Return the bytes that an image is decoded from, or raise UnreadableImage; here: there are none."""
+        return b""
+
+    def content(self, indices: np.ndarray) -> str:
+        """Return 16 hex digits of the bytes of some examples, all of which are read."""
+
+        def hashed(index: int) -> bytes:
+            try:
+                return hashlib.sha256(self.raw(index)).digest()
+            except UnreadableImage:
+                return b""
+
+        return digest(*self._pool.map(hashed, indices.tolist()))
 
     @abc.abstractmethod
     def name(self, index: int) -> str:

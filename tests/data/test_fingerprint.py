@@ -1,5 +1,7 @@
 """Fingerprints: fixed by the list of examples alone, and the same in every version."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +41,30 @@ def test_fingerprints_change_with_the_list_of_examples(tmp_path):
     (folder / "blue").rename(folder / "azure")
     assert changed() == 5, "another class name"
     assert Digits(16).fingerprint == Digits(32).fingerprint
+
+
+def test_stamps_and_content_tell_images_that_were_changed_in_place(tmp_path):
+    """Uncompressed ones keep their size to the byte."""
+    file = plain_folder(tmp_path / "data") / "red" / "x.bmp"
+    Image.new("RGB", (9, 9), "red").save(file)
+    os.utime(file, (1e9, 1e9))
+
+    def seen():
+        source = open_images(tmp_path / "data", 16)
+        return source.fingerprint, source.stamps.tolist(), source.content(np.arange(len(source)))
+
+    first = seen()
+    os.utime(file, (2e9, 2e9))
+    copied = seen()
+    assert [a == b for a, b in zip(first, copied)] == [True, False, True]
+    Image.new("RGB", (9, 9), "blue").save(file)
+    edited = seen()
+    assert [a == b for a, b in zip(copied, edited)] == [True, False, False]
+    source = open_images(tmp_path / "data", 16)
+    assert source.content(np.arange(3)) != source.content(np.arange(2))
+    file.unlink()
+    assert source.content(np.arange(len(source))) not in (first[2], edited[2])
+    assert not Digits(16).stamps.any(), "they cannot change"
 
 
 def test_fingerprints_stay_the_same():

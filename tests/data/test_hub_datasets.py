@@ -61,6 +61,28 @@ def test_a_parquet_file_a_folder_of_them_and_a_saved_dataset_are_the_same(tmp_pa
     assert open_images(tmp_path / "less.parquet", 12).fingerprint != sources[0].fingerprint
 
 
+@pytest.mark.parametrize("where", ["in the table", "in files beside it"])
+def test_stamps_and_content_tell_images_that_were_changed_in_place(tmp_path, where):
+    """The same names and sizes, and so the same fingerprint."""
+    seen = []
+    for colour in ("red", "red", "blue"):
+        content = encoded(Image.new("RGB", (9, 9), colour), "bmp")
+        (tmp_path / "x.bmp").write_bytes(content)
+        entry = (
+            {"bytes": content, "path": "x"}
+            if where == "in the table"
+            else {"bytes": None, "path": str(tmp_path / "x.bmp")}
+        )
+        kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+        table = pyarrow.table({"image": pyarrow.array([entry], kind), "label": [0]})
+        if where == "in the table" or not seen:
+            parquet.write_table(table, tmp_path / "x.parquet")
+        source = open_images(tmp_path / "x.parquet", 8)
+        seen.append((source.fingerprint, source.stamps.tolist(), source.content(np.arange(1))))
+    assert [a == b for a, b in zip(seen[0], seen[1])] == [True, False, True]
+    assert [a == b for a, b in zip(seen[1], seen[2])] == [True, False, False]
+
+
 def test_splits(tmp_path):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     dataset().to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
