@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from mvar_models.records import parse_json
 
@@ -105,21 +106,25 @@ def read_array(file: Path, name: str, kinds: str = "biufcSU", shape: _Shape | No
 
 
 def read_npy(file: Path, dtype: np.dtype[Any], shape: _Shape) -> np.ndarray:
-    """Map an .npy file into memory.
+    """Map an .npy file into memory; the file does not stay open.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no .npy of that type and shape (None for any length), or damaged.
     """
+    with file.open("rb") as opened:
+        found, kind = read_header(opened, str(file))
+        start = opened.tell()
+    if kind != dtype or not _fits(found, shape):
+        raise ValueError(f"{file} must be {_written(shape)} of {dtype}, got {_written(found)} of {kind}")
+    size = start + math.prod(found) * dtype.itemsize
+    if file.stat().st_size < size:
+        raise ValueError(f"{file} is cut off: {size - file.stat().st_size:,} bytes are missing")
+    # Not a memmap, which keeps the file open: a folder may have more files than a process may open.
     with damage_named(file, "no .npy, or is cut off or damaged"):
-        if not file.stat().st_size:
-            raise ValueError("it is empty")
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
-    if not isinstance(values, np.ndarray) or values.dtype != dtype or not _fits(values.shape, shape):
-        raise ValueError(
-            f"{file} must be {_written(shape)} of {dtype}, got {_written(np.shape(values))} of "
-            f"{getattr(values, 'dtype', type(values).__name__)}"
-        )
+        mapped = torch.from_file(str(file), size=size, dtype=torch.uint8).numpy()
+    values = mapped[start:].view(dtype).reshape(found)
+    values.flags.writeable = False
     return values
 
 

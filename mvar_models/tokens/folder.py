@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from mvar_models.data.arrays import read_npy
+from mvar_models.data.fingerprint import digest
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
@@ -69,12 +70,15 @@ class IndexedFile:
         sha256: of the file.
         bytes: its size.
         pictures: images with codes in it, if it is a shard.
+        stamps, content: of the images of a shard, as in its record; "" in folders of earlier versions.
     """
 
     file: FileName
     sha256: str
     bytes: Annotated[int, within(0, 1 << 62)]
     pictures: Annotated[int, within(0, 1 << 31)] = 0
+    stamps: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,11 @@ class TokenFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the images."""
-        return self.index.data_fingerprint
+        """Fingerprint of the images, with their content where the index has it."""
+        contents = [shard.content for shard in self.index.shards]
+        return (
+            digest(self.index.data_fingerprint, *contents) if all(contents) else self.index.data_fingerprint
+        )
 
     @property
     def num_variants(self) -> int:
@@ -261,4 +268,5 @@ class TokenFolder:
             index.seed,
             self.examples[indices],
         )
-        return TokenSet(kind(self.files, counts, shape, indices), self.labels[indices], fingerprint)
+        codes = kind(self.files, counts, shape, indices, index.vocab_size)
+        return TokenSet(codes, self.labels[indices], fingerprint)

@@ -30,17 +30,11 @@ def read_examples(files: Sequence[Path], name: str) -> np.ndarray:
 class SafetensorsCodes(ShardedCodes):
     """`ShardedCodes` in safetensors files, whose library reads slices: a batch takes about twice as long."""
 
-    def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int], indices: np.ndarray
-    ) -> None:
-        super().__init__(files, counts, shape, indices)
-        self._slices: dict[int, Any] = {}
+    def _open(self, shard: int) -> Any:
+        with damage_named(self._files[shard], "no shard of codes, or is damaged"):
+            return safe_open(self._files[shard], framework="numpy").get_slice("codes")
 
-    def _read(self, shard: int, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if shard not in self._slices:
-            with damage_named(self._files[shard], "no shard of codes, or is damaged"):
-                self._slices[shard] = safe_open(self._files[shard], framework="numpy").get_slice("codes")
-        codes = self._slices[shard]
+    def _read(self, opened: Any, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return np.concatenate(
-            [codes[variant, row : row + 1] for variant, row in zip(variants.tolist(), rows.tolist())]
+            [opened[variant, row : row + 1] for variant, row in zip(variants.tolist(), rows.tolist())]
         )

@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from mvar_models.data.arrays import read_npy
 from mvar_models.files import replacing, write_text
 from mvar_models.records import FileName, read_record
 from mvar_models.tokens.token_set import Indices
+
+# Each is a map, of which Linux gives a process some 65,000.
+_MOST_OPEN = 4096
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Shard:
         bytes: size of the file.
         num_images: examples with codes.
         unreadable: the other examples of its range.
+        stamps: digest of the stamps of all images of its range; "" for images that cannot change.
+        content: digest of their bytes.
     """
 
     file: FileName
@@ -56,12 +62,16 @@ class Shard:
     bytes: int
     num_images: int
     unreadable: tuple[Unreadable, ...]
+    stamps: str = ""
+    content: str = ""
 
 
-def write_shard(path: Path, codes: np.ndarray, unreadable: Sequence[Unreadable]) -> None:
+def write_shard(
+    path: Path, codes: np.ndarray, unreadable: Sequence[Unreadable], stamps: str = "", content: str = ""
+) -> None:
     """Write a shard that counts completely or not at all; the same arguments give the same bytes."""
     size, sha256 = write_array(path, np.ascontiguousarray(codes, dtype="<u2"))
-    shard = Shard(path.name, sha256, size, codes.shape[1], tuple(unreadable))
+    shard = Shard(path.name, sha256, size, codes.shape[1], tuple(unreadable), stamps, content)
     write_text(_record(path), json.dumps(asdict(shard), indent=2) + "\n")
 
 
@@ -107,23 +117,30 @@ def file_hash(path: Path) -> str:
 
 
 class ShardedCodes:
-    """Codes (num_variants, N, L) in shards, each mapped into memory when first read.
+    """Codes (num_variants, N, L) in shards, each opened when first read.
 
     Args:
         files: the shards, in order.
         counts: images in each.
         shape: num_variants and L.
         indices: (N,) positions in the concatenation of all shards, which become members 0 .. N - 1.
+        vocab_size: number of codes.
     """
 
     def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int], indices: np.ndarray
+        self,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        shape: tuple[int, int],
+        indices: np.ndarray,
+        vocab_size: int = 1 << 16,
     ) -> None:
         self._files = tuple(files)
         self._ends = np.cumsum(counts)
         self._starts = self._ends - np.asarray(counts)
         self._indices = indices
-        self._maps: dict[int, np.ndarray] = {}
+        self._vocab_size = vocab_size
+        self._opened: dict[int, Any] = {}
         self._shape = (shape[0], len(indices), shape[1])
 
     @property
@@ -139,15 +156,27 @@ class ShardedCodes:
         # One indexing operation per shard: a batch of 256 would otherwise take 256.
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            out[mine] = self._read(shard, variants[mine], rows[mine] - self._starts[shard])
+            if shard not in self._opened:
+                if len(self._opened) == _MOST_OPEN:
+                    del self._opened[next(iter(self._opened))]
+                self._opened[shard] = self._open(shard)
+            codes = self._read(self._opened[shard], variants[mine], rows[mine] - self._starts[shard])
+            if codes.max() >= self._vocab_size:
+                raise ValueError(
+                    f"{self._files[shard]} is damaged: it holds the code {codes.max()}, the VQVAE has "
+                    f"{self._vocab_size}; `mvar tokenize --verify` tells what else is"
+                )
+            out[mine] = codes
         return out
 
-    def _read(self, shard: int, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _open(self, shard: int) -> Any:
+        """Open a shard for `_read`, without keeping a file open."""
+        shape = (self._shape[0], int(self._ends[shard] - self._starts[shard]), self._shape[2])
+        return read_npy(self._files[shard], np.dtype("<u2"), shape)
+
+    def _read(self, opened: Any, variants: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Read (n, L) codes of one shard."""
-        if shard not in self._maps:
-            shape = (self._shape[0], int(self._ends[shard] - self._starts[shard]), self._shape[2])
-            self._maps[shard] = read_npy(self._files[shard], np.dtype("<u2"), shape)
-        return self._maps[shard][variants, rows]
+        return np.asarray(opened[variants, rows])
 
 
 def _record(path: Path) -> Path:

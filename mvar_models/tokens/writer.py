@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from mvar_models.data.fingerprint import digest
+from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
-from mvar_models.files import claim, compare, sweep, write_text
+from mvar_models.files import OtherSettings, claim, compare, sweep, write_text
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.records import read_record
+from mvar_models.sampling.labels import composed
 from mvar_models.tokens.encode import (
     check_classes,
     check_num_variants,
@@ -33,6 +37,8 @@ from mvar_models.tokens.folder import (
     FORMAT,
     INDEX,
     SETTINGS,
+    Index,
+    IndexedFile,
     read_index,
     vqvae_settings,
 )
@@ -56,6 +62,16 @@ class Written:
 
     complete: bool
     made: int
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What decides, of an unfinished folder's settings, whether this version may go on."""
+
+    ignores_unknown: ClassVar[bool] = True
+
+    format: str
+    class_names: list[str]
 
 
 class TokenWriter:
@@ -89,6 +105,7 @@ class TokenWriter:
         self.num_variants = default_num_variants(source.mirror_safe) if num_variants is None else num_variants
         self.seed = seed
         self.shard_size = shard_size
+        self._all_stamps = source.stamps
         check_num_variants(self.num_variants, source.mirror_safe)
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
@@ -98,9 +115,18 @@ class TokenWriter:
             index = read_index(folder)
             # The codes do not depend on the format, so a finished folder of an older one will do.
             found = {**{key: getattr(index, key) for key in self.settings}, "format": FORMAT}
+            _check_order(folder, index.class_names, source.class_names)
             compare(folder, found, self.settings, "codes")
+            self._check_images(index)
         else:
-            _refuse_unfinished_format_1(folder)
+            if (folder / SETTINGS).is_file():
+                begun = read_record(folder / SETTINGS, _Begun)
+                _check_order(folder, begun.class_names, source.class_names)
+                if begun.format == FORMAT_1:
+                    raise ValueError(
+                        f"{folder} was begun by version 0.1 and is not complete; "
+                        "remove it and run the command again"
+                    )
             sweep(folder)
             claim(folder / SETTINGS, self.settings, "codes")
 
@@ -131,12 +157,17 @@ class TokenWriter:
             return Written(complete=True, made=0)
         ranges = self._ranges()
         shards = [self.folder / f"shard-{number:05d}.npy" for number in range(len(ranges))]
-        missing = [number for number in range(rank, len(shards), world_size) if not _intact(shards[number])]
+        mine = range(rank, len(shards), world_size)
+        missing = [number for number in mine if not self._intact(shards[number], ranges[number])]
         total, done = sum(len(ranges[number]) for number in missing), 0
-        for number in missing:
-            step = None if report is None else lambda count, before=done: report(before + count, total)
-            self._write_shard(shards[number], ranges[number], batch_size, step)
-            done += len(ranges[number])
+        # Read before they are encoded: what changes in between must not count as encoded.
+        contents = Prefetcher(lambda number: self._content(ranges[number]))
+        with closing(contents):
+            for number, following in zip(missing, [*missing[1:], None]):
+                step = None if report is None else lambda count, before=done: report(before + count, total)
+                content = contents.get(number, following)
+                self._write_shard(shards[number], ranges[number], content, batch_size, step)
+                done += len(ranges[number])
         self.finished = all(is_written(shard) for shard in shards)
         if self.finished:
             self._write_index([check_shard(shard) for shard in shards])
@@ -150,7 +181,12 @@ class TokenWriter:
         ]
 
     def _write_shard(
-        self, path: Path, indices: np.ndarray, batch_size: int, report: Callable[[int], None] | None
+        self,
+        path: Path,
+        indices: np.ndarray,
+        content: str,
+        batch_size: int,
+        report: Callable[[int], None] | None,
     ) -> None:
         source, parts, kept = self.source, [], []
         for positions, codes in encode_batches(
@@ -167,7 +203,66 @@ class TokenWriter:
                 report(min(len(parts) * batch_size, len(indices)))
         lost = np.setdiff1d(indices, np.concatenate(kept)).tolist()
         unreadable = [Unreadable(i, source.name(i), source.unreadable[i]) for i in lost]
-        write_shard(path, np.concatenate(parts, axis=1), unreadable)
+        write_shard(path, np.concatenate(parts, axis=1), unreadable, self._stamps(indices), content)
+
+    def _intact(self, path: Path, indices: np.ndarray) -> bool:
+        """Return whether a shard is written, and its images are what they were."""
+        if not is_written(path):
+            return False
+        try:
+            shard = check_shard(path)
+        except ValueError as error:
+            logger.warning("%s; it is recomputed", error)
+            return False
+        if not self._changed(shard, indices):
+            return True
+        logger.warning("%s: its images have changed since; it is recomputed", path)
+        return False
+
+    def _changed(self, shard: Shard | IndexedFile, indices: np.ndarray) -> bool:
+        """Return whether images have changed since; those that were written again are read to tell."""
+        return shard.stamps != self._stamps(indices) and shard.content not in ("", self._content(indices))
+
+    def _stamps(self, indices: np.ndarray) -> str:
+        return digest(self._all_stamps[indices].tobytes()) if self._all_stamps.any() else ""
+
+    def _content(self, indices: np.ndarray) -> str:
+        return self.source.content(indices) if self._all_stamps.any() else ""
+
+    def _check_images(self, index: Index) -> None:
+        """Compare images that were written again since they were encoded, byte by byte and once.
+
+        Raises:
+            OtherSettings: some are not what they were.
+        """
+        ranges = dict(enumerate(self._ranges()))
+        again = {
+            number: shard
+            for number, shard in enumerate(index.shards)
+            if shard.content and number in ranges and shard.stamps != self._stamps(ranges[number])
+        }
+        if not again:
+            return
+        logger.warning(
+            "images in %d of %d shards of %s were written again since they were encoded, or are a copy; "
+            "comparing their bytes",
+            len(again),
+            len(index.shards),
+            self.folder,
+        )
+        changed = [shard.file for number, shard in again.items() if self._changed(shard, ranges[number])]
+        if changed:
+            raise OtherSettings(
+                f"{self.folder} holds codes of images that have changed since, under the same names, in "
+                f"{len(changed)} shards ({', '.join(changed[:3])}); encode into another folder, or remove "
+                f"{self.folder / INDEX} to encode these again",
+                ["content of the images"],
+            )
+        values = read_record(self.folder / INDEX, dict[str, Any])
+        for number in again:
+            values["shards"][number]["stamps"] = self._stamps(ranges[number])
+        with suppress(OSError):  # a folder that others own is compared every time
+            write_text(self.folder / INDEX, json.dumps(values, indent=2) + "\n")
 
     def _settings(self) -> dict[str, Any]:
         """Return everything that decides the folder's bytes, under the names that version 0.1 gave it."""
@@ -200,13 +295,13 @@ class TokenWriter:
                     "sha256": shard.sha256,
                     "bytes": shard.bytes,
                     "pictures": shard.num_images,
+                    "stamps": shard.stamps,
+                    "content": shard.content,
                 }
                 for shard in shards
             ],
         }
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        for leftover in self.folder.glob(".shard-*"):  # Left by processes that were killed while writing.
-            leftover.unlink(missing_ok=True)
         (self.folder / SETTINGS).unlink(missing_ok=True)
 
     def _examples(self, unreadable: np.ndarray) -> np.ndarray:
@@ -221,20 +316,12 @@ class TokenWriter:
         return examples
 
 
-def _refuse_unfinished_format_1(folder: Path) -> None:
-    record = folder / SETTINGS
-    if record.is_file() and read_record(record, dict[str, Any]).get("format") == FORMAT_1:
-        raise ValueError(
-            f"{folder} was begun by version 0.1 and is not complete; remove it and run the command again"
+def _check_order(folder: Path, found: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse codes whose classes have other numbers, which versions before 0.2 gave to some names."""
+    before = [composed(name) for name in found]
+    if before != list(names) and sorted(before) == sorted(names):
+        raise OtherSettings(
+            f"{folder} numbers the same classes in another order ({', '.join(before[:3])}, ... instead of "
+            f"{', '.join(names[:3])}, ...), as versions before 0.2 did; encode into another folder",
+            ["order of the classes"],
         )
-
-
-def _intact(path: Path) -> bool:
-    if not is_written(path):
-        return False
-    try:
-        check_shard(path)
-    except ValueError as error:
-        logger.warning("%s; it is recomputed", error)
-        return False
-    return True

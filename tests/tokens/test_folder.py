@@ -3,28 +3,38 @@ where it does not fit.
 """
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mvar_models import VQVAE
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.tokens.encode import tokenize_split
 from mvar_models.tokens.folder import (
+    EXAMPLE_TYPE,
+    FORMAT,
     TokenFolder,
     is_token_folder,
     open_data,
     read_index,
     refuse_tokens,
     verify_tokens,
+    vqvae_settings,
 )
 
 from odd_images import BROKEN, EMPTY, ODD
 from tiny_models import tiny_vqvae
 from token_folders import write
+
+FORMAT_1 = Path(__file__).parent / "tokens_0_1"
 
 
 @pytest.fixture
@@ -141,3 +151,74 @@ def test_a_later_format_is_refused(written):
     assert is_token_folder(written)
     with pytest.raises(ValueError, match="mvar-tokens-3"):
         read_index(written)
+
+
+_FEW_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+import numpy as np
+from mvar_models.tokens.folder import TokenFolder
+from tiny_models import tiny_vqvae
+folder = TokenFolder(Path(sys.argv[1]))
+rng = np.random.default_rng(0)
+for tokens in folder.token_sets(tiny_vqvae()):
+    for members in np.array_split(rng.permutation(len(tokens)), 10):
+        labels, codes = tokens.batch(members, rng.integers(0, 2, len(members)))
+        assert (codes[:, 0] == labels % 24).all()
+    print(len(tokens))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_a_folder_of_more_shards_than_a_process_may_open_files(tmp_path, kind):
+    """ImageNet has 626, and a folder opens them for training and for validation."""
+    vqvae, count = tiny_vqvae(), 2000
+    labels = np.arange(2 * count, dtype=np.int64)
+    codes = np.zeros((2, 2, vqvae.config.length), dtype="<u2")
+    index = {**json.loads((FORMAT_1 / "index.json").read_text()), **vqvae_settings(vqvae)}
+    index |= {"class_names": [str(label) for label in labels], "shards": []}
+    for number in range(count):
+        mine = slice(2 * number, 2 * number + 2)
+        codes[:, :, 0] = labels[mine] % 24
+        file = tmp_path / f"shard-{number:05d}.{kind}"
+        if kind == "npy":
+            np.save(file, codes)
+        else:
+            held_out = (labels[mine] % 2).astype(np.uint8)
+            save_file(
+                {"codes": codes, "labels": labels[mine], "examples": labels[mine], "held_out": held_out}, file
+            )
+        index["shards"].append({"file": file.name, "sha256": "", "bytes": file.stat().st_size, "pictures": 2})
+    if kind == "npy":
+        examples = np.empty(2 * count, dtype=EXAMPLE_TYPE)
+        examples["example"] = examples["label"] = labels
+        examples["held_out"] = labels % 2
+        np.save(tmp_path / "examples.npy", examples)
+        size = (tmp_path / "examples.npy").stat().st_size
+        index |= {"format": FORMAT, "examples": {"file": "examples.npy", "sha256": "", "bytes": size}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root / "tests" / "support"), str(root)])
+    done = subprocess.run(
+        [sys.executable, "-c", _FEW_DESCRIPTORS, tmp_path],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("2000\n2000\n", "")
+
+
+def test_a_code_that_the_vqvae_has_not_is_named(written):
+    """An embedding would be asked for it: on a GPU, that ends the process."""
+    shard = written / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] = 255
+    shard.write_bytes(content)
+    tokens = TokenFolder(written).token_sets(tiny_vqvae())[0]
+    with pytest.raises(
+        ValueError, match=r"shard-00001\.npy is damaged: it holds the code 6\d+, the VQVAE has 24"
+    ):
+        for start in range(0, len(tokens), 100):
+            tokens.batch(np.arange(start, min(start + 100, len(tokens))))

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from mvar_models import files
+from mvar_models.data import folders
 from mvar_models.data.open import open_images
+from mvar_models.files import OtherSettings
 from mvar_models.tokens.folder import TokenFolder
 from mvar_models.tokens.writer import TokenWriter
 
-from odd_images import ODD, fill
+from odd_images import ODD, fill, plain_folder
 from tiny_models import tiny_vqvae
 from token_folders import contents, write
 
@@ -59,7 +63,9 @@ def test_after_a_kill_only_missing_shards_are_computed(digits, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (folder / ".shard-00009.npy.half.npy").write_bytes(b"cut")
+    (folder / f".shard-00009.npy.{files._MACHINE}-{process.pid}-01234567.npy").write_bytes(b"cut")
+    alive = folder / f".shard-00009.npy.{files._MACHINE}-{os.getpid()}-01234567.npy"
+    alive.write_bytes(b"of another thread")
     records = list(folder.glob("shard-*.json"))
     kept = {record.with_suffix(".npy"): record.with_suffix(".npy").stat().st_mtime_ns for record in records}
     assert 3 <= len(kept) < 18
@@ -70,7 +76,81 @@ def test_after_a_kill_only_missing_shards_are_computed(digits, tmp_path):
     assert written.complete
     assert written.made == len(digits) - 100 * len(kept)
     assert all(shard.stat().st_mtime_ns == when for shard, when in kept.items())
+    alive.unlink()  # and not missing
     assert contents(folder) == contents(tmp_path / "straight")
+
+
+def edited(data, kind):
+    """Change images in place: to the same pixels, or to others of the same size to the byte."""
+    for file in (data / "blue").iterdir():
+        if kind == "edited":
+            Image.new("RGB", (24, 24), "yellow").save(file)
+        os.utime(file, (2e9, 2e9))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("blue", "red"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (24, 24), name).save(tmp_path / "photos" / name / f"{index}.bmp")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("kind", ["edited", "copied"])
+def test_codes_of_images_that_were_changed_in_place_are_not_kept(photos, tmp_path, kind, caplog):
+    """Refused where they are finished, since runs may know them; computed again where they are not."""
+    settings = {"shard_size": 3}
+    for name, options in (("finished", {}), ("begun", {"rank": 0, "world_size": 2})):
+        write(open_images(photos, 16), tmp_path / name, writer=settings, **options)
+        assert not write(open_images(photos, 16), tmp_path / "finished", writer=settings).made
+    before = TokenFolder(tmp_path / "finished").fingerprint
+    assert not caplog.records, "untouched images are not read again"
+    edited(photos, kind)
+    if kind == "edited":
+        with pytest.raises(
+            OtherSettings, match=r"have changed since.* 2 shards \(shard-00000.npy, .*00001"
+        ) as error:
+            write(open_images(photos, 16), tmp_path / "finished", writer=settings)
+        assert error.value.changed == ["content of the images"]
+        (tmp_path / "finished" / "index.json").unlink()
+    made = [
+        write(open_images(photos, 16), tmp_path / name, writer=settings).made
+        for name in ("finished", "begun")
+    ]
+    write(open_images(photos, 16), tmp_path / "fresh", writer=settings)
+    fresh, *others = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("*.npy"))]
+        for name in ("fresh", "finished", "begun")
+    )
+    assert others == [fresh, fresh]
+    if kind == "edited":
+        assert made == [6, 6], "shard 2 of each is of red images alone, and begun had shards 0 and 2"
+        assert "shard-00000.npy: its images have changed since; it is recomputed" in caplog.text
+        assert TokenFolder(tmp_path / "finished").fingerprint != before, "a run of the old codes must notice"
+    else:
+        assert made == [0, 3]
+        assert "written again since they were encoded, or are a copy; comparing their bytes" in caplog.text
+        assert TokenFolder(tmp_path / "finished").fingerprint == before
+    caplog.clear()
+    assert not write(open_images(photos, 16), tmp_path / "finished", writer=settings).made
+    assert not caplog.records, "a copy is read once"
+
+
+@pytest.mark.parametrize("state", ["finished", "begun"])
+def test_classes_that_earlier_versions_numbered_otherwise_are_refused_by_name(tmp_path, state, monkeypatch):
+    """They would be renumbered silently: versions before 0.2 sorted numbers as text."""
+    for number in range(11):
+        plain_folder(tmp_path / "photos", classes=(str(number),))
+    monkeypatch.setattr(folders, "class_order", lambda names, place: sorted(range(11), key=names.__getitem__))
+    options = {"rank": 0, "world_size": 2} if state == "begun" else {}
+    write(open_images(tmp_path / "photos", 16), tmp_path / "tokens", **options)
+    monkeypatch.undo()
+    with pytest.raises(
+        OtherSettings, match=r"in another order \(0, 1, 10, \.\.\. instead of 0, 1, 2, "
+    ) as error:
+        write(open_images(tmp_path / "photos", 16), tmp_path / "tokens")
+    assert error.value.changed == ["order of the classes"]
 
 
 def test_a_damaged_shard_of_an_unfinished_folder_is_recomputed(digits, tmp_path, caplog):
