@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
@@ -116,9 +117,12 @@ class SourceImages:
     def __len__(self) -> int:
         return len(self.members)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        return digest(self.source.fingerprint, str(self.size), np.asarray(self.members, "<i8").tobytes())
+        content = self.source.content(self.members)
+        return digest(
+            self.source.fingerprint, content, str(self.size), np.asarray(self.members, "<i8").tobytes()
+        )
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, kept = self.source.readable(self.members[indices])

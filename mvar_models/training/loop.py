@@ -127,6 +127,13 @@ class Loop:
     def _check_data(self, progress: dict[str, Any]) -> None:
         count, fingerprint = progress["examples"], progress["fingerprint"]
         if (count, fingerprint) == (self.task.num_examples, self.task.fingerprint):
+            before = progress.get("stamps", self.task.stamps)
+            if before != self.task.stamps and self.processes.first:
+                logger.warning(
+                    "images that %s trains on were written again since; unless they are a copy, the run "
+                    "goes on with other images",
+                    self.folder.path,
+                )
             return
         now = (
             "as many with other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
@@ -369,6 +376,7 @@ class Loop:
             "best": self.best,
             "examples": self.task.num_examples,
             "fingerprint": self.task.fingerprint,
+            "stamps": self.task.stamps,
         }
         sharded = self.settings.fsdp
         self.writer.checkpoint(

@@ -61,6 +61,11 @@ class Task(abc.ABC):
         return ""
 
     @property
+    def stamps(self) -> str:
+        """A digest of when the files that steps read were changed. Empty: none are read."""
+        return ""
+
+    @property
     def num_examples(self) -> int:
         """Number of training examples; 0 where unknown."""
         return 0

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.data.augment import affine, random_affine
+from mvar_models.data.fingerprint import digest
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
@@ -104,6 +105,10 @@ class VQVAETask(Task):
     @property
     def fingerprint(self) -> str:
         return self.source.fingerprint
+
+    @property
+    def stamps(self) -> str:
+        return digest(self.source.stamps.tobytes())
 
     @property
     def num_examples(self) -> int:

@@ -74,6 +74,16 @@ def test_the_digest_changes_with_the_content():
     assert ArrayImages(images).digest != first
 
 
+def test_the_digest_of_a_dataset_is_that_of_its_images(tmp_path):
+    """Uncompressed images that are painted over keep their names and sizes; a copy is the same set."""
+    digests = []
+    for colour in ("red", "red", "blue"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "x.bmp")
+        digests += [open_set(tmp_path, resolution=side).digest for side in (None, 8)]
+    assert digests[:2] == digests[2:4]
+    assert not set(digests[:2]) & set(digests[4:])
+
+
 def test_a_spread_is_even_and_no_more_than_there_is():
     assert spread(9, 3).tolist() == [0, 4, 8]
     assert spread(3, 9).tolist() == [0, 1, 2]

@@ -48,9 +48,16 @@ def test_images_are_encoded_once(opened, tmp_path, monkeypatch):
 
 def test_other_images_are_noticed(opened, tmp_path):
     opened()
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / "bee" / "3.png")
+    file = tmp_path / "data" / "bee" / "3.png"
+    before = file.read_bytes()
+    Image.new("RGB", (16, 16), "red").save(file)
     with pytest.raises(ValueError, match=r"has changed .*data_fingerprint"):
         opened()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"has changed .*\(content of the images\)"):
+        opened()
+    file.write_bytes(before)
+    opened()
 
 
 def test_a_folder_of_codes_is_read(opened, tmp_path):

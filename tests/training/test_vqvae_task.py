@@ -1,6 +1,7 @@
 """A VQVAE learns, resumes to the same bits with its discriminator, and takes folders as they come."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from mvar_models.data.open import open_images
 from mvar_models.evaluation.reconstruction import psnr
 from mvar_models.training import runs
 
-from odd_images import BROKEN, fill
+from odd_images import BROKEN, fill, plain_folder
 from tiny_models import tiny_vqvae
 from vqvae_cases import TINY, task
 
@@ -46,6 +47,21 @@ def test_it_learns_and_resumes(tmp_path):
         runs.train_vqvae(broken, interrupted_at(15))
     runs.train_vqvae(runs.start_vqvae_run(resume=str(tmp_path / "broken")))
     assert metrics(straight, "step", "loss", "val_psnr") == metrics(broken, "step", "loss", "val_psnr")
+
+
+def test_resuming_on_images_that_were_written_again_is_said(tmp_path, caplog):
+    """They may be a copy, so that is no error; other names or sizes are one."""
+    plain_folder(tmp_path / "photos")
+    settings = dict(steps=5, batch_size=2, **TINY, save_every=1)
+    run = runs.start_vqvae_run(data=str(tmp_path / "photos"), out=str(tmp_path / "run"), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_vqvae(run, interrupted_at(2))
+    for touched, stop in ((False, 3), (True, 4)):
+        if touched:
+            os.utime(tmp_path / "photos" / "red" / "0.png", (1e9, 1e9))
+        with pytest.raises(KeyboardInterrupt):
+            runs.train_vqvae(runs.start_vqvae_run(resume=str(tmp_path / "run")), interrupted_at(stop))
+        assert caplog.text.count(f"{tmp_path / 'run'} trains on were written again since") == touched
 
 
 def test_the_discriminator_resumes_with_the_run(tmp_path):
