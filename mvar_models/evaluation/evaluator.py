@@ -37,7 +37,8 @@ from mvar_models.evaluation.summary import Summary, summarize
 logger = logging.getLogger(__name__)
 
 _BY_CLASS = {"label_agreement", "class_diversity"}
-Place = str | os.PathLike[str] | np.ndarray | ImageSet
+# What `open_set` takes.
+Place = Any
 Report = Callable[[str, int, int], None]
 
 
@@ -100,8 +101,9 @@ def evaluate(
     """Compare drawn images with a reference.
 
     Args:
-        drawn: Images as an array (N, H, W, 3) of uint8, an .npz, a folder, a dataset as for `--data` (its
-            parts as "digits@train" and "digits@held-out"), or an `ImageSet`.
+        drawn: Images as a pipeline returns them, an array (N, H, W, 3) of uint8, an .npz, a folder, a dataset
+            as for `--data` (its parts as "digits@train" and "digits@held-out"), or an `ImageSet`; see
+            `open_set`.
         reference: The same, or an .npz of statistics, or what `prepare_reference` returned.
         features: Name of a feature network, see `FEATURES`, or the network itself. Default: that of a
             prepared reference, else "efficientnet-lite0".

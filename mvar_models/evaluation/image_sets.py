@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 import numpy as np
+from torch import Tensor
 
 from mvar_models.data.fingerprint import digest
 from mvar_models.data.folders import ClassFolders
@@ -23,10 +24,13 @@ from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.npz_images import NpzImages
 from mvar_models.images import UnreadableImage, decode, to_uint8
+from mvar_models.pipeline.inputs import images_of
+from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.records import FileName, read_record, within
 
 PARTS = ("train", "held-out")
 _DIGITS_SIDE = 32
+_CONVERTED = 64
 # What `mvar sample` writes beside its PNGs.
 _RECORD = "samples.json"
 
@@ -205,27 +209,26 @@ class _Samples:
     pictures: Sequence[_Sample]
 
 
-def open_set(
-    place: str | os.PathLike[str] | np.ndarray | ImageSet, *, resolution: int | None = None, name: str = ""
-) -> ImageSet:
-    """Open images by name.
+def open_set(place: Any, *, resolution: int | None = None, name: str = "") -> ImageSet:
+    """Open images by name, or take those in memory.
 
     Args:
-        place: An array (N, H, W, 3) of uint8; an .npz; a folder of images, or of one folder per class, or as
-            `mvar sample` writes it; or a dataset as for `--data`. A dataset may end in "@train" or
-            "@held-out". An `ImageSet` is returned as it is.
+        place: Images as a pipeline returns them: a list of PIL images, its output, an array (N, H, W, 3) of
+            uint8 or of floats in [0, 1], or such a tensor (N, 3, H, W); an .npz; a folder of images, or of
+            one folder per class, or as `mvar sample` writes it; or a dataset as for `--data`. A dataset may
+            end in "@train" or "@held-out". An `ImageSet` is returned as it is.
         resolution: Side that datasets and folders are resized and cropped to. Default: a folder's images as
             they are; 32 for digits.
-        name: What messages call an array.
+        name: What messages call images in memory.
 
     Raises:
+        TypeError: nothing of these.
         FileNotFoundError: nothing of that name.
         ValueError: it has no images that can be used; the message says why.
     """
-    if isinstance(place, np.ndarray):
-        return ArrayImages(place, name=name or "images")
     if not isinstance(place, str | os.PathLike):
-        return place
+        is_set = hasattr(place, "read") and hasattr(place, "labels")
+        return cast(ImageSet, place) if is_set else _in_memory(place, name or "images")
     text = os.fspath(place)
     path, part = Path(text), ""
     if not path.exists() and "@" in text:
@@ -247,6 +250,37 @@ def open_set(
     side = resolution or _DIGITS_SIDE
     source = open_images(text, side)
     return SourceImages(source, _members(source, part, str(place)), str(place), side)
+
+
+def _in_memory(images: Any, name: str) -> ArrayImages:
+    """Convert images to uint8, some at a time: as floats they take four times the memory."""
+    if isinstance(images, PipelineOutput):
+        images = images.images
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[3:] == (3,):
+        return ArrayImages(images, name=name)
+    if isinstance(images, np.ndarray | Tensor):
+        if images.ndim != 4:
+            expected = "(n, H, W, 3)" if isinstance(images, np.ndarray) else "(n, 3, H, W)"
+            raise ValueError(f"{name} must be {expected}, got {tuple(images.shape)}")
+        parts = [images[start : start + _CONVERTED] for start in range(0, len(images), _CONVERTED)]
+    elif isinstance(images, list | tuple):
+        parts = list(images)
+    else:
+        raise TypeError(
+            f"{name} must be a place, an ImageSet, or images: a list of PIL images, an array (n, H, W, 3), a "
+            f"tensor (n, 3, H, W) or what a pipeline returns; got {type(images).__name__}"
+        )
+    found = [to_uint8(image[None] * 2 - 1) for part in parts for image in images_of(part, name)]
+    if not found:
+        raise ValueError(f"{name} must be at least one image, got none")
+    sizes = [image.shape[1:3] for image in found]
+    other = next((index for index, size in enumerate(sizes) if size != sizes[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{name} must be of one size: image {other} is {sizes[other][1]} x {sizes[other][0]}, "
+            f"the first is {sizes[0][1]} x {sizes[0][0]}"
+        )
+    return ArrayImages(np.concatenate(found), name=name)
 
 
 def _samples(folder: Path) -> FileImages:

@@ -147,7 +147,7 @@ def test_bootstrap_encloses_the_figure():
         ({"metrics": ["is"]}, "is cannot be computed.*no class probabilities"),
         ({"drawn": random_images(1)}, "at least 2 images, got 1"),
         ({"drawn": random_images(9, side=5)}, "5 x 5 pixels.*4 x 4"),
-        ({"drawn": random_images(9).astype(float)}, "uint8 from 0 to 255, got float64"),
+        ({"drawn": random_images(9).astype(float)}, r"drawn must be in \[0, 1\] if float, got 0 to 255"),
         ({"drawn": random_images(9)[..., 0]}, r"\(n, H, W, 3\), got \(9, 4, 4\)"),
         ({"per_class": True}, "per_class: .* has no labels"),
         ({"labels": np.zeros(3)}, "one per image, got 3 for 9"),

@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mvar_models import MVARPipeline
+from mvar_models.evaluation import image_sets
 from mvar_models.evaluation.image_sets import ArrayImages, batches, open_set, spread
+from mvar_models.pipeline.output import PipelineOutput
 
 from feature_cases import random_images
+from tiny_models import tiny_mvar, tiny_vqvae
 
 
 def write(folder, images, names):
@@ -46,6 +51,67 @@ def test_what_mvar_sample_wrote_has_labels_and_no_grid(tmp_path):
     found = open_set(tmp_path)
     assert found.labels.tolist() == [7, 3]
     assert np.array_equal(found.read(np.arange(2))[0], images)
+
+
+IMAGES = random_images(5, side=7)
+TENSOR = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        IMAGES,
+        list(IMAGES),
+        tuple(Image.fromarray(image) for image in IMAGES),
+        [Image.fromarray(image).convert("RGBA") for image in IMAGES],
+        [IMAGES[:2], IMAGES[2:]],
+        TENSOR,
+        list(TENSOR),
+        TENSOR / 255,
+        (TENSOR / 255).double(),
+        IMAGES / 255,
+        (IMAGES / 255).astype(np.float16).astype(np.float32),
+        PipelineOutput([Image.fromarray(image) for image in IMAGES], None, None),
+        [PipelineOutput(IMAGES, None, None)],
+    ],
+)
+def test_images_in_memory_are_those_of_the_array(monkeypatch, given):
+    monkeypatch.setattr(image_sets, "_CONVERTED", 2)
+    found = open_set(given)
+    assert np.array_equal(found.read(np.arange(5))[0], IMAGES)
+    assert found.digest == ArrayImages(IMAGES).digest
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize("return_dict", [False, True])
+def test_what_a_pipeline_returns_is_taken(output_type, return_dict):
+    pipeline = MVARPipeline(tiny_mvar(), tiny_vqvae())
+    drawn = pipeline([0, 1, 2], seed=0, output_type=output_type, return_dict=return_dict)
+    expected = pipeline([0, 1, 2], seed=0, output_type="np")
+    assert np.array_equal(open_set(drawn).read(np.arange(3))[0], expected)
+
+
+@pytest.mark.parametrize(
+    "given, error, said",
+    [
+        (None, TypeError, "drawn must be a place, .* got NoneType"),
+        ({"images": IMAGES}, TypeError, "got dict"),
+        (5, TypeError, "got int"),
+        ([], ValueError, "drawn must be at least one image, got none"),
+        (IMAGES[..., 0], ValueError, r"drawn must be \(n, H, W, 3\), got \(5, 7, 7\)"),
+        (IMAGES[0], ValueError, r"drawn must be \(n, H, W, 3\), got \(7, 7, 3\)"),
+        (IMAGES.transpose(0, 3, 1, 2), ValueError, r"drawn must be \(B, H, W, 3\), got .*3, 7, 7"),
+        (torch.from_numpy(IMAGES), ValueError, r"drawn must be \(B, 3, H, W\), got .*7, 7, 3"),
+        (IMAGES.astype(np.int64), ValueError, r"drawn must be uint8, .* got torch\.int64"),
+        (TENSOR / 127.5 - 1, ValueError, r"drawn must be in \[0, 1\] if float"),
+        ([IMAGES[0], None], TypeError, "drawn must be .*got NoneType"),
+        ([IMAGES[0], IMAGES[0, :6]], ValueError, "image 1 is 7 x 6, the first is 7 x 7"),
+    ],
+)
+def test_other_things_are_one_line(given, error, said):
+    with pytest.raises(error, match=said) as raised:
+        open_set(given, name="drawn")
+    assert "\n" not in str(raised.value)
 
 
 def test_parts_of_a_dataset():
