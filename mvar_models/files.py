@@ -29,6 +29,8 @@ except ImportError:  # Windows
 # A temporary file names its machine and process, so that `sweep` can tell what a killed process left.
 _MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TEMPORARY = re.compile(rf"\..+\.{_MACHINE}-(\d+)-[0-9a-f]{{8}}(\..*)?")
+# Folders that this process wrote into, and so looked for such files.
+_swept: set[Path] = set()
 _LOCK = ".lock"
 # Windows lets nobody read a locked byte, so it is one far behind the holder's name.
 _LOCKED_BYTE = 1 << 20
@@ -81,6 +83,10 @@ def _create_locked(temporary: Path, path: Path) -> bool:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
+    folder = path.parent.absolute()
+    if folder not in _swept:  # once, since a folder of images may have very many files
+        _swept.add(folder)
+        sweep(folder)
     temporary = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     os.close(handle)

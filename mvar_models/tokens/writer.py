@@ -20,7 +20,7 @@ import numpy as np
 from mvar_models.data.fingerprint import digest
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
-from mvar_models.files import OtherSettings, claim, compare, sweep, write_text
+from mvar_models.files import OtherSettings, claim, compare, write_text
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.records import read_record
 from mvar_models.sampling.labels import composed
@@ -127,7 +127,6 @@ class TokenWriter:
                         f"{folder} was begun by version 0.1 and is not complete; "
                         "remove it and run the command again"
                     )
-            sweep(folder)
             claim(folder / SETTINGS, self.settings, "codes")
 
     def write(

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from mvar_models import files
+from mvar_models.checkpoints.save import save_safetensors
 from mvar_models.files import (
     FolderInUse,
     OtherSettings,
     claim,
     compare,
+    create_text,
     file_names,
     held,
     numbered,
@@ -175,6 +177,30 @@ def test_a_held_folder_names_its_holder_and_outlives_no_kill(tmp_path):
         sweep(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert not list(tmp_path.iterdir())
+
+
+@posix
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("a.png", lambda path: write_text(path, "")),
+        ("new.json", lambda path: create_text(path, "")),
+        ("model.safetensors", lambda path: save_safetensors({}, path)),
+    ],
+)
+def test_the_first_write_into_a_folder_sweeps_what_killed_writers_left(tmp_path, name, write):
+    """Whatever they were writing; files of living writers and of people stay."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [
+        tmp_path / f".00001_0.png.{files._MACHINE}-{process}-01234567.png"
+        for process in (dead.pid, os.getpid())
+    ]
+    others = [tmp_path / f".00001_0.png.00000000-{dead.pid}-01234567.png", tmp_path / ".notes.png"]
+    for path in (*left, *others):
+        path.touch()
+    write(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {name, *(path.name for path in (left[1], *others))}
 
 
 def test_one_at_a_time_holds_a_folder_whoever_removes_the_lock_s_file(tmp_path):
