@@ -83,6 +83,10 @@ def assign(
         state = official.from_official(state, model, config)
     expected = model.state_dict()
     _check_names(type(model).__name__, config, expected, state, where)
+    integers = [n for n, v in expected.items() if v.is_floating_point() and not state[n].is_floating_point()]
+    if integers:
+        kind = str(state[integers[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{where}: {integers[0]} is of {kind}, expected floating-point weights")
     wrong = [name for name, value in expected.items() if value.shape != state[name].shape]
     if wrong:
         name = wrong[0]

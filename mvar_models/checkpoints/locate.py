@@ -9,9 +9,18 @@ from importlib import resources
 from pathlib import Path
 
 from mvar_models.checkpoints import zoo
+from mvar_models.checkpoints.read_tensors import INDEX_SUFFIX
 from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME
 
-_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".distcp")
+# What a folder or a repository may keep its weights in, the first that is there.
+_WEIGHTS_NAMES = (
+    WEIGHTS_NAME,
+    WEIGHTS_NAME + INDEX_SUFFIX,
+    "pytorch_model.bin",
+    "pytorch_model.bin" + INDEX_SUFFIX,
+)
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
@@ -60,14 +69,34 @@ class Source:
         """
         return Path(file) if self.repository is None else download(self.repository, file, self.hub)
 
+    def fetch_weights(self) -> Path:
+        """Return the path of the weights, or of the index of their shards, downloading it if need be.
+
+        Raises:
+            FileNotFoundError: as `fetch`.
+        """
+        if self.repository is None or self.entry is not None:
+            return self.fetch(self.weights)
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        hub, problems = self.hub, []
+        for name in _WEIGHTS_NAMES:
+            try:
+                return download(self.repository, Path(self.weights).with_name(name).as_posix(), hub)
+            except FileNotFoundError as error:
+                problems.append(error)
+                if not isinstance(error.__cause__, EntryNotFoundError):
+                    break
+                if isinstance(error.__cause__, LocalEntryNotFoundError):
+                    hub = replace(hub, local_files_only=True)  # each name would wait for the Hub again
+        raise problems[0]
+
     def inside(self, subfolder: str) -> Source | None:
         """Return the checkpoint in a folder beside this one's weights; None if there is no such folder."""
         folder = Path(self.weights).parent / subfolder
-        if self.repository is None and not (folder / CONFIG_NAME).is_file():
-            return None
-        weights, config = (folder / name for name in (WEIGHTS_NAME, CONFIG_NAME))
         if self.repository is None:
-            return Source(str(folder), str(weights), str(config))
+            return _in_folder(str(folder), folder) if (folder / CONFIG_NAME).is_file() else None
+        weights, config = (folder / name for name in (WEIGHTS_NAME, CONFIG_NAME))
         # Paths inside a repository have forward slashes on every system.
         return replace(self, weights=weights.as_posix(), config=config.as_posix(), entry=None)
 
@@ -92,9 +121,11 @@ def locate(name: str | os.PathLike[str], subfolder: str = "", hub: HubOptions | 
     if path.is_dir():
         return _in_folder(text, path / subfolder)
     if path.is_file():
+        index = next(path.parent.glob(f"*{INDEX_SUFFIX}"), None) if _SHARD.fullmatch(path.name) else None
+        if index is not None:
+            raise ValueError(f"{path} is a part of a model; name its folder, or {index.name}")
         config = path.parent / CONFIG_NAME
-        has_config = path.suffix == ".safetensors" and config.is_file()
-        return Source(text, str(path), str(config) if has_config else None)
+        return Source(text, str(path), str(config) if config.is_file() else None)
     if looks_like_hub_id(text):
         return _in_repository(text, subfolder, hub)
     raise FileNotFoundError(
@@ -125,17 +156,18 @@ def download(repository: str, file: str, hub: HubOptions) -> Path:
 
     try:
         return Path(hf_hub_download(repository, file, **asdict(hub)))
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
+        cause: Exception = error
         reason = (
             f"{file} is not in the local cache and the Hub cannot be reached; connect once, or pass a file"
         )
-    except RepositoryNotFoundError:
-        reason = "no such repository on the Hub, or no access to it (token=)"
-    except EntryNotFoundError:
-        reason = f"the repository has no {file}"
+    except RepositoryNotFoundError as error:
+        cause, reason = error, "no such repository on the Hub, or no access to it (token=)"
+    except EntryNotFoundError as error:
+        cause, reason = error, f"the repository has no {file}"
     except HfHubHTTPError as error:
-        reason = f"{file} could not be downloaded: {str(error).splitlines()[0]}"
-    raise FileNotFoundError(f"{repository}: {reason}")
+        cause, reason = error, f"{file} could not be downloaded: {str(error).splitlines()[0]}"
+    raise FileNotFoundError(f"{repository}: {reason}") from cause
 
 
 def _of_entry(name: str, entry: zoo.Entry, hub: HubOptions) -> Source:
@@ -149,15 +181,19 @@ def _of_entry(name: str, entry: zoo.Entry, hub: HubOptions) -> Source:
 
 
 def _in_folder(name: str, folder: Path) -> Source:
-    weights, config = folder / WEIGHTS_NAME, folder / CONFIG_NAME
-    if weights.is_file():
+    weights = next((folder / file for file in _WEIGHTS_NAMES if (folder / file).is_file()), None)
+    config = folder / CONFIG_NAME
+    if weights is not None:
         if not config.is_file():
-            raise FileNotFoundError(f"{folder} has no {CONFIG_NAME} for its {WEIGHTS_NAME}")
+            raise FileNotFoundError(f"{folder} has no {CONFIG_NAME} for its {weights.name}")
         return Source(name, str(weights), str(config))
     if (folder / "model" / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{folder} is a run folder; its model is {folder / 'model'}")
     others = sorted(path.name for path in folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES)
-    if others:
+    if any(file.endswith(".distcp") for file in others):
+        convert = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        hint = f"it is a distributed checkpoint, of which `{convert}` makes one file"
+    elif others:
         hint = f"it holds {', '.join(others[:4])}: name the file itself"
     else:
         hint = "a checkpoint folder is what save_pretrained writes"

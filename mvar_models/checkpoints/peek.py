@@ -10,9 +10,12 @@ from typing import Any
 
 from mvar_models.checkpoints import zoo
 from mvar_models.checkpoints.locate import HubOptions, Source, locate
-from mvar_models.checkpoints.read_tensors import Contents, contents_of, read_values
+from mvar_models.checkpoints.official import is_official
+from mvar_models.checkpoints.read_tensors import INDEX_SUFFIX, Contents, contents_of, read_index, read_values
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of, read_config
 from mvar_models.registry import ARCHITECTURES, Architecture, drawing_names, drawing_titles
+
+_RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 class Checkpoint:
@@ -33,12 +36,17 @@ class Checkpoint:
     @cached_property
     def weights(self) -> Path:
         """The weights file on this disk."""
-        return self.source.fetch(self.source.weights)
+        return self.source.fetch_weights()
 
     @cached_property
     def config_path(self) -> Path | None:
         """The config.json on this disk; None if the weights come without one."""
-        return None if self.source.config is None else self.source.fetch(self.source.config)
+        if self.source.config is None:
+            return None
+        # A released file tells its own shape, and what lies beside it among downloads may be another's.
+        if Path(self.source.weights).suffix in _RELEASED_SUFFIXES and is_official(self.contents().state):
+            return None
+        return self.source.fetch(self.source.config)
 
     @cached_property
     def config_values(self) -> dict[str, Any] | None:
@@ -51,6 +59,9 @@ class Checkpoint:
 
     @cached_property
     def _values(self) -> Any:
+        if self.source.repository is not None and self.weights.name.endswith(INDEX_SUFFIX):
+            for shard in read_index(self.weights):
+                self.source.fetch(Path(self.source.weights).with_name(shard).as_posix())
         return read_values(self.weights)
 
     def kind(self, arch: str | None = None) -> str | None:
@@ -94,7 +105,7 @@ class Checkpoint:
         named = self._named_vqvae
         if named is not None:
             return named
-        if self.source.config is None:
+        if self.config_path is None:
             if self.contents().has_vqvae:
                 return str(self.weights)
             return zoo.RELEASED_VQVAE if zoo.of_file(self.weights.name) else None
@@ -117,7 +128,7 @@ class Checkpoint:
         if name is not None:
             # A revision pins the model's repository, not the VQVAE's.
             return Checkpoint(locate(name, hub=replace(self.source.hub, revision=None)))
-        if self.source.config is None:
+        if self.config_path is None:
             # A training program's file may hold both networks; otherwise it used the one released VQVAE.
             return self if self.contents().has_vqvae else self.open_vqvae(zoo.RELEASED_VQVAE)
         if self._inner_vqvae is None:
@@ -136,7 +147,7 @@ class Checkpoint:
 
     @cached_property
     def _inner_vqvae(self) -> Checkpoint | None:
-        inner = None if self.source.config is None else self.source.inside(VQVAE_FOLDER)
+        inner = None if self.config_path is None else self.source.inside(VQVAE_FOLDER)
         return None if inner is None else Checkpoint(inner)
 
 

@@ -9,11 +9,13 @@ into memory wherever their format allows.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,14 +23,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mvar_models.records import FileName, read_record
 from mvar_models.registry import ARCHITECTURES, marked
 
+logger = logging.getLogger(__name__)
+
+# How the index of a model in several files ends, which Hugging Face's libraries write from 5 GB on.
+INDEX_SUFFIX = ".index.json"
 # Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the
-# registry).
-_WRAPPER_ENTRIES = ("trainer", "state_dict", "model")
+# registry), and under which they keep its moving average.
+_WRAPPER_ENTRIES = ("trainer", "state_dict", "model", "model_state_dict", "module", "net", "weights")
+_AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "average")
 # How torch.save began a file before PyTorch 1.6: a pickled ten-byte number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
-_PREFIXES = ("module.", "_orig_mod.")
+# What DataParallel, compile, FSDP, checkpointing and Lightning put into the names of what they wrap.
+_WRAPPER = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+# What a program may call its model, as the first part of all names.
+_OUTER = ({"model"}, {"net"}, {"ema_model"})
 
 
 @dataclass(frozen=True)
@@ -62,24 +75,29 @@ def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
     # The kind asked for comes first, and networks that draw nothing, which lie beside the transformer, last.
     ordered = sorted(rows, key=lambda row: (row.name != kind, not row.draws))
     entries = [str(row.released_entry) for row in ordered if row.draws or row.name == kind]
-    entries += [*_WRAPPER_ENTRIES, *(str(row.released_entry) for row in ordered if not row.draws)]
+    entries += [*_WRAPPER_ENTRIES, *(str(row.released_entry) for row in ordered if not row.draws), *_AVERAGES]
     drawn_as, has_vqvae = None, False
-    while isinstance(values, dict) and not _is_state(values):
+    while isinstance(values, dict):
         held = [row for row in rows if row.released_entry in values]
         drawn_as = drawn_as or next((row.name for row in held if row.draws), None)
         has_vqvae = has_vqvae or any(not row.draws for row in held)
-        inner = next((values[key] for key in entries if isinstance(values.get(key), dict)), None)
-        if inner is None and "param_groups" in values:
-            raise ValueError(
-                f"{path} holds an optimizer's state without a model; take the checkpoint written with it"
-            )
-        if inner is None:
-            names = ", ".join(map(str, list(values)[:8])) or "none"
-            raise ValueError(f"{path} holds no model: its entries are {names}")
-        values = inner
+        inner = [name for name in entries if _may_hold_tensors(values.get(name))]
+        if not inner:
+            break
+        averages = [name for name in inner[1:] if name in _AVERAGES]
+        if averages and kind:
+            logger.warning("%s: took %r, not the average in %r beside it", path, inner[0], averages[0])
+        values = values[inner[0]]
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
-    state = {_strip_prefixes(name): value for name, value in values.items()}
+    state = _unwrapped({name: value for name, value in values.items() if isinstance(value, Tensor)}, path)
+    if not state and "param_groups" in values:
+        raise ValueError(
+            f"{path} holds an optimizer's state without a model; take the checkpoint written with it"
+        )
+    if not state:
+        names = ", ".join(map(str, list(values)[:8])) or "none"
+        raise ValueError(f"{path} holds no model: its entries are {names}")
     # A program may keep its model under the entry of the program that it was made from.
     row = marked(state)
     return Contents(state, drawn_as if row is None else row.name, has_vqvae)
@@ -90,22 +108,67 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return contents_of(read_values(path), path).state
 
 
-def _is_state(values: dict[Any, Any]) -> bool:
-    return bool(values) and all(isinstance(value, Tensor) for value in values.values())
+def _may_hold_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, Tensor | dict) for entry in value.values())
 
 
-def _strip_prefixes(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
+def _unwrapped(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors under the names of the model itself, without the counters of those who averaged it."""
+    state: dict[str, Tensor] = {}
+    for given, value in tensors.items():
+        name = _WRAPPER.sub("", str(given))
+        if name in state:
+            raise ValueError(f"{path} holds {name} twice, once as {given}; take one of the two models")
+        if value.dim() > 0 or "." in name:
+            state[name] = value
+    if any(name.endswith("flat_param") for name in state):
+        raise ValueError(
+            f"{path} holds FSDP's flattened weights; save whole ones (StateDictType.FULL_STATE_DICT)"
+        )
+    while {name.partition(".")[0] for name in state} in _OUTER:
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    return state
+
+
+def read_index(path: Path) -> dict[str, list[str]]:
+    """Return the names of the tensors in each file that an index of shards names.
+
+    Raises:
+        ValueError: it is no such index.
+    """
+    shards: dict[str, list[str]] = {}
+    for name, shard in read_record(path, _Index).weight_map.items():
+        shards.setdefault(shard, []).append(name)
+    return shards
+
+
+@dataclass(frozen=True)
+class _Index:
+    ignores_unknown: ClassVar[bool] = True
+    weight_map: Mapping[str, FileName]
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for shard, names in read_index(index).items():
+        if not (index.parent / shard).is_file():
+            raise FileNotFoundError(f"{index} names {shard}, which is not beside it; copy or download it too")
+        read = read_values(index.parent / shard)
+        lacking = [name for name in names if not isinstance(read, dict) or name not in read]
+        if lacking:
+            raise ValueError(f"{index.parent / shard} lacks {lacking[0]}, which {index.name} says it holds")
+        tensors.update((name, read[name]) for name in names)
+    return tensors
 
 
 def read_values(path: Path) -> Any:
-    """Read a file: a state dict, or whatever a training program wrote around it.
+    """Read a file, or the shards of an index: a state dict, or what a training program wrote around it.
 
     Raises:
         ValueError: in one line what the file is instead, and what to do.
     """
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
     with path.open("rb") as file:
         head = file.read(512)
     refuse_impostors(path, head)

@@ -14,7 +14,9 @@ import torch
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.checkpoints.official import to_official
 
+from checkpoint_cases import sharded
 from hub_server import environment, hub
+from tiny_models import tiny_mvar
 
 _LOAD = """
 import sys, torch
@@ -45,6 +47,8 @@ def served(tmp_path):
         root / "CVLUESTC/MVAR/mvar-d16.pth",
     )
     models["MVAR"].save_pretrained(root / "someone/tiny-mvar")
+    (root / "someone/empty").mkdir()
+    (root / "someone/empty/README.md").touch()
     with hub(root) as server:
         yield server, models, tmp_path / "cache"
 
@@ -119,11 +123,29 @@ def test_ids_revisions_and_tokens(served):
     )
 
 
+def test_shards_are_downloaded_by_their_index(served):
+    """Also from the cache alone, where the file that is not in the repository was never downloaded."""
+    server, _, cache = served
+    sharded(server.root / "someone/shards")
+    first = load(server, cache, "MVAR", "someone/shards")
+    assert isinstance(first, list), first
+    assert float(first[1]) == pytest.approx(fingerprint(tiny_mvar()), abs=1e-9)
+    assert len(downloads(server)) == 4, "two shards, their index and config.json"
+    assert load(server, cache, "MVAR", "someone/shards", local_files_only=True) == first
+    assert load(None, cache, "MVAR", "someone/shards") == first
+
+
 @pytest.mark.parametrize(
     "cls, name, options, message",
     [
         ("VAR", "someone/absent", {}, "FileNotFoundError: someone/absent: no such repository"),
         ("MVAR", "someone/tiny-mvar@v9", {}, "FileNotFoundError: someone/tiny-mvar"),
+        (
+            "MVAR",
+            "someone/empty",
+            {},
+            "FileNotFoundError: someone/empty: the repository has no model.safetensors",
+        ),
         ("VAR", "var-d20", {}, "FileNotFoundError: FoundationVision/var: the repository has no var_d20.pth"),
         (
             "VAR",

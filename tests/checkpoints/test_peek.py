@@ -24,7 +24,7 @@ def reads(monkeypatch):
     """Counts of weights read, whoever reads them, and of config.json read."""
     counts = Counter()
     load_file, load = read_tensors.load_file, torch.load
-    read_text = Path.read_text
+    read_config = peek.read_config
 
     def counted_load_file(path, *args, **options):
         counts[Path(path).parent.name + "/" + Path(path).name] += 1
@@ -34,14 +34,13 @@ def reads(monkeypatch):
         counts[Path(path).name] += 1
         return load(path, *args, **options)
 
-    def counted_read_text(path, *args, **options):
-        if path.name == "config.json":
-            counts[path.parent.name + "/" + path.name] += 1
-        return read_text(path, *args, **options)
+    def counted_read_config(path):
+        counts[path.parent.name + "/" + path.name] += 1
+        return read_config(path)
 
     monkeypatch.setattr(read_tensors, "load_file", counted_load_file)
     monkeypatch.setattr(torch, "load", counted_load)
-    monkeypatch.setattr(Path, "read_text", counted_read_text)
+    monkeypatch.setattr(peek, "read_config", counted_read_config)
     return counts
 
 

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mvar_models import MVAR, VAR, VQVAE, VARConfig, VQVAEConfig
 from mvar_models.checkpoints.official import to_official
 
-from tiny_models import tiny_var
+from tiny_models import tiny_mvar, tiny_var
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 RELEASED_SHAPE = {
     "depth": 1,
@@ -90,6 +92,22 @@ def saved(change=None, config=None, weights=None, model=tiny_var):
         return folder / "saved"
 
     return make
+
+
+def sharded(folder):
+    """A folder of two shards and their index, as Hugging Face's libraries write it."""
+    tiny_mvar().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = dict(zip(SHARDS, (names[:20], names[20:])))
+    for file, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / file)
+    index = {key: file for file, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+    )
+    return folder
 
 
 def rename(old, new):
