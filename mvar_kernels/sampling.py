@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,12 @@ def sample_codes(
         TypeError, ValueError: an argument is of the wrong type, shape, dtype or device; the message names it.
     """
     _check(logits, uniform, unconditional)
-    _check_settings(unconditional, guidance, top_k, top_p)
+    guidance = _number("guidance", guidance, float)
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    if guidance != 0 and unconditional is None:
+        raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
+    top_k, top_p = check_filters(top_k, top_p)
     if guidance == 0:
         unconditional = None
     return sample_codes_op(
@@ -99,18 +105,22 @@ def _check(logits: Tensor, uniform: Tensor, unconditional: Tensor | None) -> Non
         )
 
 
-def _check_settings(unconditional: Tensor | None, guidance: float, top_k: int, top_p: float) -> None:
-    for name, value, kind in (("guidance", guidance, float), ("top_k", top_k, int), ("top_p", top_p, float)):
-        if isinstance(value, bool) or not isinstance(value, (kind, int)):
-            raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be finite, got {guidance}")
-    if guidance != 0 and unconditional is None:
-        raise ValueError(f"guidance {guidance} needs unconditional logits, got None")
+def check_filters(top_k: int, top_p: float) -> tuple[int, float]:
+    """Return the filters of `sample_codes` as Python's numbers, or raise as it does."""
+    top_k, top_p = _number("top_k", top_k, int), _number("top_p", top_p, float)
     if top_k < 0:
         raise ValueError(f"top_k must be 0 (off) or a positive number of codes, got {top_k}")
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p must be between 0 (off) and 1, got {top_p}")
+    return top_k, top_p
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    if getattr(value, "ndim", None) == 0:  # NumPy's numbers, and tensors of one
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (kind, int)):
+        raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 @torch.library.custom_op(

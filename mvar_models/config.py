@@ -41,8 +41,8 @@ _Depth = Annotated[int, within(1, 1024)]
 _Width = Annotated[int, within(1, 1 << 16)]
 _Many = Annotated[int, within(1, 1 << 22)]
 _Ratio = Annotated[float, within(2**-16, 64)]
-_TopK = Annotated[int, within(0, 1 << 22)]
-_Share = Annotated[float, within(0, 1)]
+TopK = Annotated[int, within(0, 1 << 22)]
+Share = Annotated[float, within(0, 1)]
 _Index = Annotated[int, within(0, 1024)]
 _Side = Annotated[int, within(1, 4096)]
 _Sides = Annotated[
@@ -245,8 +245,8 @@ class TransformerConfig(Config):
     shared_adaln: bool = False
     cosine_attention: bool = True
     guidance_scale: float = 1.5
-    top_k: _TopK = 900
-    top_p: _Share = 0.96
+    top_k: TopK = 900
+    top_p: Share = 0.96
     class_names: Sequence[str] | None = None
     vqvae: str | None = None
     guidance_schedule: str = "linear"
@@ -330,8 +330,8 @@ class MVARConfig(TransformerConfig):
     dense_scales: _Index = 8
     previous_scales: _Index = 0
     guidance_scale: float = 2.7
-    top_k: _TopK = 1200
-    top_p: _Share = 0.99
+    top_k: TopK = 1200
+    top_p: Share = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -366,8 +366,8 @@ class MarkovVARConfig(TransformerConfig):
     dense_scales: _Index = 0
     history_scales: Annotated[int, within(1, 1024)] = 3
     guidance_scale: float = 5.0
-    top_k: _TopK = 900
-    top_p: _Share = 0.95
+    top_k: TopK = 900
+    top_p: Share = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -145,8 +145,8 @@ def record_of(values: Any, schema: type[T], source: str) -> T:
 def check_fields(record: Any) -> None:
     """Convert the fields of a dataclass to what their annotations say; `__post_init__` calls it.
 
-    NumPy's numbers become Python's, paths become text and sequences tuples. A field whose default is None may
-    be None whatever its annotation.
+    NumPy's numbers, arrays and tensors become Python's, paths become text and sequences tuples. A field whose
+    default is None may be None whatever its annotation.
 
     Raises:
         TypeError: a field is of another type; the message names it.
@@ -165,8 +165,15 @@ def _fields(schema: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(field, hints[field.name]) for field in dataclasses.fields(schema)]
 
 
+def converted(value: Any, hint: Any, name: str) -> Any:
+    """Convert an argument of a call as `check_fields` does a field; see there for the errors."""
+    return _convert(value, hint, name)
+
+
 def _convert(value: Any, hint: Any, key: str) -> Any:
     """Return `value` as what `hint` says; errors begin with `key`."""
+    if hasattr(value, "tolist"):  # arrays and tensors count as the numbers in them
+        value = value.tolist()
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _annotated(value, hint, key)
@@ -220,11 +227,16 @@ def _one_of_several(value: Any, hint: Any, key: str) -> Any:
         return None
     if len(kinds) == 1:
         return _convert(value, kinds[0], key)
+    out_of_range: ValueError | None = None
     for kind in kinds:
         try:
             return _convert(value, kind, key)
-        except (TypeError, ValueError):
+        except ValueError as error:
+            out_of_range = out_of_range or error
+        except TypeError:
             continue
+    if out_of_range is not None:
+        raise out_of_range
     raise TypeError(f"{key} must be {_words(hint)}, got {_shown(value)}")
 
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import click
 
 from mvar_models.config import TransformerConfig
+from mvar_models.records import converted, within
 from mvar_models.registry import drawing_names
 from mvar_models.sampling.guidance import SCHEDULES
-from mvar_models.sampling.preset import recorded
+from mvar_models.sampling.preset import preset_of, recorded
 from mvar_models.sampling.sampler import SAMPLERS
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def seed_option(help: str) -> Callable[[F], F]:
+    """Return the option --seed; from 2^63 on, sums of seeds and numbers of images could be too large."""
+    kind = Annotated[int, within(0, 2**63 - 1)]
+
+    def check(context: click.Context, option: click.Parameter, value: int) -> int:
+        return cast(int, converted(value, kind, "--seed"))
+
+    return click.option("--seed", default=0, help=help, callback=check)
+
 
 schedule_option = click.option(
     "--guidance-schedule",
@@ -79,8 +91,8 @@ def filled(
     checkpoint's; see `recorded`.
     """
     known = config.replace(**preset)
-    options = {name: getattr(known, name) if value is None else value for name, value in given.items()}
-    return recorded(options, config)
+    decided = preset_of(given, known).to_dict()
+    return recorded({name: decided.get(name, value) for name, value in given.items()}, config)
 
 
 def _with(command: F, options: tuple[Callable[[Any], Any], ...]) -> F:

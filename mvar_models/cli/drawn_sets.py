@@ -18,7 +18,6 @@ from mvar_models.evaluation.reconstruction import Reconstructions
 from mvar_models.files import file_names
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline, pipeline_for
-from mvar_models.sampling.sampler import check_filters
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,6 @@ def _draw(
     """Draw this process's parts of the file, and wait for the others'."""
     config = pipeline.model.config
     given = filled(options, config)
-    check_filters(given["top_k"], given["top_p"])
     file.parent.mkdir(parents=True, exist_ok=True)
     settings = {"per_class": per_class, "seed": seed, "checkpoint": {"model": name}, **given}
     with processes.raising_together(), count_progress("batch", shown=processes.first) as report:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from mvar_models.cli.drawing_options import checkpoint_options, filter_options
+from mvar_models.cli.drawing_options import checkpoint_options, filter_options, seed_option
 from mvar_models.devices import default_device
 from mvar_models.files import replacing
 from mvar_models.pipeline import pipeline_for
@@ -69,7 +69,7 @@ class _Padding(click.ParamType[tuple[int, ...]]):
     help="Class numbers or names, separated by commas; one image each. Default: the unconditional class.",
 )
 @click.option("--n", default=1, type=click.IntRange(min=1), help="Images per label.")
-@click.option("--seed", default=0, help="Image i takes seed + i.")
+@seed_option("Image i takes seed + i.")
 @click.option(
     "--strength", type=float, default=1.0, help="Share of the scales drawn; coarser ones are the image's own."
 )

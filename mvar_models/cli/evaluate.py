@@ -12,7 +12,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from mvar_models.cli.drawing_options import schedule_option
+from mvar_models.cli.drawing_options import schedule_option, seed_option
 from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
@@ -70,7 +70,7 @@ class _Names(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--per-class", type=click.IntRange(min=1), default=None, help="With --model: images of every class."
 )
-@click.option("--seed", default=0, help="With --model: image i takes seed + i.")
+@seed_option("With --model: image i takes seed + i.")
 @click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's.")
 @schedule_option
 @click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from mvar_models.cli.drawing_options import checkpoint_options, filter_options
+from mvar_models.cli.drawing_options import checkpoint_options, filter_options, seed_option
 from mvar_models.config import CONFIG_NAME
 from mvar_models.demo.gallery import draw_gallery
 from mvar_models.devices import default_device
@@ -23,7 +23,7 @@ from mvar_models.pipeline import pipeline_for
     help="Class numbers or names, separated by commas. Default: all, or twenty spread evenly over more.",
 )
 @click.option("--n", default=6, type=click.IntRange(min=1), help="Images per class.")
-@click.option("--seed", default=0, help="Image i of a sheet takes seed + i.")
+@seed_option("Image i of a sheet takes seed + i.")
 @filter_options
 @click.option(
     "--out",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options
+from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options, seed_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
 from mvar_models.distributed import Processes
@@ -16,7 +16,6 @@ from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 from mvar_models.sampling.preset import read_preset
-from mvar_models.sampling.sampler import check_filters
 
 # Without --labels: all classes if there are few, else this many, spread evenly.
 _DEFAULT_CLASSES = 10
@@ -31,7 +30,7 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size", "compiled")
     help="Class numbers or names, separated by commas. Default: all classes, or ten spread evenly over many.",
 )
 @click.option("--n", default=8, type=click.IntRange(min=1), help="Images per label.")
-@click.option("--seed", default=0, help="Image i takes seed + i.")
+@seed_option("Image i takes seed + i.")
 @filter_options
 @click.option(
     "--more-smooth", is_flag=True, help="Same as --sampler smooth: nicer images, but not for metrics."
@@ -116,7 +115,6 @@ def sample(
     options = filled(given, config, settings)
     if sampler is not None:
         options["sampler"] = sampler
-    check_filters(options["top_k"], options["top_p"])
     if npz is not None and per_class is not None:
         options.update(seed=seed, batch_size=batch_size, checkpoint=checkpoint)
         _write_npz(pipeline, npz, per_class, processes, **options)

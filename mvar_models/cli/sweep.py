@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.drawing_options import schedule_option
+from mvar_models.cli.drawing_options import schedule_option, seed_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference
@@ -68,7 +68,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     help="File of the feature network's weights, or 'download', where it needs one.",
 )
 @click.option("--per-class", type=click.IntRange(min=1), default=10, help="Images of every class and preset.")
-@click.option("--seed", default=0, help="Image i takes seed + i, under every preset.")
+@seed_option("Image i takes seed + i, under every preset.")
 @click.option("--arch", default=None, help="Architecture of a released .pth that does not say which it is.")
 @click.option(
     "--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own."

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.drawing_options import seed_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
@@ -54,7 +55,7 @@ _LISTED = 10
     default=None,
     help="Variants per image. Default: 2, the image and its mirror; 1 for digits.",
 )
-@click.option("--seed", default=0, help="Seed of the variants that are not mirrors.")
+@seed_option("Seed of the variants that are not mirrors.")
 @click.option("--shard-size", default=2048, help="Images per file.")
 @click.option(
     "--batch-size",

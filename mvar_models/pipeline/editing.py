@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
-import numpy as np
 import torch
 from PIL import Image
 
+from mvar_models.config import Share
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.canvas import Canvas, extended
-from mvar_models.pipeline.edits import Edit, alike, draw_edit, size_of
+from mvar_models.pipeline.edits import Edit, Pixels, alike, draw_edit, size_of
 from mvar_models.pipeline.inputs import ImageInput, images_of, masks_of
 from mvar_models.pipeline.loading import check_fit
 from mvar_models.pipeline.options import DrawOptions, Labels, as_sequence
+from mvar_models.records import converted, within
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -116,8 +117,7 @@ class Editing:
             TypeError: images, masks or labels of another type.
             ValueError: shapes, sizes or numbers that do not fit, an unknown rule or output type.
         """
-        if padding_mask_crop is not None and padding_mask_crop < 0:
-            raise ValueError(f"padding_mask_crop must be None or pixels from 0, got {padding_mask_crop}")
+        padding_mask_crop = converted(padding_mask_crop, Pixels | None, "padding_mask_crop")
         pairs = list(zip(*alike(image=images_of(image), mask_image=masks_of(mask_image))))
         for pixels, mask in pairs:
             if pixels.shape[1:] != mask.shape:
@@ -184,8 +184,8 @@ class Editing:
             Images of the enlarged size.
 
         Raises:
-            TypeError: as `inpaint`.
-            ValueError: as `inpaint`, or padding that is not one or four numbers from 0.
+            TypeError: as `inpaint`, or padding that is not one or four numbers.
+            ValueError: as `inpaint`, or padding below 0.
         """
         sides = _four(padding)
         canvases = [Canvas.of(*extended(each, sides)) for each in images_of(image)]
@@ -249,8 +249,7 @@ class Editing:
             ValueError: as `inpaint`, or no such scale.
         """
         last = len(self.model.config.sides)
-        if not 0 <= from_scale <= last:
-            raise ValueError(f"from_scale must be between 0 and {last}, got {from_scale}")
+        from_scale = converted(from_scale, Annotated[int, within(0, last)], "from_scale")
         canvases = [
             Canvas.of(each, torch.ones(each.shape[1:], dtype=torch.bool)) for each in images_of(image)
         ]
@@ -276,14 +275,11 @@ def own_scales(strength: float, num_scales: int) -> int:
     Raises:
         ValueError: `strength` is outside 0 .. 1.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be between 0 and 1, got {strength}")
+    strength = converted(strength, Share, "strength")
     return math.floor((1 - strength) * num_scales + _ROUNDING)
 
 
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    sides = (padding,) * 4 if isinstance(padding, (int, np.integer)) else tuple(padding)
-    if len(sides) != 4 or not all(isinstance(side, (int, np.integer)) and side >= 0 for side in sides):
-        raise ValueError(f"padding must be one number from 0, or left, top, right and bottom, got {padding}")
-    left, top, right, bottom = (int(side) for side in sides)
+    sides = converted(padding, Pixels | tuple[Pixels, Pixels, Pixels, Pixels], "padding")
+    left, top, right, bottom = (sides,) * 4 if isinstance(sides, int) else sides
     return left, top, right, bottom

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from mvar_models.pipeline.decoding import Images, check_output_type, decode
 from mvar_models.pipeline.drawing import draw_batches
 from mvar_models.pipeline.options import DrawOptions, Request
 from mvar_models.pipeline.output import PipelineOutput
+from mvar_models.records import converted, within
 from mvar_models.sampling.hooks import GivenCodes
 from mvar_models.sampling.inpainting import RULES, OwnScales, check_rule
 from mvar_models.sampling.sampler import SampleResult
+
+Pixels = Annotated[int, within(0, 2**16)]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ def draw_edit(
     check_output_type(output_type)
     if edit.rule is not None:
         check_rule(edit.rule)
-    if edit.feather is not None and edit.feather < 0:
-        raise ValueError(f"feather must be None or pixels from 0, got {edit.feather}")
+    edit = replace(edit, feather=converted(edit.feather, Pixels | None, "feather"))
     canvases, labels = alike(image=edit.canvases, labels=labels)
     _check_one_size(canvases, output_type)
     request = Request.of(model, labels, **options)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-import numpy as np
 import torch
 
 from mvar_models.networks.transformer import ScaleTransformer
-from mvar_models.sampling.filters import check_filters
+from mvar_models.records import converted, within
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
+from mvar_models.sampling.preset import preset_of
 from mvar_models.sampling.sampler import Sampler, make_sampler
 
 Labels = int | str | Sequence[int | str]
 Generators = torch.Generator | Sequence[torch.Generator]
 
-_SEEDS = 2**63 - 1
+_DRAWN_SEEDS = 2**63 - 1
+Seed = Annotated[int, within(0, 2**64 - 1)]
+_Count = Annotated[int, within(1, 2**31)]
 
 
 class DrawOptions(TypedDict, total=False):
@@ -88,17 +90,15 @@ class Request:
         """Check the arguments of `Pipeline.__call__` and fill in the checkpoint's preset.
 
         Raises:
-            TypeError: generators of another type.
+            TypeError: generators or numbers of another type.
             ValueError: unknown sampler, wrong number of seeds or generators, numbers out of range.
         """
-        for name, value in (("batch_size", batch_size), ("num_images_per_label", num_images_per_label)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        config = model.config
-        top_k = config.top_k if top_k is None else top_k
-        top_p = config.top_p if top_p is None else top_p
-        check_filters(top_k, top_p)
-        schedule = config.guidance_schedule if guidance_schedule is None else guidance_schedule
+        batch_size = converted(batch_size, _Count, "batch_size")
+        num_images_per_label = converted(num_images_per_label, _Count, "num_images_per_label")
+        given = dict(
+            guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k, top_p=top_p
+        )
+        preset = preset_of(given, model.config)
         each = [label for label in labels for _ in range(num_images_per_label)]
         alone = model.device.type == "cpu" if batch_invariant is None else batch_invariant
         return cls(
@@ -108,10 +108,7 @@ class Request:
             progress=progress,
             on_scale=on_scale,
             options={
-                "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
-                "guidance_schedule": schedule,
-                "top_k": top_k,
-                "top_p": top_p,
+                **preset.to_dict(),
                 "sampler": sampler_of(sampler, more_smooth),
                 "processors": tuple(processors),
             },
@@ -126,10 +123,10 @@ class Request:
 
 
 def as_sequence(labels: Labels) -> Sequence[int | str]:
-    """Return the labels as a sequence; one label may come alone."""
-    if isinstance(labels, (int, str, np.integer)):
-        return [labels]
-    return labels
+    """Return the labels as a sequence; one label may come alone, and arrays and tensors are taken."""
+    if hasattr(labels, "tolist"):
+        labels = labels.tolist()
+    return [labels] if isinstance(labels, (int, str)) else labels
 
 
 def sampler_of(sampler: str | Sampler, more_smooth: bool) -> Sampler:
@@ -145,15 +142,17 @@ def sources_of(
     """Return a seed or a generator per image; see this module.
 
     Raises:
-        TypeError: `generator` is neither a torch.Generator nor a list of them.
-        ValueError: not one seed or generator per image, both given, or generators of another device.
+        TypeError: `generator` is neither a torch.Generator nor a list of them, or seeds are no whole numbers.
+        ValueError: seeds outside 0 .. 2^64 - 1, not one seed or generator per image, both given, or
+            generators of another device.
     """
+    seed = converted(seed, int | tuple[int, ...], "seed")
     if generator is None:
         return _seeds(seed, count)
-    if not isinstance(seed, (int, np.integer)) or seed != 0:
+    if seed != 0:
         raise ValueError(f"give one of seed and generator, got seed={seed!r} and a generator")
     if isinstance(generator, torch.Generator):
-        drawn = torch.randint(_SEEDS, (count,), generator=generator, device=generator.device)
+        drawn = torch.randint(_DRAWN_SEEDS, (count,), generator=generator, device=generator.device)
         return [int(each) for each in drawn]
     generators = list(generator)
     for each in generators:
@@ -169,9 +168,10 @@ def sources_of(
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, (int, np.integer)):
-        return [int(seed) + i for i in range(count)]
-    seeds = [int(each) for each in seed]
-    if len(seeds) != count:
-        raise ValueError(f"seed needs one int per image ({count}), got {len(seeds)}")
-    return seeds
+    if isinstance(seed, int):
+        converted(seed, Seed, "seed")
+        converted(seed + max(count - 1, 0), Seed, "seed of the last image")
+        return list(range(seed, seed + count))
+    if len(seed) != count:
+        raise ValueError(f"seed needs one int per image ({count}), got {len(seed)}")
+    return list(converted(seed, tuple[Seed, ...], "seed"))

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def check_filters(top_k: int, top_p: float) -> None:
-    """Raise ValueError if top_k is negative or top_p is outside 0 .. 1."""
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (off) or a positive number of codes, got {top_k}")
-    if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p must be between 0 (off) and 1, got {top_p}")
+from mvar_kernels.sampling import check_filters
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
@@ -25,7 +19,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     Raises:
         ValueError: `top_k` is negative or `top_p` is outside 0 .. 1.
     """
-    check_filters(top_k, top_p)
+    top_k, top_p = check_filters(top_k, top_p)
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))

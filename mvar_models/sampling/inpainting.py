@@ -133,7 +133,7 @@ RULES: dict[str, type[ClosedRule] | type[ReleasedRule]] = {"closed": ClosedRule,
 
 def check_rule(rule: str) -> None:
     """Raise ValueError unless there is a rule of that name."""
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
 
 

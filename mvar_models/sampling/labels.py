@@ -6,8 +6,6 @@ import difflib
 import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
-
 
 def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) -> int:
     """Return the number of a class.
@@ -21,6 +19,7 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
         TypeError: `label` is neither a number nor a name.
         ValueError: no class has this label, or several have.
     """
+    label = label.tolist() if hasattr(label, "tolist") else label  # NumPy's numbers, and tensors
     if isinstance(label, str):
         # Names made on macOS may keep accents apart from their letters.
         label, names = composed(label), [composed(name) for name in names]
@@ -34,11 +33,11 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
         if not label.isdecimal():
             raise ValueError(f"unknown label {label!r}: {_hint(label, names)}")
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+    if isinstance(label, bool) or not isinstance(label, int):
         raise TypeError(f"a label must be an int or a class name, got {label!r}")
     if not 0 <= label < num_classes:
         raise ValueError(f"unknown label {label}: the model has classes 0 to {num_classes - 1}")
-    return int(label)
+    return label
 
 
 def _matches(label: str, names: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvar_models.records import converted
 from mvar_models.sampling.hooks import Choice
 
 
@@ -29,7 +30,7 @@ class SpatialGuidance:
     # (169 tokens of 4,096 codes).
 
     def __init__(self, beta: float) -> None:
-        self.beta = beta
+        self.beta: float = converted(beta, float, "beta")
         self._before: Tensor | None = None
         self._current: list[Tensor] = []
 

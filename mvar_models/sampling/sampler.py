@@ -20,7 +20,6 @@ from mvar_kernels import sample_codes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.registry import resolve
-from mvar_models.sampling.filters import check_filters
 from mvar_models.sampling.guidance import (
     RELEASED_SCHEDULE,
     guidance_weights,
@@ -28,6 +27,7 @@ from mvar_models.sampling.guidance import (
     progress_of,
 )
 from mvar_models.sampling.hooks import Choice, GivenCodes, LogitsProcessor, ScaleCallback, StopSampling
+from mvar_models.sampling.preset import Preset
 from mvar_models.sampling.uniforms import UniformNumbers
 
 SAMPLERS: dict[str, str] = {
@@ -96,7 +96,7 @@ def make_sampler(sampler: str | Sampler) -> Sampler:
     """
     if isinstance(sampler, Sampler):
         return sampler
-    if sampler not in SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     made: Sampler = resolve(SAMPLERS[sampler])()
     return made
@@ -170,7 +170,8 @@ def sample(
         keep_logits: Whether to return the last scale's guided logits.
 
     Raises:
-        ValueError: filters out of range, an unknown sampler or schedule, not one generator per label, or
+        TypeError: guidance or a filter is no number.
+        ValueError: they are out of range, an unknown sampler or schedule, not one generator per label, or
             scales that cannot be drawn by themselves.
     """
     plan = make_plan(
@@ -199,11 +200,13 @@ def make_plan(
     keep_logits: bool = True,
 ) -> Plan:
     """Check the arguments of `sample` that are the same for every batch; see there for both."""
-    check_filters(top_k, top_p)
+    preset = Preset(guidance_scale, top_k, top_p, guidance_schedule)  # type: ignore[arg-type]  # it converts
     sampler = make_sampler(sampler)
-    weights = guidance_weights(model, guidance_scale, guidance_schedule)
+    weights = guidance_weights(model, preset.guidance_scale, guidance_schedule)
     scales = model.check_scales(scales)
-    return Plan(weights, top_k, top_p, sampler, scales, tuple(processors), given, on_scale, keep_logits)
+    return Plan(
+        weights, preset.top_k, preset.top_p, sampler, scales, tuple(processors), given, on_scale, keep_logits
+    )
 
 
 def check_generators(generators: Sequence[torch.Generator], labels: Tensor) -> None:

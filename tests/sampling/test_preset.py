@@ -110,15 +110,18 @@ def test_a_sweep_keeps_the_schedule_of_the_checkpoint(constant, tmp_path):
         ("[1, 2]", r"must be an object with keys, got \[1, 2\]"),
         ('{"guidance_scale": 1, "top_k": 0}', "lacks the entry top_p"),
         ('{"guidance_scale": 1, "top_k": 0, "top_p": 0, "seed": 1}', "does not know: seed"),
-        ('{"guidance_scale": "1", "top_k": 0, "top_p": 0}', "guidance_scale must be a number, got '1'"),
+        (
+            '{"guidance_scale": "1", "top_k": 0, "top_p": 0}',
+            "guidance_scale must be a number or a list, got '1'",
+        ),
         ('{"guidance_scale": 1, "top_k": 0.5, "top_p": 0}', r"top_k must be a whole number, got 0\.5"),
         ('{"guidance_scale": 1, "top_k": true, "top_p": 0}', "top_k must be a whole number, got True"),
         (
             '{"guidance_scale": NaN, "top_k": 0, "top_p": 0}',
             "guidance_scale must be a finite number, got nan",
         ),
-        ('{"guidance_scale": 1, "top_k": -1, "top_p": 0}', "top_k must be 0 .* got -1"),
-        ('{"guidance_scale": 1, "top_k": 0, "top_p": 1.5}', r"top_p must be between .* got 1\.5"),
+        ('{"guidance_scale": 1, "top_k": -1, "top_p": 0}', "top_k must be .* got -1"),
+        ('{"guidance_scale": 1, "top_k": 0, "top_p": 1.5}', r"top_p must be .* got 1\.5"),
         (
             '{"guidance_scale": 1, "top_k": 0, "top_p": 0, "guidance_schedule": "steep"}',
             "guidance_schedule must be one of linear, constant, cosine, got 'steep'",
