@@ -118,10 +118,10 @@ def read_npy(file: Path, dtype: np.dtype[Any], shape: _Shape) -> np.ndarray:
     if kind != dtype or not _fits(found, shape):
         raise ValueError(f"{file} must be {_written(shape)} of {dtype}, got {_written(found)} of {kind}")
     size = start + math.prod(found) * dtype.itemsize
-    if file.stat().st_size < size:
-        raise ValueError(f"{file} is cut off: {size - file.stat().st_size:,} bytes are missing")
-    # Not a memmap, which keeps the file open: a folder may have more files than a process may open.
     with damage_named(file, "no .npy, or is cut off or damaged"):
+        if file.stat().st_size < size:
+            raise ValueError(f"{size - file.stat().st_size:,} bytes are missing")
+        # Not a memmap, which keeps the file open: a folder may have more files than a process may open.
         mapped = torch.from_file(str(file), size=size, dtype=torch.uint8).numpy()
     values = mapped[start:].view(dtype).reshape(found)
     values.flags.writeable = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections import Counter
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -57,14 +58,13 @@ class ClassFolders(ImageSource):
         _check_layout(folder, [child.name for child in children])
         names = [composed(printable(child.name)) for child in children]
         chosen = class_order(names, str(folder))
-        classes = [(Path(children[i].path), listing.files(children[i].path)) for i in chosen]
-        sizes: list[int] = []
-        stamps: list[int] = []
-        labels: list[int] = []
+        # Not lists: of a million images they and their integers would take a hundred megabytes.
+        sizes, stamps, labels = array("q"), array("q"), array("q")
         empty: list[str] = []
         others: Counter[str] = Counter()
-        for label, (place, found) in enumerate(classes or [(folder, loose)]):
+        for label, place in enumerate([children[i].path for i in chosen] or [str(folder)]):
             before = len(empty)
+            found = listing.files(place) if children else loose
             for entry in found:
                 if not _is_image(entry.name):
                     others[Path(entry.name).suffix.lower()] += entry.name != HELD_OUT
@@ -76,7 +76,7 @@ class ClassFolders(ImageSource):
                 else:
                     empty.append(entry.path)
             if label not in labels[-1:]:
-                raise _no_images(place, len(empty) - before, alone=not children)
+                raise _no_images(Path(place), len(empty) - before, alone=not children)
         own = composed(printable(folder.resolve().name))
         super().__init__(np.array(labels), [names[i] for i in chosen] or [own], mirror_safe=True)
         self._sizes, self._stamps = np.array(sizes), np.array(stamps)
