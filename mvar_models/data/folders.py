@@ -28,7 +28,9 @@ _SPLIT = re.compile(
     r"([ _.-]?(set|split|data|images|\d+))?",
     re.IGNORECASE,
 )
-_WITHOUT_CLASS = {"unlabeled", "unlabelled", "unsorted"}
+_WITHOUT_CLASS = {"unlabeled", "unlabelled", "unsorted", "images", "masks", "annotations", "labels"}
+# Windows hides a second .txt.
+_LIKE_HELD_OUT = re.compile(r"held[ _-]?out.*\.(txt|csv|lst|list)", re.IGNORECASE)
 
 
 class ClassFolders(ImageSource):
@@ -62,12 +64,15 @@ class ClassFolders(ImageSource):
         sizes, stamps, labels = array("q"), array("q"), array("q")
         empty: list[str] = []
         others: Counter[str] = Counter()
+        lists = [entry.path for entry in loose if _LIKE_HELD_OUT.fullmatch(entry.name)]
         for label, place in enumerate([children[i].path for i in chosen] or [str(folder)]):
             before = len(empty)
             found = listing.files(place) if children else loose
             for entry in found:
-                if not _is_image(entry.name):
-                    others[Path(entry.name).suffix.lower()] += entry.name != HELD_OUT
+                if _LIKE_HELD_OUT.fullmatch(entry.name):
+                    lists += [entry.path] if children else []
+                elif not _is_image(entry.name):
+                    others[Path(entry.name).suffix.lower()] += 1
                 elif (stat := entry.stat()).st_size:
                     self.files.append(entry.path)
                     sizes.append(stat.st_size)
@@ -82,6 +87,12 @@ class ClassFolders(ImageSource):
         self._sizes, self._stamps = np.array(sizes), np.array(stamps)
         self._held_out = self._read_held_out()
         self.skipped = _skipped(empty, listing, others, str(folder), loose if children else [])
+        read = folder / HELD_OUT
+        for path in lists:
+            if not (read.is_file() and read.samefile(path)):
+                reason = f"is not read; what is held out is listed in {read}"
+                self.skipped[printable(path)] = reason
+                warn_once(f"{printable(path)} {reason}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -143,7 +143,11 @@ def _load(place: str, part: str) -> Any:
     # The library raises its own kinds of error for damaged files, missing configurations and more.
     except Exception as error:
         raise ValueError(f"{place} cannot be opened as a dataset: {_line(error)}") from None
+    if config and (_is_saved(path) or path.is_file()):
+        raise ValueError(f"{place} has no configurations; leave out {config!r} of {place}:{part}")
     if not isinstance(loaded, dict):
+        if split and split != str(loaded.split):
+            raise ValueError(f"{place} has no splits; leave out {split!r} of {place}:{part}")
         return loaded
     if not split:
         split = _DEFAULT_SPLIT if _DEFAULT_SPLIT in loaded or len(loaded) > 1 else next(iter(loaded))

@@ -57,6 +57,8 @@ def check_data_exists(data: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{path} has no folder {part!r}, which {text} asks for")
     if not path.exists() and looks_like_hub_id(place):
         return
+    if place == DIGITS:
+        raise FileNotFoundError(f"{DIGITS} has no parts, {text} asks for {part!r}")
     what = f"{path} is a file of another kind" if path.is_file() else f"{place}: nothing of that name"
     raise FileNotFoundError(
         f"{what}; data must be 'digits' or a folder (one folder of images per class, or what `mvar tokenize` "

@@ -58,7 +58,12 @@ def tokenize(
         positions, part = next(batches)
         codes[:, positions] = part
         kept[positions] = True
-    fingerprint = token_fingerprint(source.fingerprint, vqvae_identity(vqvae), num_variants, seed, indices)
+    # Without one the codes are hashed: the fingerprint of files does not know what was changed in place.
+    fingerprint = ""
+    if not source.stamps.any():
+        fingerprint = token_fingerprint(
+            source.fingerprint, vqvae_identity(vqvae), num_variants, seed, indices
+        )
     return TokenSet(codes if kept.all() else codes[:, kept], source.labels[indices[kept]], fingerprint)
 
 

@@ -234,6 +234,10 @@ class TokenWriter:
         Raises:
             OtherSettings: some are not what they were.
         """
+        if self._all_stamps.any() and not any(shard.content for shard in index.shards):
+            logger.warning(
+                "%s is of an earlier version: its images are compared by names and sizes alone", self.folder
+            )
         ranges = dict(enumerate(self._ranges()))
         again = {
             number: shard

@@ -157,6 +157,7 @@ def test_splits_are_no_classes(tmp_path, layout, named):
         ("photos/red photos/blue", "one class, 'photos'; if its folders (blue, red) are .* name {}/photos"),
         ("a/b/red a/b/blue __MACOSX/a", "one class, 'a'; if its folders (blue, red) are .* name {}/a/b"),
         ("red blue unlabeled", "{}/unlabeled is taken for a class"),
+        ("blue masks", "{}/masks is taken for a class"),
         ("train", None),
         ("train bus car", None),
         ("flowers", None),
@@ -243,6 +244,16 @@ def test_a_list_of_held_out_images_as_windows_programs_write_it(tmp_path, conten
     folder = plain_folder(tmp_path / "data")
     (folder / "held_out.txt").write_bytes(content)
     assert ClassFolders(folder, 16).split.reserved.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["held_out.txt.txt", "Held-Out.txt", "heldout.csv", "blue/held_out.txt"])
+def test_a_list_of_another_name_is_not_passed_over_in_silence(tmp_path, name, caplog):
+    folder = plain_folder(tmp_path / "data")
+    (folder / name).write_text("blue/1.png\n")
+    source = ClassFolders(folder, 16)
+    expected = f"is not read; what is held out is listed in {folder / 'held_out.txt'}"
+    assert source.skipped == {str(folder / name): expected}
+    assert caplog.messages == [f"{folder / name} {expected}"]
 
 
 @pytest.mark.parametrize(

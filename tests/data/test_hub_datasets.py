@@ -93,6 +93,15 @@ def test_splits(tmp_path):
         open_images(f"{tmp_path / 'hub'}:dev", 12)
     datasets.DatasetDict({"dev": dataset()}).save_to_disk(tmp_path / "one")
     assert len(open_images(tmp_path / "one", 12)) == len(CONTENTS), "the only split needs no name"
+    dataset().save_to_disk(tmp_path / "none")
+    dataset().to_parquet(tmp_path / "none.parquet")
+    for name, named in (("none:test", "splits; leave out 'test'"), ("one:small:dev", "leave out 'small'")):
+        with pytest.raises(ValueError, match=f"has no .*{named}"):
+            open_images(f"{tmp_path / name}", 12)
+    with pytest.raises(
+        ValueError, match=r"no configurations; leave out 'small' of .*none\.parquet:small:train"
+    ):
+        open_images(f"{tmp_path / 'none.parquet'}:small:train", 12)
 
 
 def test_tables_that_were_not_written_by_the_library(tmp_path):

@@ -32,6 +32,8 @@ def test_a_part_of_a_folder_is_the_folder_of_that_name(tmp_path):
     for ask in (check_data_exists, lambda data: open_images(data, 16)):
         with pytest.raises(FileNotFoundError, match=r"data has no folder 'dev', which .*data:dev asks for"):
             ask(f"{tmp_path / 'data'}:dev")
+        with pytest.raises(FileNotFoundError, match="digits has no parts, digits:train asks"):
+            ask("digits:train")
 
 
 @pytest.mark.parametrize(

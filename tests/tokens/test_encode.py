@@ -5,13 +5,14 @@ codes are made of.
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mvar_models import VQVAE
 from mvar_models.data.digits import Digits
 from mvar_models.data.open import open_images
 from mvar_models.tokens.encode import same_codes, tokenize, tokenize_split, vqvae_identity
 
-from odd_images import BROKEN, ODD, fill
+from odd_images import BROKEN, ODD, fill, plain_folder
 from tiny_models import tiny_vqvae
 
 
@@ -75,6 +76,15 @@ def test_fingerprints_change_with_images_variants_and_vqvae(digits):
         tokenize(other_vqvae(), digits, indices),
     ]
     assert len({one.fingerprint, *(tokens.fingerprint for tokens in others)}) == 4
+
+
+def test_the_fingerprint_of_codes_in_memory_knows_what_was_changed_in_place(tmp_path):
+    file = plain_folder(tmp_path) / "red" / "x.bmp"
+    seen = []
+    for colour in ("red", "red", "blue"):
+        Image.new("RGB", (16, 16), colour).save(file)
+        seen.append(tokenize(tiny_vqvae(), open_images(tmp_path, 16), np.arange(7)).fingerprint)
+    assert seen[0] == seen[1] != seen[2]
 
 
 def other_vqvae():

@@ -84,11 +84,12 @@ def test_it_is_verified(old):
         verify_tokens(old)
 
 
-def test_a_finished_one_need_not_be_written_again(old, tmp_path):
+def test_a_finished_one_need_not_be_written_again(old, tmp_path, caplog):
     source = open_images(images(tmp_path / "data"), 16)
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     written = TokenWriter(tiny_vqvae(), source, old, shard_size=4).write()
     assert (written.complete, written.made) == (True, 0)
+    assert "its images are compared by names and sizes alone" in caplog.text
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     with pytest.raises(ValueError, match="seed"):
         TokenWriter(tiny_vqvae(), source, old, shard_size=4, seed=1)
