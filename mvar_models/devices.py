@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 import torch
+
+# How PyTorch, its libraries and the system say that there is no memory, where the type does not tell.
+_NO_MEMORY = re.compile(
+    "out of memory|(can't|cannot|unable to) allocate|not enough memory|_STATUS_ALLOC_FAILED|bad_alloc"
+    "|could not create a memory object",
+    re.IGNORECASE,
+)
 
 
 def checked_device(device: torch.device | str | int | None) -> torch.device:
@@ -48,6 +58,15 @@ def _try(place: torch.device, missing: str) -> None:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"{missing}{reason}; use 'cpu'") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a GPU or of the machine is full."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return not isinstance(error, ValueError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def default_device() -> str:

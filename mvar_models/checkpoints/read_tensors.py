@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mvar_models.devices import is_out_of_memory
 from mvar_models.records import FileName, read_record
 from mvar_models.registry import ARCHITECTURES, marked
 
@@ -176,6 +177,8 @@ def read_values(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"{path} is not a complete safetensors file ({error}); download or copy it again"
             ) from None
@@ -196,6 +199,8 @@ def read_values(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=archive
             )  # files of before PyTorch 1.6 cannot be mapped
     except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors alike
+        if is_out_of_memory(error):
+            raise
         raise ValueError(_why_unreadable(path, str(error).strip() or type(error).__name__)) from None
 
 

@@ -11,6 +11,9 @@ import click
 from mvar_models.cli import COMMANDS
 from mvar_models.registry import resolve
 
+# Where the context keeps the subcommand and its arguments.
+_CALLED = f"{__name__}.called"
+
 
 class _LazyGroup(click.Group):
     """A group that imports a subcommand's file when the subcommand is needed."""
@@ -29,14 +32,22 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta[_CALLED] = command, tuple(rest)
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
             # Imported after the fact: `mvar --help` needs no torch, and a command that failed has loaded it.
-            from mvar_models.cli.common import in_one_line
+            from mvar_models.cli.common import in_one_line, memory_remedy
 
-            raise in_one_line(error) from None
+            called = ctx.meta.get(_CALLED)
+            raise (in_one_line(error, memory_remedy(*called)) if called else in_one_line(error)) from None
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

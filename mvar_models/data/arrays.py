@@ -32,6 +32,9 @@ def damage_named(name: object, what: str = "no .npz, or is cut off or damaged") 
         yield
     # zipfile, its decompressors and NumPy's parser raise some twenty kinds, RecursionError among them.
     except Exception as error:
+        # NumPy's MemoryError says how much; Python's parser raises a silent one on too many brackets.
+        if isinstance(error, MemoryError) and str(error):
+            raise
         if isinstance(error, OSError) and error.filename is not None:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

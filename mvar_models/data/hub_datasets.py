@@ -142,6 +142,8 @@ def _load(place: str, part: str) -> Any:
         ) from None
     # The library raises its own kinds of error for damaged files, missing configurations and more.
     except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
         raise ValueError(f"{place} cannot be opened as a dataset: {_line(error)}") from None
     if config and (_is_saved(path) or path.is_file()):
         raise ValueError(f"{place} has no configurations; leave out {config!r} of {place}:{part}")

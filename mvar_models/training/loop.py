@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.held_out_distance import HeldOutDistance
@@ -353,7 +354,9 @@ class Loop:
             def draw() -> None:
                 try:
                     drawn.append(self.task.sample(model.to(self.processes.device)))
-                except torch.OutOfMemoryError:
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
                     logger.warning(
                         "no samples of step %d: there is no memory to draw them beside the optimizer's state",
                         step,

@@ -25,6 +25,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped
 from mvar_models.files import held, sweep, write_text
 from mvar_models.records import read_record
@@ -246,9 +247,9 @@ class RunFolder:
         """Turn a failure to write, such as a full disk, into one line (RunStopped); remove partial files."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise  # the GPU's memory, not the disk's
         except (OSError, SafetensorError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise  # not the disk is full
             self.remove_leftovers()
             last = self.last_step()
             kept = (
