@@ -145,7 +145,7 @@ def released_vqvae_shape(resolution: int) -> dict[str, Any]:
     sides = RELEASED_SIDES.get(resolution)
     if sides is None:
         raise ValueError(
-            f"resolution must be 256, 512 or 1024, got {resolution}; "
+            f"resolution must be 256, 512 or 1024, got {resolution!r}; "
             "for others give sides and channel_multipliers"
         )
     shape = dataclasses.asdict(VQVAEConfig(sides=sides))

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
+from mvar_models.records import Must, record_of
 from mvar_models.tokens.encode import same_codes
 from mvar_models.tokens.folder import is_token_folder, open_data, read_index, refuse_tokens
 from mvar_models.training.build import (
@@ -55,6 +57,8 @@ _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", RELEASED_VQVAE
 # To count the examples of a dataset, which do not depend on the resolution.
 _ANY_RESOLUTION = 32
 
+_Epochs: Any = Annotated[float, Must("above 0", lambda value: value > 0)]
+
 S = TypeVar("S", bound=RunSettings)
 
 
@@ -77,9 +81,9 @@ class Run(Generic[S]):
 
 def start_transformer_run(
     *,
-    resume: str | None = None,
+    resume: str | os.PathLike[str] | None = None,
     epochs: float | None = None,
-    device: str = "cpu",
+    device: torch.device | str | int | None = "cpu",
     collective_timeout: float = COLLECTIVE_TIMEOUT,
     **given: Any,
 ) -> Run[TransformerSettings]:
@@ -89,7 +93,7 @@ def start_transformer_run(
         resume: Run folder to continue; the run has its own settings, so nothing but `device` and
             `collective_timeout` may be given.
         epochs: Passes over the training images, instead of `steps`.
-        device: Where to train.
+        device: Where to train; None is a GPU where there is one.
         collective_timeout: Seconds without a sign of another process of the run after which this one ends.
         **given: Fields of `TransformerSettings`. By default the peak learning rate is 1e-4 x batch_size /
             256, and the VQVAE is that of `init` or of the data.
@@ -97,37 +101,39 @@ def start_transformer_run(
     Raises:
         FileExistsError: `out` already holds a run.
         FileNotFoundError: there is no such data, or no run to resume.
+        TypeError: a setting is unknown, missing or of another type.
         ValueError: a setting is wrong, or not that of another process.
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
-        return _resume(resume, TransformerSettings, processes)
+        return _resume(resume, TransformerSettings, processes, epochs=epochs, **given)
     with processes.raising_together():
-        check_data_exists(given["data"])
-        init = given.get("init")
-        initial = None if init is None else open_checkpoint(init)
+        settings = TransformerSettings(device=str(processes.device if device is None else device), **given)
+        check_data_exists(settings.data)
+        initial = None if settings.init is None else open_checkpoint(settings.init)
         own = None if initial is None else initial.vqvae_name
-        given.setdefault("vqvae", default_vqvae(given["data"], own))
-        given.setdefault("lr", 1e-4 * given.get("batch_size", TransformerSettings.batch_size) / 256)
+        defaults: dict[str, Any] = {"lr": 1e-4 * settings.batch_size / 256}
+        if "vqvae" not in given:
+            defaults["vqvae"] = default_vqvae(settings.data, own)
         if epochs is not None:
-            data = open_data(given["data"], _ANY_RESOLUTION)
-            given["steps"] = _steps(
-                epochs, len(data.train), given.get("batch_size", TransformerSettings.batch_size)
-            )
-        settings = TransformerSettings(device=device, **given)
+            defaults["steps"] = _steps(epochs, settings, given, open_data)
+        settings = replace(settings, **{**defaults, **given})
     run = replace(_create(settings, processes), initial=initial)
     if own is not None and not _same_vqvae(own, run.settings.vqvae):
         logger.warning(
-            "%s was trained on codes of %s; it has to learn those of %s", init, own, run.settings.vqvae
+            "%s was trained on codes of %s; it has to learn those of %s",
+            settings.init,
+            own,
+            run.settings.vqvae,
         )
     return run
 
 
 def start_vqvae_run(
     *,
-    resume: str | None = None,
+    resume: str | os.PathLike[str] | None = None,
     epochs: float | None = None,
-    device: str = "cpu",
+    device: torch.device | str | int | None = "cpu",
     collective_timeout: float = COLLECTIVE_TIMEOUT,
     resolution: int | None = None,
     **given: Any,
@@ -138,7 +144,7 @@ def start_vqvae_run(
         resume: Run folder to continue; the run has its own settings, so nothing but `device` and
             `collective_timeout` may be given.
         epochs: Passes over the training images, instead of `steps`.
-        device: Where to train.
+        device: Where to train; None is a GPU where there is one.
         collective_timeout: Seconds without a sign of another process of the run after which this one ends.
         resolution: 256, 512 or 1024 for the shape of the released VQVAE at that resolution.
         **given: Fields of `VQVAESettings`. By default the peak learning rate is 1e-3, without weight decay.
@@ -146,24 +152,20 @@ def start_vqvae_run(
     Raises:
         FileExistsError: `out` already holds a run.
         FileNotFoundError: there is no such data, or no run to resume.
+        TypeError: a setting is unknown, missing or of another type.
         ValueError: a setting is wrong, or the data is a folder of codes.
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
-        return _resume(resume, VQVAESettings, processes)
+        return _resume(resume, VQVAESettings, processes, epochs=epochs, resolution=resolution, **given)
     with processes.raising_together():
-        refuse_tokens(given["data"])
-        check_data_exists(given["data"])
-        if resolution is not None:
-            given = {**released_vqvae_shape(resolution), **given}
-        given.setdefault("lr", 1e-3)
-        given.setdefault("weight_decay", 0.0)
+        shape = {} if resolution is None else released_vqvae_shape(resolution)
+        given = {"lr": 1e-3, "weight_decay": 0.0, **shape, **given}
+        settings = VQVAESettings(device=str(processes.device if device is None else device), **given)
+        refuse_tokens(settings.data)
+        check_data_exists(settings.data)
         if epochs is not None:
-            source = open_images(given["data"], _ANY_RESOLUTION)
-            given["steps"] = _steps(
-                epochs, len(source.train), given.get("batch_size", VQVAESettings.batch_size)
-            )
-        settings = VQVAESettings(device=device, **given)
+            settings = replace(settings, steps=_steps(epochs, settings, given, open_images))
     return _create(settings, processes)
 
 
@@ -178,7 +180,7 @@ def describe_vqvae(settings: VQVAESettings) -> str:
     )
 
 
-def default_vqvae(data: str, own: str | None = None) -> str:
+def default_vqvae(data: str | os.PathLike[str], own: str | None = None) -> str:
     """Return the name of the VQVAE to use where none is given.
 
     Args:
@@ -254,8 +256,12 @@ def _create(settings: S, processes: Processes) -> Run[S]:
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
-def _resume(path: str, kind: type[S], processes: Processes) -> Run[S]:
+def _resume(run_folder: str | os.PathLike[str], kind: type[S], processes: Processes, **given: Any) -> Run[S]:
     with processes.raising_together():
+        others = ", ".join(name for name, value in given.items() if value is not None)
+        if others:
+            raise ValueError(f"resume continues a run with its own settings; leave out {others}")
+        path = record_of(run_folder, str, "resume")
         folder = RunFolder(path)
         settings = folder.read_settings()
         if not isinstance(settings, kind):
@@ -295,8 +301,15 @@ def _facts(settings: RunSettings) -> dict[str, Any]:
     return {**settings.to_dict(), **facts, "device": torch.device(settings.device).type}
 
 
-def _steps(epochs: float, num_examples: int, batch_size: int) -> int:
-    return max(1, math.ceil(epochs * num_examples / batch_size))
+def _steps(
+    epochs: float, settings: RunSettings, given: Mapping[str, Any], opened: Callable[[str, int], Any]
+) -> int:
+    """Return the steps of so many passes over the training images of what `opened` opens."""
+    if "steps" in given:
+        raise ValueError("give one of steps and epochs, got both")
+    passes = record_of(epochs, _Epochs, "epochs")
+    count = len(opened(settings.data, _ANY_RESOLUTION).train)
+    return max(1, math.ceil(passes * count / settings.batch_size))
 
 
 def _same_vqvae(own: str, vqvae: str) -> bool:

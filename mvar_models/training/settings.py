@@ -81,7 +81,8 @@ class RunSettings:
         "Type of autocast; weights stay float32. fp16 scales the loss and skips steps that overflow.",
         choices=tuple(PRECISIONS),
     )
-    seed: Annotated[int, within(0, (1 << 64) - 1)] = setting(0, "Seed of everything random.")
+    # Images are drawn from this seed and those that follow; a generator takes 64 bits.
+    seed: Annotated[int, within(0, (1 << 63) - 1)] = setting(0, "Seed of everything random.")
     save_every: _Steps = setting(500, "Steps between checkpoints; 0 saves only at the end.")
     validate_every: _Steps = setting(500, "Steps between validations; 0 validates only at the end.")
     sample_every: _Steps | None = setting(

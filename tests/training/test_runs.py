@@ -1,7 +1,10 @@
 """From settings to a finished run: VAR becomes MVAR, resumed runs have the same bits."""
 
+import math
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,3 +168,59 @@ def test_of_two_starts_in_one_folder_the_one_that_wrote_its_settings_trains(pret
         runs.train_transformer(first)
     assert not first.folder.metrics()
     runs.train_transformer(second)
+
+
+STARTS = {
+    "transformer": (runs.start_transformer_run, {"init": "var-digits"}),
+    "vqvae": (runs.start_vqvae_run, {}),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_paths_numpy_s_numbers_and_devices_start_a_run(tmp_path, kind):
+    """As programs have them at hand; config.yaml gives them back as plain values."""
+    start, options = STARTS[kind]
+    given = dict(
+        data=np.str_("digits"), out=tmp_path / "run", steps=np.int64(1), batch_size=np.uint8(4),
+        lr=np.float64(1e-3),
+        ema=np.float32(0.5), fsdp=np.bool_(False), betas=np.array([0.8, 0.9]), device=torch.device("cpu"),
+        **{name: Path(value) for name, value in options.items()},
+    )  # fmt: skip
+    run = start(**given)
+    again = start(resume=tmp_path / "run", device=None if run.settings.device == "cpu" else "cpu")
+    assert again.settings == run.settings
+    assert (run.settings.lr, run.settings.betas, run.settings.batch_size) == (1e-3, (0.8, 0.9), 4)
+
+
+@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *((name, value) for name in ("epochs", "lr") for value in (math.nan, math.inf, "two", -1, [1])),
+        *(("seed", value) for value in (-1, 1 << 64, 0.5)),
+        *((name, math.nan) for name in ("weight_decay", "clip", "ema", "batch_size", "accumulate", "keep")),
+        ("clip", math.inf), ("batch_size", "four"), ("accumulate", 9), ("data", None), ("data", 3),
+        ("fsdp", "no"), ("learning_rate", 1e-3), ("device", "gpu7"), ("betas", 0.9), ("init", 3),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named_in_one_line_and_leave_no_folder(tmp_path, kind, name, value):
+    start, options = STARTS[kind]
+    length = {} if name == "epochs" else {"steps": 1}
+    given = {"data": "digits", "out": tmp_path / "run", "batch_size": 8, **length, **options, name: value}
+    with pytest.raises((TypeError, ValueError), match=f"(?s)^(?!.*\n).*{name}"):
+        start(**given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_resumed_run_takes_no_settings_and_a_new_one_needs_its_own(tmp_path, kind):
+    start, options = STARTS[kind]
+    start(data="digits", out=tmp_path, steps=1, **options)
+    with pytest.raises(ValueError, match="leave out epochs, lr"):
+        start(resume=tmp_path, epochs=3, lr=1e-3)
+    with pytest.raises(ValueError, match="one of steps and epochs"):
+        start(data="digits", out=tmp_path / "other", steps=1, epochs=1)
+    with pytest.raises(TypeError, match="'data' and 'out'"):
+        start(steps=1)
+    with pytest.raises(ValueError, match="resume: must be text, got 3"):
+        start(resume=3)
