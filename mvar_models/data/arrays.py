@@ -125,7 +125,7 @@ def read_npy(file: Path, dtype: np.dtype[Any], shape: _Shape) -> np.ndarray:
         if file.stat().st_size < size:
             raise ValueError(f"{size - file.stat().st_size:,} bytes are missing")
         # Not a memmap, which keeps the file open: a folder may have more files than a process may open.
-        mapped = torch.from_file(str(file), size=size, dtype=torch.uint8).numpy()
+        mapped = torch.from_file(str(file), size=size, dtype=torch.uint8, device="cpu").numpy()
     values = mapped[start:].view(dtype).reshape(found)
     values.flags.writeable = False
     return values

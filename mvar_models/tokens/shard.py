@@ -1,7 +1,7 @@
 """Shards of a folder of codes: .npy files read by memory map, each with a record that it is whole.
 
 shard-00000.npy    codes (num_variants, n, L) uint16 of the readable ones among one range of examples
-shard-00000.json   its SHA-256, and the examples that could not be read
+shard-00000.json   its SHA-256, the examples that could not be read, and what tells that images have changed
 
 The record is written last. A shard counts if its bytes have the recorded checksum, so shards left by a
 killed process need no other proof.
