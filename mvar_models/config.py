@@ -277,14 +277,15 @@ class TransformerConfig(Config):
         """Tokens per image, over all scales."""
         return sum(side * side for side in self.sides)
 
-    @property
-    def scales_alone(self) -> bool:
-        """Whether a scale can be computed from its own input, without the tokens of the coarser scales."""
-        return False
+    def reason_against_alternating(self) -> str | None:
+        """Return why training cannot take turns between dense and windowed scales, or None."""
+        return f"this model is a {self.model_type}"
 
     def scale_of_token(self) -> torch.Tensor:
         """Return the scale that each packed token belongs to: (L,) int64."""
-        return torch.cat([torch.full((side * side,), scale) for scale, side in enumerate(self.sides)])
+        return torch.cat(
+            [torch.full((side * side,), scale, device="cpu") for scale, side in enumerate(self.sides)]
+        )
 
     def pyramid(self) -> Pyramid:
         """Return the scales, with the windows of attention inside each."""
@@ -337,9 +338,16 @@ class MVARConfig(TransformerConfig):
         super().__post_init__()
         self.pyramid()  # wrong windows are an error here, not at the first forward
 
-    @property
-    def scales_alone(self) -> bool:
-        return self.previous_scales == 0
+    def reason_against_alternating(self) -> str | None:
+        if self.previous_scales:
+            return "with previous_scales no scale can be trained without the coarser ones"
+        if not self.dense_scales:
+            return "no scale is dense: dense_scales is 0"
+        if all(side <= self.kernel_size for side in self.sides[self.dense_scales :]):
+            return (
+                f"no scale has windows: dense_scales is {self.dense_scales}, kernel_size {self.kernel_size}"
+            )
+        return None
 
     def pyramid(self) -> Pyramid:
         return Pyramid(self.sides, self.kernel_size, self.dense_scales, self.previous_scales)
@@ -377,10 +385,6 @@ class MarkovVARConfig(TransformerConfig):
             if value % of:
                 raise ValueError(f"{name} must be a multiple of {of} for Markov-VAR, got {value}")
         self.pyramid()  # wrong windows are an error here, not at the first forward
-
-    @property
-    def scales_alone(self) -> bool:
-        return True
 
     @property
     def hidden_width(self) -> int:

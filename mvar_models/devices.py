@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -13,6 +15,19 @@ _NO_MEMORY = re.compile(
     "|could not create a memory object",
     re.IGNORECASE,
 )
+
+
+@contextlib.contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Let torch create float32 tensors on the CPU, with gradients, whatever the program has set before."""
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.device("cpu") if elsewhere else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def checked_device(device: torch.device | str | int | None) -> torch.device:
@@ -54,7 +69,7 @@ def _accelerator() -> str:
 def _try(place: torch.device, missing: str) -> None:
     # Each of the rarer kinds has its own way to say that it is not there, and its own type of error.
     try:
-        torch.zeros(1, device=place).add(1)
+        torch.zeros(1, dtype=torch.float32, device=place).add(1)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"{missing}{reason}; use 'cpu'") from None

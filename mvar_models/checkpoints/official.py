@@ -124,12 +124,14 @@ def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
 
 def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
     allowed = config.released_mask()
-    bias = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+    bias = torch.zeros(allowed.shape, dtype=torch.float32, device="cpu").masked_fill_(~allowed, float("-inf"))
     buffers = {"lvl_1L": config.scale_of_token()[None], "attn_bias_for_masking": bias[None, None]}
     for index in range(config.depth):
-        buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(config.width)
+        buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(
+            config.width, dtype=torch.float32, device="cpu"
+        )
     if isinstance(config, MarkovVARConfig):
-        buffers["context_pool.ca.zero_k_bias"] = torch.zeros(config.width)
+        buffers["context_pool.ca.zero_k_bias"] = torch.zeros(config.width, dtype=torch.float32, device="cpu")
     return {name: value.to(device) for name, value in buffers.items()}
 
 

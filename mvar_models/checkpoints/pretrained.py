@@ -31,6 +31,7 @@ class PretrainedModel(nn.Module):
     config: Config
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls: type[M],
         name: str | os.PathLike[str] | Checkpoint,

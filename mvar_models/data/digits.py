@@ -43,4 +43,4 @@ class Digits(ImageSource):
         return self.images(indices), np.arange(len(indices))
 
     def images(self, indices: np.ndarray) -> Tensor:
-        return self._images[torch.as_tensor(indices)]
+        return self._images[torch.as_tensor(indices, device="cpu")]

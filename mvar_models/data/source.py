@@ -113,7 +113,9 @@ class ImageSource(abc.ABC):
         found = self._try_all(indices)
         kept = [position for position, image in enumerate(found) if image is not None]
         images = [image for image in found if image is not None]
-        return (torch.stack(images) if images else torch.empty(0, 3, 0, 0)), np.array(kept, dtype=np.int64)
+        return (
+            torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.float32, device="cpu")
+        ), np.array(kept, dtype=np.int64)
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Read images (n, 3, R, R); an unreadable one is replaced by the next of its class and part.

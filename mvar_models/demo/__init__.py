@@ -207,7 +207,7 @@ def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:
     pipeline = pipeline_for(model)
     first = [source.held_out[source.labels[source.held_out] == number][0] for number in range(_CLASSES)]
     digits = (source.images(np.array(first)) + 1) / 2
-    mask = torch.zeros(digits.shape[-2:], dtype=torch.bool)
+    mask = torch.zeros(digits.shape[-2:], dtype=torch.bool, device="cpu")
     mask[mask.shape[0] // 2 :] = True
     rows = {"held-out digits": digits, "the part to draw": torch.where(mask, 0.5, digits)}
     for title, shift in (("as its class", 0), ("as the next", 1)):

@@ -16,6 +16,6 @@ def label_agreement(comparison: Comparison) -> dict[str, float]:
     drawn, reference = comparison.labels()
     first, second = comparison.features()
     nearest = Nearest(first)
-    nearest.update(second, torch.arange(len(second)))
+    nearest.update(second, torch.arange(len(second), device="cpu"))
     found = reference[nearest.indices.cpu().numpy()]
     return {"label_agreement": float((found == drawn).mean())}

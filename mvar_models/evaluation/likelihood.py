@@ -58,7 +58,7 @@ def held_out_losses(
         (L,) float64.
     """
     device = quantizer.code_usage.device
-    sums = torch.zeros(sum(side * side for side in quantizer.sides), dtype=torch.float64)
+    sums = torch.zeros(sum(side * side for side in quantizer.sides), dtype=torch.float64, device="cpu")
     stride = batch_size * world_size
     for start in range(0, len(examples), stride):
         batch = np.arange(start, min(start + stride, len(examples)))

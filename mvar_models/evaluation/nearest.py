@@ -69,8 +69,11 @@ class Nearest:
 
 def nearest_distances(vectors: np.ndarray | Tensor, others: np.ndarray | Tensor) -> np.ndarray:
     """Return (n,) distances of (n, D) vectors to the nearest of (m, D) others."""
-    nearest = Nearest(torch.as_tensor(vectors).float())
-    nearest.update(torch.as_tensor(others).float(), torch.arange(len(others)))
+    found, known = (
+        torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in (vectors, others)
+    )
+    nearest = Nearest(found.float())
+    nearest.update(known.float(), torch.arange(len(known), device=known.device))
     return nearest.distances
 
 

@@ -196,6 +196,8 @@ class MarkovVAR(ScaleTransformer):
 def sinusoids(count: int) -> Tensor:
     """Return cosines, then sines, of 0 .. count - 1 at 128 frequencies: (count, 256) float32."""
     half = _SCALE_FEATURES // 2
-    frequencies = torch.exp(-math.log(_SCALE_BASE) * torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(count, dtype=torch.float32)[:, None] * frequencies
+    frequencies = torch.exp(
+        -math.log(_SCALE_BASE) * torch.arange(half, dtype=torch.float32, device="cpu") / half
+    )
+    angles = torch.arange(count, dtype=torch.float32, device="cpu")[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

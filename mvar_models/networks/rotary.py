@@ -31,11 +31,11 @@ def rotary_angles(sides: Sequence[int], head_dim: int) -> tuple[Tensor, Tensor]:
     if head_dim % 4:
         raise ValueError(f"head_dim must be a multiple of 4 for the position code, got {head_dim}")
     quarter = head_dim // 4
-    frequencies = _BASE ** (-4 * torch.arange(quarter, dtype=torch.float32) / head_dim)
+    frequencies = _BASE ** (-4 * torch.arange(quarter, dtype=torch.float32, device="cpu") / head_dim)
     rows, columns = [], []
     for side in sides:
         # Divided before it is multiplied: float32 rounds the released positions in this order.
-        places = torch.arange(side, dtype=torch.float32) / side * sides[-1]
+        places = torch.arange(side, dtype=torch.float32, device="cpu") / side * sides[-1]
         rows.append(places.repeat_interleave(side))
         columns.append(places.repeat(side))
     row, column = (torch.cat(parts)[:, None] * frequencies for parts in (rows, columns))

@@ -49,6 +49,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     blocks: nn.ModuleList
     skips_guidance_at: ClassVar[float]
 
+    @torch.inference_mode(False)  # or its parameters could never be trained
     def __init__(self, config: TransformerConfig | None = None) -> None:
         super().__init__()
         self.config = config or self.config_class()
@@ -103,6 +104,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             model.replace_classes(num_classes)
         return model
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def replace_classes(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         """Draw new class embeddings from torch's generator, and keep the unconditional one.
@@ -118,7 +120,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.config = self.config.replace(num_classes=num_classes, class_names=class_names)
         old = self.class_embedding.weight
-        new = torch.empty(num_classes + 1, old.shape[1])
+        new = torch.empty(num_classes + 1, old.shape[1], dtype=torch.float32, device="cpu")
         nn.init.trunc_normal_(new, std=math.sqrt(1 / self.config.width / 3))
         new = new.to(device=old.device, dtype=old.dtype)
         new[-1] = old[-1]

@@ -194,6 +194,7 @@ class VQVAE(PretrainedModel):
     config: VQVAEConfig
     config_class = VQVAEConfig
 
+    @torch.inference_mode(False)  # or its parameters could never be trained
     def __init__(self, config: VQVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or VQVAEConfig()
@@ -204,6 +205,7 @@ class VQVAE(PretrainedModel):
         self.post_quant_conv = nn.Conv2d(z, z, kernel_size=3, padding=1)
         self.decoder = Decoder(self.config)
 
+    @torch.inference_mode(False)
     def set_sides(self, sides: Sequence[int]) -> None:
         """Switch to another pyramid with the same weights: the released VQVAE serves 256, 512 and 1024 px.
 

@@ -96,16 +96,16 @@ class Canvas:
 
     def _lines(self, first: int, size: int) -> tuple[Tensor, Tensor]:
         """Return the rows (or columns) of the square in the image, and which of them lie in it."""
-        lines = torch.arange(first, first + self.side)
+        lines = torch.arange(first, first + self.side, device="cpu")
         return lines.clamp(0, size - 1), (lines >= 0) & (lines < size)
 
 
 def blend_weights(redrawn: Tensor, feather: int) -> Tensor:
     """Return the weight of what is drawn, (H, W): 0 where the image is kept, 1 from `feather` pixels on."""
     # Distance to the nearest kept pixel in rows plus columns, which takes one pass each way along both.
-    distance = torch.where(redrawn, math.inf, 0.0)
+    distance = torch.where(redrawn, math.inf, torch.zeros_like(redrawn, dtype=torch.float32))
     for dim, size in enumerate(redrawn.shape):
-        index = torch.arange(size, dtype=torch.float32)
+        index = torch.arange(size, dtype=torch.float32, device=redrawn.device)
         index = index[:, None] if dim == 0 else index
         before = (distance - index).cummin(dim).values + index
         after = (distance + index).flip(dim).cummin(dim).values.flip(dim) - index
@@ -125,7 +125,7 @@ def extended(image: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor,
     """
     left, top, right, bottom = padding
     large = F.pad(image[None], (left, right, top, bottom), mode="replicate")[0]
-    new = torch.ones(large.shape[1:], dtype=torch.bool)
+    new = torch.ones(large.shape[1:], dtype=torch.bool, device=large.device)
     new[top : top + image.shape[1], left : left + image.shape[2]] = False
     return large, new
 

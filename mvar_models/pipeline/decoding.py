@@ -44,7 +44,7 @@ def join(vqvae: VQVAE, parts: Sequence[Decoded], output_type: str) -> Images:
         z, h = vqvae.config.z_channels, vqvae.config.sides[-1]
         shape = (3, side, side) if output_type == "pt" else (z, h, h)
         tensors = [part for part in parts if isinstance(part, Tensor)]
-        return torch.cat([torch.empty(0, *shape, device=vqvae.device), *tensors])
+        return torch.cat([torch.empty(0, *shape, dtype=torch.float32, device=vqvae.device), *tensors])
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     array = np.concatenate([np.empty((0, side, side, 3), dtype=np.uint8), *arrays])
     return array if output_type == "np" else [Image.fromarray(values) for values in array]

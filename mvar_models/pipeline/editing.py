@@ -251,7 +251,8 @@ class Editing:
         last = len(self.model.config.sides)
         from_scale = converted(from_scale, Annotated[int, within(0, last)], "from_scale")
         canvases = [
-            Canvas.of(each, torch.ones(each.shape[1:], dtype=torch.bool)) for each in images_of(image)
+            Canvas.of(each, torch.ones(each.shape[1:], dtype=torch.bool, device=each.device))
+            for each in images_of(image)
         ]
         edit = Edit(canvases, None, from_scale, paste=False, feather=None)
         return self._edited(edit, labels, output_type, return_dict, options)

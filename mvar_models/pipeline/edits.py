@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def draw_edit(
         batches.append(batch)
         if output_type != "latent":
             squares = decode(vqvae, batch.f_hat, "pt")
-            for square in torch.as_tensor(squares).cpu():
+            for square in cast(Tensor, squares).cpu():
                 restored.append(canvases[len(restored)].restore(square, edit.paste, edit.feather))
     output = PipelineOutput.of([], batches, model.config, model.device)
     output.images = output.latents if output_type == "latent" else _typed(restored, output_type, model.device)

@@ -96,7 +96,7 @@ def _each(value: Any, name: str, background: str, *, mask: bool) -> list[Tensor]
         values = values * alpha + (1 - alpha) * (background == "white")
     if not mask:
         return list(values.permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
-    return list(values[..., 0] if values.shape[-1] == 1 else (values * torch.tensor(_LUMA)).sum(-1))
+    return list(values[..., 0] if values.shape[-1] == 1 else (values * values.new_tensor(_LUMA)).sum(-1))
 
 
 def _opened(source: str | os.PathLike[str] | bytes | Image.Image, name: str, background: str) -> Image.Image:

@@ -117,7 +117,7 @@ class Request:
     def generators(self, images: slice) -> list[torch.Generator]:
         """Return the generators of some of the images."""
         return [
-            source if isinstance(source, torch.Generator) else torch.Generator().manual_seed(source)
+            source if isinstance(source, torch.Generator) else torch.Generator("cpu").manual_seed(source)
             for source in self.sources[images]
         ]
 

@@ -42,7 +42,7 @@ class PipelineOutput:
         if not batches:
             z, h = config.z_channels, config.sides[-1]
             indices = torch.empty(0, config.length, dtype=torch.int64, device=device)
-            return cls(images, indices, torch.empty(0, z, h, h, device=device), scales)
+            return cls(images, indices, torch.empty(0, z, h, h, dtype=torch.float32, device=device), scales)
         indices, latents = (
             torch.cat(parts) for parts in zip(*((batch.indices, batch.f_hat) for batch in batches))
         )

@@ -182,7 +182,9 @@ class _Graph:
         self, model: ScaleTransformer, vqvae: VQVAE, labels: Tensor, plan: Plan, pool: tuple[int, int]
     ) -> None:
         self.labels = labels.clone()
-        self.numbers = torch.zeros(len(labels), model.pyramid.length, device=labels.device)
+        self.numbers = torch.zeros(
+            len(labels), model.pyramid.length, dtype=torch.float32, device=labels.device
+        )
 
         def draw() -> SampleResult:
             uniform = UniformNumbers.of_tensor(self.numbers, model.pyramid)

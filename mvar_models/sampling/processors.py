@@ -44,13 +44,14 @@ class SpatialGuidance:
         if self._before is None:
             return logits
         before = self._before[choice.images]
-        low = _resize(before.shape[1], logits.shape[1]).to(logits.device) @ before
+        low = _resize(before.shape[1], logits.shape[1]).to(logits) @ before
         return logits + self.beta * (logits - low)
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # it outlives the call
 def _resize(old: int, new: int) -> Tensor:
     """Return the matrix (new, old) that resizes a square grid of `old` values bilinearly to one of `new`."""
     old_side, new_side = round(old**0.5), round(new**0.5)
-    units = torch.eye(old).view(old, 1, old_side, old_side)
+    units = torch.eye(old, dtype=torch.float32, device="cpu").view(old, 1, old_side, old_side)
     return F.interpolate(units, size=(new_side, new_side), mode="bilinear").view(old, new).t().contiguous()

@@ -291,7 +291,7 @@ def _starting_f_hat(
     if scales.start == 0:
         if f_hat is not None:
             raise ValueError(f"f_hat is the sum over coarser scales, and {scales!r} has none before it")
-        return torch.zeros(shape, device=device)
+        return torch.zeros(shape, dtype=torch.float32, device=device)
     if f_hat is None or tuple(f_hat.shape) != shape:
         found = "none" if f_hat is None else tuple(f_hat.shape)
         raise ValueError(

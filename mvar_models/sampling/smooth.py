@@ -22,7 +22,12 @@ class SmoothSampler(Sampler):
         filtered = filter_logits(logits, choice.top_k, choice.top_p)
         temperature = max(0.27 * (1 - 0.95 * choice.progress), 0.005)
         shape = filtered.shape[1:]
-        uniform = torch.stack([torch.rand(shape, generator=generator) for generator in choice.generators])
+        uniform = torch.stack(
+            [
+                torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+                for generator in choice.generators
+            ]
+        )
         exponential = -torch.log(uniform.to(filtered.device).clamp_min(_TINY))
         gumbel = -torch.log(exponential.clamp_min(_TINY))
         weights = ((filtered * (1 + choice.progress) + gumbel) / temperature).softmax(dim=-1)

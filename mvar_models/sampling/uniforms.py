@@ -60,6 +60,6 @@ class UniformNumbers:
 
 def uniform_numbers(generators: Sequence[torch.Generator], tokens: int) -> Tensor:
     """Read one float32 number in [0, 1) per token of each image: (B, n)."""
-    numbers = [torch.rand(tokens, generator=each, dtype=torch.float64) for each in generators]
+    numbers = [torch.rand(tokens, generator=each, dtype=torch.float64, device="cpu") for each in generators]
     # Rounding to float32 could give 1, which would be past the end of every distribution.
     return torch.stack(numbers).float().clamp_max(1 - 2**-24)

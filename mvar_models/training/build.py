@@ -82,6 +82,13 @@ def check_codes(model: ScaleTransformer, vqvae: VQVAE, settings: TransformerSett
             raise ValueError(f"{settings.vqvae} does not fit {settings.init}: {name} differs")
 
 
+def check_new_transformer(settings: TransformerSettings, sides: Sequence[int]) -> None:
+    """Raise ValueError if a new transformer for that pyramid cannot be trained by the run's schedule."""
+    if settings.schedule == "alternating":
+        row = architecture(settings.arch)
+        settings.check_schedule(row.config_class()(sides=sides, **windows_for(row, settings, sides)))
+
+
 def build_transformer(
     settings: TransformerSettings,
     vqvae: VQVAE,
@@ -103,8 +110,8 @@ def build_transformer(
     """
     model = checkpoint or load_initial(settings) or _new_transformer(settings, vqvae, class_names)
     check_codes(model, vqvae, settings)
-    # A checkpoint may bring previous scales that the settings do not name.
-    settings.check_schedule(model.config.scales_alone)
+    # A checkpoint may bring previous scales or windows that the settings do not name.
+    settings.check_schedule(model.config)
     if not _same_classes(model.config, class_names):
         if not resuming:
             logger.warning(

@@ -90,7 +90,9 @@ class DeadCodes:
             chosen: (n,) places, numbered image by image and then token by token.
         """
         length = self.model.config.length
-        found = torch.zeros(len(chosen), self.model.config.z_channels, device=self._parts[0][1].device)
+        found = torch.zeros(
+            len(chosen), self.model.config.z_channels, dtype=torch.float32, device=self._parts[0][1].device
+        )
         for start, features, _ in self._parts:
             rows = np.flatnonzero((chosen >= start * length) & (chosen < (start + len(features)) * length))
             if len(rows):

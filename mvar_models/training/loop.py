@@ -235,7 +235,7 @@ class Loop:
         loss, figures = self.gradients(index)
         norm = (global_norm(self.task.model) / self.loss_scale.factor).item()
         # Loss and signals travel in one message.
-        shares = torch.cat([torch.tensor([loss], dtype=torch.float64), _received(signals)])
+        shares = torch.cat([torch.tensor([loss], dtype=torch.float64, device="cpu"), _received(signals)])
         loss, *counts = self.processes.total(shares).tolist()
         finite = self._check_finite(index + 1, loss, norm)
         if finite:
@@ -266,7 +266,7 @@ class Loop:
         dtype = PRECISIONS[settings.precision]
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.parts[self.processes.rank * settings.accumulate :][: settings.accumulate]
-        share = torch.zeros(())
+        share = torch.zeros((), dtype=torch.float32, device="cpu")
         figures: dict[str, float] = {}
         for position, rows in enumerate(mine):
             weight = (rows.stop - rows.start) / settings.batch_size
@@ -398,7 +398,9 @@ def _due(step: int, every: int | None) -> bool:
 def _received(signals: StopSignals | None) -> torch.Tensor:
     """Return one float64 per signal that stops a run: 1 if this process received it."""
     received = 0 if signals is None else signals.received
-    return torch.tensor([float(received == number) for number in StopSignals.NUMBERS], dtype=torch.float64)
+    return torch.tensor(
+        [float(received == number) for number in StopSignals.NUMBERS], dtype=torch.float64, device="cpu"
+    )
 
 
 def _first_signal(counts: list[float]) -> int:

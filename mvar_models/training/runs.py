@@ -26,6 +26,7 @@ import torch
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
+from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment
 from mvar_models.networks.vqvae import VQVAE
@@ -37,6 +38,7 @@ from mvar_models.training.build import (
     build_transformer,
     build_vqvae,
     check_codes,
+    check_new_transformer,
     load_initial,
     new_vqvae_config,
     released_vqvae_shape,
@@ -234,6 +236,8 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
             check_codes(checkpoint, vqvae, settings)  # before hours of encoding
         elif is_token_folder(Path(settings.data)):
             vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
+    if checkpoint is None:
+        check_new_transformer(settings, vqvae.config.sides)  # as well
     (train, val), class_names = open_tokens(settings, run.folder, run.processes, vqvae, tokens)
     with run.processes.raising_together():
         resuming = run.folder.last_step() > 0
@@ -278,11 +282,14 @@ def _resume(run_folder: str | os.PathLike[str], kind: type[S], processes: Proces
 def _held(run: Run[Any]) -> Iterator[None]:
     """Keep other processes out of the run folder while the block runs; rank 0 holds it for all.
 
+    torch's defaults are the usual ones inside.
+
     Raises:
         FolderInUse: another holds it.
         ValueError: another start gave the folder other settings since this run was created.
     """
     with ExitStack() as stack:
+        stack.enter_context(usual_defaults())
         run.processes.on_first(lambda: stack.enter_context(run.folder.held()))
         if not run.processes.on_first(lambda: run.folder.has_settings(run.settings)):
             run.processes.stop(

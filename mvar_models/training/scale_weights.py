@@ -37,5 +37,9 @@ def token_weights(name: str, sides: Sequence[int]) -> Tensor | None:
     """
     if name == "tokens":
         return None
-    each = torch.tensor([weight / side**2 for weight, side in zip(scale_densities(sides), sides)])
-    return each.repeat_interleave(torch.tensor([side**2 for side in sides]))
+    each = torch.tensor(
+        [weight / side**2 for weight, side in zip(scale_densities(sides), sides)],
+        dtype=torch.float32,
+        device="cpu",
+    )
+    return each.repeat_interleave(torch.tensor([side**2 for side in sides], device="cpu"))

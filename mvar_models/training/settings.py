@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
-from mvar_models.config import residual_assignment
+from mvar_models.config import TransformerConfig, residual_assignment
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.records import Must, check_fields, record_of, within
 from mvar_models.registry import architecture, drawing_names
@@ -205,16 +205,17 @@ class TransformerSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        row = architecture(self.arch)
-        self.check_schedule(row.config_class()().scales_alone and not self.previous_scales)
+        kind = architecture(self.arch).config_class()
+        seen = {"previous_scales": self.previous_scales} if self.previous_scales else {}
+        self.check_schedule(kind(**seen) if set(seen) <= set(kind.field_names()) else kind())
 
-    def check_schedule(self, scales_alone: bool) -> None:
-        """Raise ValueError if the schedule needs `scales_alone` (see `TransformerConfig`) and it is false."""
-        if self.schedule == "alternating" and not scales_alone:
-            row = architecture(self.arch)
-            which = row.title + (" with previous_scales" if row.config_class()().scales_alone else "")
+    def check_schedule(self, config: TransformerConfig) -> None:
+        """Raise ValueError if a model of that configuration cannot be trained by the schedule."""
+        reason = config.reason_against_alternating()
+        if self.schedule == "alternating" and reason is not None:
             raise ValueError(
-                f"schedule 'alternating' trains scales apart, which {which} cannot; use 'packed'"
+                "schedule 'alternating' takes turns between the dense and the windowed scales of an MVAR, "
+                f"but {reason}; use 'packed'"
             )
 
 

@@ -153,7 +153,7 @@ class TransformerTask(Task):
             return None
         if self.settings.schedule == "progressive":
             return self._leading_scales(step)
-        config: Any = self.model.config  # settings allow this schedule only where there are dense scales
+        config: Any = self.model.config  # the settings see to it that there are scales of both kinds
         dense, count = config.dense_scales, len(config.sides)
         phase = step % (_DENSE_STEPS + count - dense)
         if phase < _DENSE_STEPS:

@@ -183,8 +183,8 @@ class VQVAETask(Task):
         A scale cannot use more codes than it has places in all held-out images.
         """
         config, processes = self.model.config, self.processes
-        ratios = torch.zeros(2, dtype=torch.float64)  # sum and count
-        drawn = torch.zeros(len(config.sides), config.vocab_size)
+        ratios = torch.zeros(2, dtype=torch.float64, device="cpu")  # sum and count
+        drawn = torch.zeros(len(config.sides), config.vocab_size, dtype=torch.float32, device="cpu")
         mine = self.val[processes.rank :: processes.world_size]
         each = fit_batch(_VALIDATION_PIXELS, config.resolution**2, most=_VALIDATION_BATCH)
         for start in range(0, len(mine), each):
@@ -192,8 +192,10 @@ class VQVAETask(Task):
             indices = self.model.encode(images)
             drawn += code_counts(indices, config.sides, config.vocab_size).cpu()
             found = psnr(self.model.decode(indices), images)
-            ratios += torch.tensor([found.double().sum().item(), len(found)], dtype=torch.float64)
-        unreadable = torch.zeros(len(self.source))
+            ratios += torch.tensor(
+                [found.double().sum().item(), len(found)], dtype=torch.float64, device="cpu"
+            )
+        unreadable = torch.zeros(len(self.source), dtype=torch.float32, device="cpu")
         unreadable[sorted(self.source.unreadable)] = 1
         ratios, drawn, unreadable = (processes.total(values) for values in (ratios, drawn, unreadable))
         return {

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from mvar_models import VAR, VQVAEConfig
+from mvar_models import MVAR, VAR, VQVAEConfig
 from mvar_models.config import SIDES_256, SIDES_512
 from mvar_models.registry import architecture
 from mvar_models.training import runs
@@ -117,15 +117,38 @@ def test_previous_scales_come_from_any_checkpoint(saved):
     for init in ("var", "mvar"):
         asked = settings(init=str(saved / init), previous_scales=1)
         model = build_transformer(asked, tiny_vqvae(), NAMES)
-        assert model.config.previous_scales == 1 and not model.config.scales_alone
+        assert model.config.previous_scales == 1
     model.save_pretrained(saved / "adjacent")
     kept = build_transformer(settings(init=str(saved / "adjacent")), tiny_vqvae(), NAMES)
     assert kept.config.previous_scales == 1
     back = build_transformer(settings(init=str(saved / "adjacent"), previous_scales=0), tiny_vqvae(), NAMES)
     assert back.config.previous_scales == 0
-    with pytest.raises(ValueError, match=r"'alternating'.*previous_scales cannot"):
+    with pytest.raises(ValueError, match=r"'alternating'.*previous_scales"):
         build_transformer(settings(init=str(saved / "adjacent"), schedule="alternating"), tiny_vqvae(), NAMES)
     with pytest.raises(ValueError, match="previous_scales is a setting of an MVAR"):
         build_transformer(settings(arch="markov-var", previous_scales=1), tiny_vqvae(), NAMES)
-    with pytest.raises(ValueError, match="previous_scales must be at least 0"):
+    with pytest.raises(ValueError, match=r"previous_scales must .*-1"):
         build_transformer(settings(init=str(saved / "var"), previous_scales=-1), tiny_vqvae(), NAMES)
+
+
+@pytest.mark.parametrize(
+    "windows, reason",
+    [
+        ({"dense_scales": 0, "kernel_size": 3}, "no scale is dense"),
+        ({"dense_scales": 6, "kernel_size": 3}, "no scale has windows"),
+        ({"dense_scales": 2, "kernel_size": 9}, "no scale has windows"),
+        ({}, "no scale has windows"),  # the released windows, wider than the digits' six scales
+    ],
+)
+def test_scales_of_one_kind_do_not_alternate(saved, tmp_path, monkeypatch, windows, reason):
+    """Refused at the start, before images are encoded, and of checkpoints as well."""
+    monkeypatch.setattr(runs, "open_tokens", None)
+    run = runs.start_transformer_run(data="digits", out=tmp_path / "run", schedule="alternating", **windows)
+    with pytest.raises(ValueError, match=f"'alternating'.*{reason}.*use 'packed'"):
+        runs.train_transformer(run)
+    config = tiny_mvar().config
+    windows = {"kernel_size": 7, **windows, "dense_scales": min(windows.get("dense_scales", 8), 3)}
+    model = MVAR(config.replace(**windows))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"'alternating'.*{reason}.*use 'packed'"):
+        build_transformer(settings(init=str(tmp_path / "model"), schedule="alternating"), tiny_vqvae(), NAMES)

@@ -103,8 +103,9 @@ def test_wrong_values_of_a_vqvae_are_named(name):
 
 
 def test_only_scales_that_stand_alone_alternate():
-    with pytest.raises(ValueError, match=r"'alternating'.*VAR"):
-        TransformerSettings(data="digits", out="", arch="var", schedule="alternating")
+    for arch in ("var", "markov-var"):
+        with pytest.raises(ValueError, match=rf"'alternating'.*this model is a {arch}; use 'packed'"):
+            TransformerSettings(data="digits", out="", arch=arch, schedule="alternating")
     TransformerSettings(data="digits", out="", arch="mvar", schedule="alternating")
 
 

@@ -77,7 +77,7 @@ class DINOv2:
     def __call__(self, images: Tensor) -> FeatureOutputs:
         check_images(images)
         if not len(images):
-            return FeatureOutputs(torch.empty(0, self.dimension, device=self.device))
+            return FeatureOutputs(torch.empty(0, self.dimension, dtype=torch.float32, device=self.device))
         values = prepared(images).to(self.device, self.dtype)
         return FeatureOutputs(self._network(values).float())
 
@@ -89,5 +89,7 @@ def prepared(images: Tensor) -> Tensor:
         for image in images.cpu().numpy()
     ]
     values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
+    mean, deviation = (
+        torch.tensor(each, dtype=torch.float32, device="cpu")[:, None, None] for each in (_MEAN, _DEVIATION)
+    )
     return (values - mean) / deviation

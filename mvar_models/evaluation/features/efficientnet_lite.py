@@ -91,7 +91,7 @@ class EfficientNetLite0:
     def __call__(self, images: Tensor) -> FeatureOutputs:
         check_images(images)
         if not len(images):
-            return FeatureOutputs(torch.empty(0, self.dimension, device=self.device))
+            return FeatureOutputs(torch.empty(0, self.dimension, dtype=torch.float32, device=self.device))
         values = images.to(self.device).permute(0, 3, 1, 2).float()
         if values.shape[2:] != (_SIDE, _SIDE):
             # The filter overshoots at edges, where a pixel stops at 0 and 255.

@@ -77,7 +77,9 @@ class InceptionTF:
         check_images(images)
         if not len(images):
             sizes = (FEATURES, SPATIAL, CLASSES)
-            return FeatureOutputs(*(torch.empty(0, size, device=self.device) for size in sizes))
+            return FeatureOutputs(
+                *(torch.empty(0, size, dtype=torch.float32, device=self.device) for size in sizes)
+            )
         values = images.to(self.device).permute(0, 3, 1, 2)
         # PyTorch convolves float32 in TF32 on GPUs unless told otherwise.
         with cudnn.flags(
