@@ -139,6 +139,8 @@ def evaluate(
     workers = workers or Processes()
     names = check_metrics(metrics)
     place = checked_device(device)
+    # Metal has no float64, which distances are computed in.
+    apart = torch.device("cpu") if place.type == "mps" else place
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 or more, got {bootstrap}")
     if batch_size < 1:
@@ -182,11 +184,11 @@ def evaluate(
     )
     copies = None
     if "near_copies" in names:
-        copies = _nearest(summary, prepared, batch_size, place, workers, report)
+        copies = _nearest(summary, prepared, batch_size, apart, workers, report)
 
     def compare() -> dict[str, Any]:
         comparison = Comparison(
-            _known(summary), _known(prepared.summary), training=copies, device=place,
+            _known(summary), _known(prepared.summary), training=copies, device=apart,
             half=half_distances, frechet=prepared.frechet,
         )  # fmt: skip
         results = _figures(comparison, names, strict=metrics is not None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
 from mvar_models.sampling.preset import Preset
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mvar_models.pipeline.base import Pipeline
 
 _PRESET = tuple(field.name for field in fields(Preset))
+_KNOWN_PACKAGES = ("torch.nn.", "mvar_models.")
 # Of a configuration: what no network computes with. The preset counts as options of the call.
 _ASIDE = {"class_names", "vqvae", *_PRESET}
 
@@ -40,7 +42,10 @@ def drawing_weights(pipeline: Pipeline) -> dict[str, str]:
 
 
 def network_identity(network: nn.Module) -> str:
-    """Return 16 hex digits of all that decides what a network computes: configuration and weights."""
+    """Return 16 hex digits of all that decides what a network computes: configuration and weights.
+
+    Layers of other packages and hooks count by name, since what they do cannot be read.
+    """
     config: Any = network.config
     kept = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
     total = hashlib.sha256((json.dumps(kept, indent=2) + "\n").encode())
@@ -50,12 +55,19 @@ def network_identity(network: nn.Module) -> str:
             total.update(name.encode())
             for content in _contents(value):
                 total.update(content)
+    for name, module in network.named_modules():
+        strange = [] if type(module).__module__.startswith(_KNOWN_PACKAGES) else [type(module)]
+        for what in (*strange, *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            total.update(f"{name} {what.__module__}.{getattr(what, '__qualname__', type(what))}".encode())
     return total.hexdigest()[:16]
 
 
 def _contents(value: Any) -> Iterator[Any]:
-    """Yield the bytes of a tensor, or of the tensors that a quantised layer packs."""
-    if isinstance(value, Tensor):
+    """Yield the bytes of a tensor, or of the tensors that a quantised layer or tensor packs."""
+    if is_traceable_wrapper_subclass(value):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _contents(getattr(value, name))
+    elif isinstance(value, Tensor):
         value = value.detach().dequantize() if value.is_quantized else value.detach()
         yield value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, (tuple, list)):

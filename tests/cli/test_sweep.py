@@ -66,9 +66,9 @@ def test_another_metric_decides(tmp_path):
     [
         ("--guidance-scale 1,x", "'1,x' must be numbers separated by commas"),
         ("--top-k 1.5", "'1.5' must be integers separated by commas"),
-        ("--top-k=-1", "top_k must be 0 (off) or a positive number of codes, got -1"),
-        ("--top-p 2", "top_p must be between 0 (off) and 1, got 2.0"),
-        ("--guidance-scale inf", "guidance_scale must be finite, got inf"),
+        ("--top-k=-1", "top_k must be a whole number from 0 to 4,194,304, got -1"),
+        ("--top-p 2", "top_p must be a number from 0 to 1, got 2.0"),
+        ("--guidance-scale inf", "guidance_scale must be a finite number, got inf"),
         ("--features inception-tf", "inception-tf needs pt_inception-2015-12-05-6726825d.pth"),
         ("--reference nothing-of-that-name", "nothing-of-that-name"),
         ("--model nothing-of-that-name", "nothing-of-that-name"),

@@ -23,9 +23,10 @@ def pipeline():
         return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
 
     preset = {"guidance_scale": 1.0, "guidance_schedule": "linear", "top_k": 0, "top_p": 0.0}
-    config = SimpleNamespace(num_classes=2, to_dict=dict, **preset)
-    draw.model = SimpleNamespace(config=config, state_dict=dict)
-    draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4, to_dict=dict), state_dict=dict)
+    config = SimpleNamespace(num_classes=2, class_names=None, to_dict=dict, **preset)
+    network = {"state_dict": dict, "named_modules": list}
+    draw.model = SimpleNamespace(config=config, **network)
+    draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4, to_dict=dict), **network)
     return draw
 
 
@@ -55,7 +56,7 @@ def test_the_grid_is_every_combination_once():
     assert preset_grid([1.0, 1.0], [0], [0.0]) == [Preset(1.0, 0, 0.0)]
     with pytest.raises(ValueError, match="top_k needs at least one value"):
         preset_grid([1.0], [], [0.0])
-    with pytest.raises(ValueError, match=r"top_p must be between .* got 2"):
+    with pytest.raises(ValueError, match=r"top_p must be .* from 0 to 1, got 2"):
         preset_grid([1.0], [0], [2])
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from mvar_models import MVARPipeline
 from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
@@ -44,6 +45,17 @@ def other_type(pipeline, monkeypatch):
     pipeline.model.bfloat16()
 
 
+def other_layer(pipeline, monkeypatch):
+    class Other(torch.nn.Linear):
+        pass
+
+    pipeline.model.head.__class__ = Other
+
+
+def other_hook(pipeline, monkeypatch):
+    pipeline.model.head.register_forward_hook(lambda module, inputs, output: -output)
+
+
 def other_preset(pipeline, monkeypatch):
     pipeline.model.config = pipeline.model.config.replace(guidance_scale=9.0)
 
@@ -68,7 +80,7 @@ def drawn_again(pipeline, folder):
 
 
 @pytest.mark.parametrize("reuse", [finished_npz, npz_parts, swept, drawn_again])
-@pytest.mark.parametrize("change", [other_model, other_vqvae, other_type])
+@pytest.mark.parametrize("change", [other_model, other_vqvae, other_type, other_layer, other_hook])
 def test_what_other_weights_drew_is_refused(tmp_path, monkeypatch, reuse, change):
     pipeline = tiny_pipeline()
     for _ in range(2):
@@ -153,7 +165,7 @@ def test_options_come_before_the_preset():
 
 
 def test_what_a_layer_packs_counts():
-    """Quantised layers keep their weights in tuples."""
+    """Quantised layers keep their weights in tuples, quantised tensors in other tensors."""
 
     class Packed(torch.nn.Linear):
         def get_extra_state(self):
@@ -164,6 +176,12 @@ def test_what_a_layer_packs_counts():
     found = []
     for value in (0, 0, 1):
         network.head.packed = torch.tensor([value])
+        found.append(network_identity(network))
+    assert found[0] == found[1] != found[2]
+    network, found = tiny_mvar(), []
+    bias = network.head.bias.detach()
+    for other in (bias, bias.clone(), bias + 1):
+        network.head.bias = torch.nn.Parameter(TwoTensor(bias, other))
         found.append(network_identity(network))
     assert found[0] == found[1] != found[2]
 
