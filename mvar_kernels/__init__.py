@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from mvar_kernels.attention import neighborhood_attn, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.caches import clear_caches
 from mvar_kernels.module import SpatialMarkovAttention
 from mvar_kernels.pyramid import Neighborhood, Pyramid
 from mvar_kernels.sampling import sample_codes
@@ -17,6 +18,7 @@ __all__ = [
     "Pyramid",
     "SpatialMarkovAttention",
     "__version__",
+    "clear_caches",
     "neighborhood_attn",
     "pyramid_markov_attn",
     "sample_codes",

@@ -226,11 +226,11 @@ def _attend(
     query, key, value = _autocast(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
-    if backend == "auto" and logit_scale is None and not return_lse:
+    if backend == "auto" and logit_scale is None and not return_lse and not ops.transformed():
         direct = dispatch.eager_forward(query, key, value, neighborhood, float(scale))
         if direct is not None:
             return direct, None
-    out, lse = ops.attention(query, key, value, logit_scale, neighborhood.encode(), float(scale), backend)
+    out, lse = ops.attend(query, key, value, logit_scale, neighborhood, float(scale), backend)
     return out, lse.transpose(1, 2) if return_lse else None
 
 

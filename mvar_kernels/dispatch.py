@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from mvar_kernels import caches
 from mvar_kernels.backends.tiled import computed_scores
 from mvar_kernels.pyramid import Neighborhood
 
@@ -167,7 +168,7 @@ def automatic(
     return Choice("tiled", f"triton cannot run here ({reason})")
 
 
-@functools.lru_cache(maxsize=256)
+@caches.remembered(256)
 def faster_on_cpu(neighborhood: Neighborhood) -> Choice:
     """Compare the expected costs of tiled and sdpa on a CPU. Dense blocks run the same code in both."""
     dense = tiled = 0.0

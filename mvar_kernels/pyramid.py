@@ -15,7 +15,6 @@ MVAR (arXiv 2505.12742).
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
@@ -24,13 +23,15 @@ from typing import NamedTuple
 
 import torch
 
+from mvar_kernels import caches
+
 Side = int | tuple[int, int]
 Grid = tuple[int, int]
 
 _INTS_PER_BLOCK = 8
 
 
-@functools.lru_cache(maxsize=4096)
+@caches.remembered(4096)
 def window_starts(num_queries: int, num_keys: int, kernel: int) -> tuple[int, ...]:
     """Return the first key of each query's window along one axis; a window has min(kernel, num_keys) keys."""
     k = min(kernel, num_keys)
@@ -143,12 +144,12 @@ class Neighborhood(NamedTuple):
         return _decode(tuple(flat))
 
 
-@functools.lru_cache(maxsize=1024)
+@caches.remembered(1024)
 def _by_queries(neighborhood: Neighborhood) -> tuple[tuple[WindowBlock, ...], ...]:
     return tuple(tuple(group) for _, group in itertools.groupby(neighborhood.blocks, lambda b: b[:2]))
 
 
-@functools.lru_cache(maxsize=1024)
+@caches.remembered(1024)
 def _decode(flat: tuple[int, ...]) -> Neighborhood:
     num_queries, num_keys, *rest = flat
     blocks = []
@@ -312,18 +313,18 @@ class Pyramid:
         return self.neighborhood().attended_pairs()
 
 
-@functools.lru_cache(maxsize=256)
+@caches.remembered(256)
 def _pyramid_neighborhood(pyramid: Pyramid) -> Neighborhood:
     blocks = [block for scale in range(pyramid.num_scales) for block in _blocks_of_scale(pyramid, scale)]
     return Neighborhood(tuple(blocks), pyramid.length, pyramid.length)
 
 
-@functools.lru_cache(maxsize=256)
+@caches.remembered(256)
 def _causal_neighborhood(sides: tuple[Grid, ...]) -> Neighborhood:
     return Pyramid(sides, dense_scales=len(sides), previous_scales=len(sides) - 1).neighborhood()
 
 
-@functools.lru_cache(maxsize=1024)
+@caches.remembered(1024)
 def _step_neighborhood(pyramid: Pyramid, scale: int) -> Neighborhood:
     first = pyramid.offsets[pyramid.first_seen(scale)]
     blocks = tuple(

@@ -6,13 +6,13 @@ All scores of a block are computed, hidden ones too.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvar_kernels import caches
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.backends.common.dense import attend, attend_backward
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
@@ -46,7 +46,7 @@ class _Dense(NamedTuple):
         return slice(self.first_key, self.first_key + self.num_keys)
 
 
-@functools.lru_cache(maxsize=256)
+@caches.remembered(256)
 def _dense(neighborhood: Neighborhood) -> tuple[_Dense, ...]:
     found = []
     for blocks in neighborhood.by_queries():
@@ -55,13 +55,16 @@ def _dense(neighborhood: Neighborhood) -> tuple[_Dense, ...]:
     return tuple(found)
 
 
-# A bias that was created under inference mode could not be saved for backward by a later call outside of it.
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def _bias(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """Return (queries, keys): 0 where attended, -inf elsewhere; None if all of them are attended."""
     if len(dense.blocks) == 1 and dense.blocks[0].is_dense:
         return None
+    return _mask(dense, dtype, device)
+
+
+# Two masks of 64 x 64 tokens in float32. Larger ones are made anew by each call.
+@caches.tables(128 << 20)
+def _mask(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor:
     bias = torch.full((dense.blocks[0].num_queries, dense.num_keys), float("-inf"), dtype=dtype)
     for block in dense.blocks:
         first = block.key_offset - dense.first_key
@@ -105,7 +108,31 @@ def eager_forward(
     q, k, v = (each.transpose(1, 2) for each in (query, key[:, dense.keys], value[:, dense.keys]))
     bias = _bias(dense, query.dtype, query.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if out.grad_fn is not None:
+        out.grad_fn.register_hook(_guarded)
     return out.transpose(1, 2)
+
+
+def _guarded(gradients: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...] | None:
+    """Let the second derivatives that PyTorch's operator lacks raise an error that says what has them."""
+    if not torch.is_grad_enabled():  # no create_graph=True
+        return None
+    return tuple(None if gradient is None else _Once.apply(gradient) for gradient in gradients)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, but not for second derivatives."""
+
+    @staticmethod
+    def forward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, direction):  # type: ignore[no-untyped-def]
+        raise NotImplementedError(
+            "mvar_kernels: attention by backend='auto' has no second derivatives on small grids, where it is "
+            "PyTorch's own operator: name the backend, such as backend='sdpa', to get them at any size"
+        )
 
 
 def backward(

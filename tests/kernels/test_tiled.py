@@ -140,7 +140,7 @@ def test_every_query_lies_in_one_tile_and_sees_its_windows(sides, window, previo
             keys = layout.keys[run.tiles, strip.key_slots(shift)]
             queries = layout.queries[run.tiles, strip.slots]
             actual = torch.zeros(*queries.shape, neighborhood.num_keys, dtype=torch.int)
-            seen = (strip.bias[run.tiles].squeeze(1) == 0).int()
+            seen = (strip.bias(run.tiles).squeeze(1) == 0).int()
             actual.scatter_add_(2, keys[:, None].expand(seen.shape), seen)
             assert torch.equal(actual, expected[queries].int())
 

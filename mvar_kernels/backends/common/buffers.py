@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mvar_kernels import caches
+
 # glibc already reuses smaller results: out, dq, dk and dv together then stay below the 64 MiB from which on
 # it trims.
 _LEAST_BYTES = 16 << 20
@@ -58,6 +60,7 @@ class _Unused:
 
 
 _unused = _Unused()
+caches.on_clear(lambda: _unused.pieces.clear())
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

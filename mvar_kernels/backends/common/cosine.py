@@ -32,6 +32,24 @@ def normalized_backward(
     return dq.to(query.dtype), dk.to(key.dtype), grad_factor
 
 
+def normalized_tangents(
+    query: Tensor,
+    key: Tensor,
+    logit_scale: Tensor | None,
+    dquery: Tensor,
+    dkey: Tensor,
+    dfactor: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of q' and k' along dquery, dkey and dfactor; without `logit_scale` those two."""
+    if logit_scale is None or dfactor is None:
+        return dquery, dkey
+    (unit_q, inverse_q), (unit_k, inverse_k) = _unit(query), _unit(key)
+    # x / |x| has a symmetric Jacobian, so its tangent is computed like its gradient.
+    turned = _unit_backward(dquery, unit_q, inverse_q)
+    dq = turned * logit_scale.to(unit_q.dtype)[:, None] + unit_q * dfactor.to(unit_q.dtype)[:, None]
+    return dq, _unit_backward(dkey, unit_k, inverse_k)
+
+
 def _unit(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Return x / max(|x|, eps) and 1 / max(|x|, eps), in at least float32."""
     precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -8,9 +8,9 @@ queries: rectangles map to rectangles.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
+from mvar_kernels import caches
 from mvar_kernels.pyramid import WindowBlock
 
 
@@ -23,14 +23,14 @@ class GridTile(NamedTuple):
     key_cols: range
 
 
-@functools.lru_cache(maxsize=4096)
+@caches.remembered(4096)
 def seen_by(block: WindowBlock, axis: int, first: int, last: int) -> range:
     """Return the keys along an axis that the queries first .. last - 1 see."""
     starts = block.axis_starts(axis)
     return range(starts[first], starts[last - 1] + block.window[axis])
 
 
-@functools.lru_cache(maxsize=4096)
+@caches.remembered(4096)
 def seeing(block: WindowBlock, axis: int, first: int, last: int) -> range:
     """Return the queries along an axis that see one of the keys first .. last - 1; may be empty."""
     window = block.window[axis]

@@ -111,7 +111,7 @@ def _forward_tiles(task: TileTask, whole: Operands) -> None:
     out, lse = _query_grid(task, whole.out), _query_grid(task, whole.lse)
     for strip, shift in zip(layout.strips, task.key_shifts):
         slots, seen = strip.slots, strip.key_slots(shift)
-        bias = _repeated_bias(strip, task.tiles, len(q))
+        bias = strip.bias(task.tiles, len(q) // len(queries))
         strip_out, strip_lse = attend(q[:, :, slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
         for target, tiles in ((out, strip_out), (lse, strip_lse)):
             scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.width, rects)
@@ -152,7 +152,7 @@ def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Grad
             v[:, :, seen],
             o[:, :, slots],
             lse[:, :, slots],
-            _repeated_bias(strip, task.tiles, len(q)),
+            strip.bias(task.tiles, len(q) // len(queries)),
             whole.scale,
         )
         scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects)
@@ -179,9 +179,3 @@ def _add_to_keys(target: Tensor, tiles: Tensor, layout: Layout, which: slice, st
             rectangle = grid.narrow(1, rows.start, len(rows)).narrow(2, cols.start, len(cols))
             source = per_tile[:, tile].narrow(1, rows.start - top, len(rows))
             rectangle.add_(source.narrow(2, cols.start - left, len(cols)))
-
-
-def _repeated_bias(strip: RowStrip, tiles: slice, count: int) -> Tensor:
-    """Return (count, 1, slots, keys): the masks of the tiles, repeated over the batch."""
-    bias = strip.bias[tiles]
-    return bias if count == len(bias) else bias.repeat(count // len(bias), 1, 1, 1)

@@ -12,7 +12,6 @@ one call of the fused kernel. A call per block and a merge of the results took 1
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mvar_kernels import caches
 from mvar_kernels.backends.common.rectangles import GridTile, query_tiles
 from mvar_kernels.backends.tiled.turns import in_turns
 from mvar_kernels.pyramid import WindowBlock
@@ -51,19 +51,25 @@ class RowStrip(NamedTuple):
         slots: the strip's queries among the slots of a tile.
         key_rows: the keys, one entry per block.
         first_key: the first of their slots among the key slots of a tile.
-        bias: (T, 1, slots, keys), 0 where attended, -inf elsewhere.
+        masks: (n, 1, slots, keys), 0 where attended, -inf elsewhere; equal ones are there once.
+        mask_of: (T,) which of them belongs to a tile.
     """
 
     first_row: int
     slots: slice
     key_rows: tuple[KeyRows, ...]
     first_key: int
-    bias: Tensor
+    masks: Tensor
+    mask_of: Tensor
 
     def key_slots(self, shift: int) -> slice:
         """Return the key slots that the strip sees in a run of that shift."""
         first = self.first_key + shift
-        return slice(first, first + self.bias.shape[-1])
+        return slice(first, first + self.masks.shape[-1])
+
+    def bias(self, tiles: slice, times: int = 1) -> Tensor:
+        """Return (times * tiles, 1, slots, keys): the masks of some tiles, repeated."""
+        return self.masks.index_select(0, self.mask_of[tiles].repeat(times))
 
 
 class TileRun(NamedTuple):
@@ -125,7 +131,7 @@ class Layout(NamedTuple):
         return max(run.tiles.stop - run.tiles.start for run in self.runs)
 
 
-@functools.lru_cache(maxsize=64)
+@caches.tables(32 << 20)
 def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch.device) -> Layout:
     """Cut the queries into tiles.
 
@@ -161,10 +167,17 @@ def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch
             if not shared:
                 keys.append(rectangle.tokens(top, rows))
         begin = ((top - rectangle.top) * rectangle.width).tolist() if shared else [0] * len(order)
-        bias = torch.cat(masks, dim=2)
-        bias = torch.zeros(bias.shape, dtype=dtype).masked_fill_(bias, float("-inf"))
+        different, mask_of = _different(torch.cat(masks, dim=2))
+        bias = torch.zeros(different.shape, dtype=dtype).masked_fill_(different, float("-inf")).unsqueeze(1)
         strips.append(
-            RowStrip(first_row, slots, tuple(parts), 0 if shared else first_key, bias.unsqueeze(1).to(device))
+            RowStrip(
+                first_row,
+                slots,
+                tuple(parts),
+                0 if shared else first_key,
+                bias.to(device),
+                mask_of.to(device),
+            )
         )
         shifts.append(begin)
 
@@ -240,6 +253,13 @@ def computed_scores(block: WindowBlock) -> int:
     height, width = (min(TILE, side) for side in block.query_grid)
     rect_h, rect_w = max(len(t.key_rows) for t in tiles), max(len(t.key_cols) for t in tiles)
     return len(tiles) * height * width * rect_h * rect_w
+
+
+def _different(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the masks (T, m, n) that differ from all before them, and for each mask which one it equals."""
+    known: dict[bytes, int] = {}
+    numbers = [known.setdefault(mask.tobytes(), len(known)) for mask in masks.numpy()]
+    return masks[[numbers.index(number) for number in range(len(known))]], torch.tensor(numbers)
 
 
 def _rows_and_cols(height: int, width: int) -> tuple[Tensor, Tensor]:

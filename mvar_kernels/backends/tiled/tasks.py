@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mvar_kernels import caches
 from mvar_kernels.backends.tiled.layout import Layout, computed_scores, layout_of
 from mvar_kernels.backends.tiled.workers import workers_and_threads
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
@@ -95,7 +95,7 @@ def cut_for(query: Tensor, neighborhood: Neighborhood) -> Cut:
     return Cut(threads, workers_and_threads(threads)[1])
 
 
-@functools.lru_cache(maxsize=256)
+@caches.remembered(256)
 def _scores(neighborhood: Neighborhood) -> int:
     return sum(
         block.num_queries * block.num_keys if block.is_dense else computed_scores(block)

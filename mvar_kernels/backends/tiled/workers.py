@@ -17,6 +17,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from mvar_kernels import caches
+
 # Python and the calls of operations take about a seventh of a task, most of it under Python's lock, so more
 # threads than this would wait for each other. On more cores each thread's operations use several.
 MOST_WORKERS = 8
@@ -204,6 +206,15 @@ def _use_threads(threads: int) -> None:
         restore = threading.Thread(target=torch.set_num_threads, args=(last_set,))
         restore.start()
         restore.join()
+
+
+@caches.on_clear
+def _end_pools() -> None:
+    """Let the threads end. A call that has them finishes; one that is about to use them does without."""
+    with _lock:
+        for pool in _pools.values():
+            pool.shutdown(wait=False)
+        _pools.clear()
 
 
 def _forget_pools() -> None:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import threading
+import weakref
 
 import torch
 from torch import Tensor
 
+from mvar_kernels import caches
 from mvar_kernels.backends.tiled.layout import SlotRect
 
 # Scratch bytes that each thread keeps between calls, per core that its operations use. 64 x 64 with 8 heads
 # of 64 needs half of it.
 KEPT_BYTES = 8 << 20
+
+
+class _Buffers(dict[tuple[int, torch.dtype, torch.device], Tensor]):
+    """The scratch memory of one thread by number, type and device."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+_of_threads: weakref.WeakSet[_Buffers] = weakref.WeakSet()
+
+
+@caches.on_clear
+def _clear_all() -> None:
+    # A task that runs holds what it uses.
+    for buffers in list(_of_threads):
+        buffers.clear()
 
 
 class Workspace(threading.local):
@@ -23,7 +40,8 @@ class Workspace(threading.local):
     """
 
     def __init__(self) -> None:
-        self.buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self.buffers = _Buffers()
+        _of_threads.add(self.buffers)
 
     def gather(self, number: int, tensor: Tensor, tokens: Tensor) -> Tensor:
         """Copy whole (H, D) rows.
@@ -86,7 +104,7 @@ def scatter_tiles(
         span.copy_(rows.transpose(-1, -2))
 
 
-@functools.lru_cache(maxsize=1024)
+@caches.remembered(1024)
 def _in_line(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect, int], ...]:
     """Group tiles of one size at equal steps in a row; return each group, its first place and the step."""
     groups, begin = [], 0

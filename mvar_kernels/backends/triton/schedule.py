@@ -14,14 +14,12 @@ edges of larger ones) share it.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from mvar_kernels import caches
 from mvar_kernels.backends.triton.tile_parts import (
     NEGATIVE,
     TileTokens,
@@ -74,9 +72,15 @@ class Tables(NamedTuple):
         return self.fixed_masks.shape[2]
 
 
-# Tensors that were created under inference mode could not be used by a later backward.
-@functools.lru_cache(maxsize=128)
-@torch.inference_mode(False)
+def _not_while_capturing(*arguments: object) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a first call makes tables on the GPU, which a CUDA graph cannot capture: "
+            "call once with these shapes before the capture"
+        )
+
+
+@caches.tables(64 << 20, check=_not_while_capturing)
 def tables(
     neighborhood: Neighborhood,
     by: str,
@@ -134,21 +138,6 @@ def _pack(tiles: list[TileTokens], by: str, size: int, chunk: int) -> list[list[
         if min(rooms[number][0], rooms[number][2]) <= 0:
             del rooms[number]
     return groups
-
-
-def _to_device(device: torch.device, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Copy to the device, so that any stream may read at any time."""
-    if device.type == "cpu":
-        return list(tensors)
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a first call makes tables on the GPU, which a CUDA graph cannot capture: "
-            "call once with these shapes before the capture"
-        )
-    # While `torch.compile` warms up a CUDA graph, what the calling thread allocates belongs to the graph, but
-    # tables must outlive it. Another thread's allocations do.
-    with ThreadPoolExecutor(1) as pool:
-        return list(pool.map(lambda tensor: tensor.to(device), tensors))
 
 
 class _Chunk(NamedTuple):
@@ -240,22 +229,18 @@ class _Builder:
         few = not (fixed_masks[:, :, FEATURES:].any() or looped_masks[:, :, FEATURES:].any())
         used = slice(0, FEATURES if few else MAX_FEATURES)
         both_signs = np.stack([fixed_masks, -fixed_masks], axis=1).reshape(-1, self.size, MAX_FEATURES)
-        return Tables(
-            *_to_device(
-                device,
-                (
-                    _ints([tile.fixed for tile in tiles]),
-                    _ints(starts),
-                    # A launch without chunks reads none of these, but needs a pointer.
-                    _ints([chunk.tokens for chunk in chunks] or np.zeros((1, self.chunk))),
-                    # Each fixed mask is stored with its negative behind it.
-                    _ints([2 * tile.fixed_mask for tile in tiles]),
-                    _ints([chunk.looped_mask for chunk in chunks] or [0]),
-                    torch.from_numpy(np.ascontiguousarray(both_signs[:, :, used])).to(dtype),
-                    torch.from_numpy(np.ascontiguousarray(looped_masks[:, :, used])).to(dtype),
-                ),
-            )
+        on_cpu = (
+            _ints([tile.fixed for tile in tiles]),
+            _ints(starts),
+            # A launch without chunks reads none of these, but needs a pointer.
+            _ints([chunk.tokens for chunk in chunks] or np.zeros((1, self.chunk))),
+            # Each fixed mask is stored with its negative behind it.
+            _ints([2 * tile.fixed_mask for tile in tiles]),
+            _ints([chunk.looped_mask for chunk in chunks] or [0]),
+            torch.from_numpy(np.ascontiguousarray(both_signs[:, :, used])).to(dtype),
+            torch.from_numpy(np.ascontiguousarray(looped_masks[:, :, used])).to(dtype),
         )
+        return Tables(*(tensor.to(device) for tensor in on_cpu))
 
 
 def _ints(values: object) -> torch.Tensor:

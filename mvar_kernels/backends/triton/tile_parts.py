@@ -17,12 +17,12 @@ window: 16 for 8 x 8. Features of the looped tokens were 29 for 8 x 8 tiles and 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+from mvar_kernels import caches
 from mvar_kernels.backends.common.rectangles import GridTile, key_tiles, query_tiles
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
@@ -118,7 +118,7 @@ class TileTokens(NamedTuple):
         return sum(len(part.keys if by == "query" else part.queries) for part in self.parts)
 
 
-@functools.lru_cache(maxsize=1024)
+@caches.remembered(1024)
 def unsupported(neighborhood: Neighborhood) -> str | None:
     """Return why there are no key tiles, or None, as for all that Pyramid and the public functions make."""
     for first, last, seeing in _stretches(neighborhood):

@@ -1,0 +1,162 @@
+"""What is kept between calls: bounded in bytes, free of the modes of the first caller, cleared at once."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mvar_kernels
+from mvar_kernels import Pyramid, caches, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import sdpa
+from mvar_kernels.backends.common import buffers
+from mvar_kernels.backends.tiled import layout, workspace
+from mvar_kernels.backends.triton import schedule
+
+from kernel_cases import CPU_BACKENDS, assert_close
+
+KEPT = {"sdpa": sdpa._mask, "tiled": layout.layout_of, "triton": schedule.tables}
+
+
+def attend(side, backend="auto", **options):
+    x = torch.randn(1, side, side, 2, 8, generator=torch.Generator().manual_seed(side))
+    return spatial_markov_attn(x, x, x, 5, backend=backend, **options)
+
+
+def of_tensors():
+    """Bytes of all tensors of this process."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) is torch.Tensor:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_many_grids_hold_a_bounded_amount_and_clear_caches_frees_it(monkeypatch):
+    mvar_kernels.clear_caches()
+    monkeypatch.setattr(sdpa._mask.kept, "most_bytes", 1 << 20)
+    monkeypatch.setattr(layout.layout_of.kept, "most_bytes", 1 << 20)
+    monkeypatch.setattr(buffers, "_LEAST_BYTES", 1 << 10)
+    before = of_tensors()
+    for side in range(9, 49):
+        for backend in ("sdpa", "tiled"):
+            attend(side, backend)
+    for name in ("sdpa", "tiled"):
+        assert 0 < KEPT[name].kept.held <= 1 << 20, name
+    assert buffers._unused.pieces and workspace._of_threads and any(workspace._of_threads)
+    mvar_kernels.clear_caches()
+    assert of_tensors() == before
+    assert not any(workspace._of_threads) and not any(kept.kept.results for kept in KEPT.values())
+    assert layout.query_tiles and not mvar_kernels.pyramid._decode.cache_info().currsize
+
+
+def test_a_layout_holds_equal_masks_once():
+    """9 kinds of tiles: a corner, an edge or the inside; hundreds of tiles share them."""
+    mvar_kernels.clear_caches()
+    block = mvar_kernels.Neighborhood.of_grids((128, 128), (128, 128), (7, 7)).blocks[0]
+    masks = [strip.masks for strip in layout.layout_of((block,), torch.float32, torch.device("cpu")).strips]
+    assert all(len(mask) <= 9 for mask in masks)
+    assert layout.layout_of.kept.held < 2 << 20
+
+
+def test_what_is_too_large_to_keep_is_right_all_the_same(monkeypatch):
+    monkeypatch.setattr(sdpa._mask.kept, "most_bytes", 100)
+    assert torch.equal(attend(12, "sdpa"), attend(12, "sdpa"))
+    assert not sdpa._mask.kept.held
+
+
+def test_the_latest_used_stay():
+    made = []
+
+    @caches.tables(80)
+    def numbers(count):
+        made.append(count)
+        return torch.zeros(count), (torch.ones(count),)
+
+    for count in (4, 5, 4, 2, 4, 2, 5, 30):
+        numbers(count)
+    assert made == [4, 5, 2, 5, 30]
+    assert numbers.kept.held == 4 * 2 * (2 + 5)
+    mvar_kernels.clear_caches()
+    assert not numbers.kept.held
+
+
+def modes():
+    yield "inference mode", torch.inference_mode()
+    yield "default device", torch.device("meta")
+    yield "fake tensors", FakeTensorMode()
+    yield "no gradients", torch.no_grad()
+
+
+@pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+@pytest.mark.parametrize("name", [name for name, _ in modes()] + ["torch.func", "default type"])
+def test_nothing_of_the_first_caller_sticks_to_what_is_kept(name, backend):
+    """Neither inference mode nor a transform, fake tensors, default device or type; large and small grids."""
+
+    def gradients():
+        results = []
+        for side in (6, 21):
+            x = torch.randn(
+                1, side, side, 2, 8, requires_grad=True, generator=torch.Generator().manual_seed(1)
+            )
+            out = spatial_markov_attn(x, x, x, 3, backend=backend)
+            results += [out.detach(), torch.autograd.grad(out.sin().sum(), x)[0]]
+        return results
+
+    expected = gradients()
+    x = [torch.randn(1, side, side, 2, 8) for side in (6, 21)]
+    mvar_kernels.clear_caches()
+    if name == "torch.func":
+        for each in x:
+            torch.func.jvp(lambda t: spatial_markov_attn(t, t, t, 3, backend=backend), (each,), (each,))
+            torch.func.hessian(lambda t: spatial_markov_attn(t, t, t, 3, backend=backend).sum(), 0)(
+                each[:, :3, :2]
+            )
+    elif name == "default type":
+        torch.set_default_dtype(torch.float64)
+        try:
+            inside = [spatial_markov_attn(each, each, each, 3, backend=backend) for each in x]
+        finally:
+            torch.set_default_dtype(torch.float32)
+    else:
+        mode = dict(modes())[name]
+        fake = name == "fake tensors"
+        with mode:
+            inside = [
+                spatial_markov_attn(t, t, t, 3, backend=backend)
+                for t in ([mode.from_tensor(each) for each in x] if fake else x)
+            ]
+        assert all(out.device.type == "cpu" for out in inside)
+    assert all(map(torch.equal, gradients(), expected))
+
+
+def test_a_pyramid_under_a_default_device():
+    pyramid = Pyramid((1, 2, 9), 3)
+    x = torch.randn(1, pyramid.length, 2, 8)
+    mvar_kernels.clear_caches()
+    with torch.device("meta"):
+        found = pyramid_markov_attn(x, x, x, pyramid)
+    assert_close(found, pyramid_markov_attn(x, x, x, pyramid, backend="reference"), 1e-5, "out")
+
+
+def test_clearing_while_others_compute():
+    expected, failures = attend(40, "tiled"), []
+    done = threading.Event()
+
+    def compute():
+        try:
+            for _ in range(20):
+                assert torch.equal(attend(40, "tiled"), expected)
+        except BaseException as failure:
+            failures.append(failure)
+        done.set()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    while not done.is_set():
+        mvar_kernels.clear_caches()
+    thread.join()
+    assert not failures
