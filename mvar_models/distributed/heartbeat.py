@@ -138,7 +138,8 @@ class Heartbeat:
                 peer.send(sign)
 
     def _give_up(self, rank: int, how: str) -> NoReturn:
-        line = f"Error: {self._names[self._rank]} lost {self._names[rank]}, which {how}: {self.advice()}\n"
+        # On a line of its own, below a progress bar.
+        line = f"\nError: {self._names[self._rank]} lost {self._names[rank]}, which {how}: {self.advice()}\n"
         os.write(2, line.encode())
         self._send(_LOST)
         os._exit(1)

@@ -6,6 +6,7 @@ that ends is noticed by its closed connections; a host that is cut off closes no
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -311,11 +312,17 @@ class Processes:
         )
 
     def close(self) -> None:
-        """Leave the process group; nothing can be communicated afterwards."""
+        """Leave the run. Nothing can be communicated until `connect` is called again."""
         if self._control is not None:
             if Heartbeat.current is not None:
                 Heartbeat.current.stop()
-            dist.destroy_process_group()
+            if self.alone:
+                _leave_group()
+            else:
+                # A second group would wait for ever on the addresses that the first left in torchrun's store,
+                # so the group stays for the next run.
+                atexit.unregister(_leave_group)
+                atexit.register(_leave_group)
             self._control = None
 
     def stop(self, error: Exception) -> NoReturn:
@@ -323,6 +330,11 @@ class Processes:
         if self._speaks:
             raise error
         raise SystemExit(getattr(error, "exit_code", 1))
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _told(problem: BaseException | None) -> str | None:

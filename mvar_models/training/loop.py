@@ -69,10 +69,8 @@ class Loop:
         self.report = report if report is not None and self.processes.first else (lambda values: None)
         self.parts = pieces(settings.batch_size, self.processes.world_size * settings.accumulate)
         if settings.activation_checkpointing:
-            enable = getattr(task.model, "gradient_checkpointing_enable", None)
-            if enable is None:
-                raise ValueError(f"a {settings.kind} has no activation checkpointing")
-            enable()
+            model: Any = task.model
+            model.gradient_checkpointing_enable()
         self.processes.advise(self._how_to_go_on)
         task.join(self.processes)
         if not self.processes.alone:

@@ -45,7 +45,7 @@ from mvar_models.training.build import (
 )
 from mvar_models.training.held_out_distance import decided
 from mvar_models.training.loop import Loop, Report
-from mvar_models.training.parallel import pieces
+from mvar_models.training.parallel import cannot_shard, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_tokens import TokenSets, open_tokens
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
@@ -252,7 +252,13 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
 def _create(settings: S, processes: Processes) -> Run[S]:
     processes.require_same(_facts(settings))
     parts = processes.world_size * settings.accumulate
-    processes.on_first(lambda: pieces(settings.batch_size, parts))  # an error here leaves no folder
+
+    def check() -> None:  # before anything is written
+        pieces(settings.batch_size, parts)
+        if settings.fsdp and (reason := cannot_shard(processes.device)):
+            raise ValueError(reason)
+
+    processes.on_first(check)
     processes.connect(always=settings.fsdp)
     settings = decided(settings, processes)
     processes.require_shared(settings.out)

@@ -261,6 +261,14 @@ class VQVAESettings(RunSettings):
         500, "Steps between grids of reconstructions; 0 writes one only at the end."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("fsdp", "activation_checkpointing"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is for transformers; a VQVAE trains whole on each device, so leave it out"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **super().to_dict(),

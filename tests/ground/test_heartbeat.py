@@ -86,6 +86,6 @@ def test_the_line_and_the_exit(monkeypatch):
     one = Heartbeat(1, NAMES, 5.0)
     one.advice = lambda: "the last checkpoint is step 40"
     one._give_up(0, "gave no sign of life for 5 s")
-    line = "Error: rank 1 (b) lost rank 0 (a), which gave no sign of life for 5 s: "
+    line = "\nError: rank 1 (b) lost rank 0 (a), which gave no sign of life for 5 s: "
     assert written == [(2, line + "the last checkpoint is step 40\n")]
     assert codes == [1]

@@ -21,6 +21,7 @@ from tiny_models import tiny_vqvae
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable]
 COMMAND = ["-m", "mvar_models"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def make_data(folder, per_class=8):

@@ -39,6 +39,7 @@ SLOW = (
     "sampling/test_same_digits.py",
     "tokens/test_writer.py",
     "training/test_agreement.py",
+    "training/test_combinations.py",
     "training/test_dead_codes.py",
     "training/test_distributed.py",
     "training/test_finetuning.py",

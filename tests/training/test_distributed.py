@@ -15,10 +15,8 @@ from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
 
-from run_cases import COMMAND, arguments, invoke, make_data, start, start_pair, wait_for_step
+from run_cases import COMMAND, TORCHRUN, arguments, invoke, make_data, start, start_pair, wait_for_step
 from training_cases import CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def skip_where_shards_do_not_run():
