@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +13,23 @@ from typing import Any
 from mvar_models.checkpoints import zoo
 from mvar_models.checkpoints.locate import HubOptions, Source, locate
 from mvar_models.checkpoints.official import is_official
-from mvar_models.checkpoints.read_tensors import INDEX_SUFFIX, Contents, contents_of, read_index, read_values
+from mvar_models.checkpoints.read_tensors import (
+    INDEX_SUFFIX,
+    Contents,
+    config_digest,
+    contents_of,
+    read_index,
+    read_values,
+    saved_with,
+)
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of, read_config
 from mvar_models.registry import ARCHITECTURES, Architecture, drawing_names, drawing_titles
 
+logger = logging.getLogger(__name__)
+
 _RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt")
+# Seconds in which another process that replaced one file replaces the next.
+_PATIENCE = 0.5
 
 
 class Checkpoint:
@@ -62,7 +76,31 @@ class Checkpoint:
         if self.source.repository is not None and self.weights.name.endswith(INDEX_SUFFIX):
             for shard in read_index(self.weights):
                 self.source.fetch(Path(self.source.weights).with_name(shard).as_posix())
-        return read_values(self.weights)
+        return self._of_one_save() if self.source.repository is None else read_values(self.weights)
+
+    def _of_one_save(self) -> Any:
+        """Read the weights that go with config.json, though a trainer may be replacing both."""
+        path, seen, until = self.weights, None, 0.0
+        while True:
+            before = path.stat()
+            values, digest = read_values(path), saved_with(path)
+            after = path.stat()
+            same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+            unknown = digest is None or self.source.config is None
+            if same and (unknown or digest == config_digest(self.config_values or {})):
+                return values
+            if seen != (seen := (after.st_ino, after.st_mtime_ns, self.config_values)):
+                until = time.monotonic() + _PATIENCE  # the other process is at work
+            elif time.monotonic() > until:
+                break
+            self.__dict__.pop("config_values", None)
+            time.sleep(_PATIENCE / 100)
+        logger.warning(
+            "%s is not the one that %s was saved with: it was edited, or a save stopped halfway",
+            self.config_path,
+            path.name,
+        )
+        return values
 
     def kind(self, arch: str | None = None) -> str | None:
         """Return the architecture's name, or None if nothing tells.

@@ -12,9 +12,8 @@ from torch import nn
 from mvar_models.checkpoints import load as loading
 from mvar_models.checkpoints import save as saving
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
-from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME, Config
+from mvar_models.config import Config
 from mvar_models.devices import checked_device
-from mvar_models.files import write_text
 
 M = TypeVar("M", bound="PretrainedModel")
 
@@ -93,9 +92,7 @@ class PretrainedModel(nn.Module):
             dtype: Type to convert floating-point weights to; None keeps theirs.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        saving.save_safetensors(self.state_dict(), folder / WEIGHTS_NAME, dtype)
-        write_text(folder / CONFIG_NAME, self.config.to_json())
+        saving.save_model(self.state_dict(), self.config, folder, dtype)
         return folder
 
     def export_official(self, path: str | os.PathLike[str]) -> Path:

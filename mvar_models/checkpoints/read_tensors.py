@@ -9,6 +9,8 @@ into memory wherever their format allows.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
 import re
 import zipfile
@@ -19,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # How the index of a model in several files ends, which Hugging Face's libraries write from 5 GB on.
 INDEX_SUFFIX = ".index.json"
+# Where model.safetensors notes which config.json it was saved with.
+CONFIG_DIGEST = "config_sha256"
 # Entries under which wrappers keep a model, besides those of the released programs (`released_entry` of the
 # registry), and under which they keep its moving average.
 _WRAPPER_ENTRIES = ("trainer", "state_dict", "model", "model_state_dict", "module", "net", "weights")
@@ -129,6 +133,19 @@ def _unwrapped(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
     while {name.partition(".")[0] for name in state} in _OUTER:
         state = {name.partition(".")[2]: value for name, value in state.items()}
     return state
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """Return what identifies the values of a config.json, however they are written."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def saved_with(path: Path) -> str | None:
+    """Return the digest of the configuration that a .safetensors file was saved with, or None."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(CONFIG_DIGEST)
 
 
 def read_index(path: Path) -> dict[str, list[str]]:

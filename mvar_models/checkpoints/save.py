@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,18 +12,43 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvar_models.checkpoints import official
-from mvar_models.config import Config, MVARConfig
+from mvar_models.checkpoints.read_tensors import CONFIG_DIGEST, config_digest
+from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME, Config, MVARConfig
 from mvar_models.files import replacing
 from mvar_models.registry import architecture
 
 
-def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    state: dict[str, Tensor], config: Config, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write config.json and model.safetensors, of which the second tells which the first was.
+
+    Args:
+        state: Tensors by name, on any device.
+        config: The configuration.
+        folder: Made if need be.
+        dtype: As for `save_safetensors`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CONFIG_NAME) as temporary:
+        temporary.write_text(config.to_json(), encoding="utf-8")
+        made_for = {CONFIG_DIGEST: config_digest(config.to_dict())}
+        save_safetensors(state, folder / WEIGHTS_NAME, dtype, made_for)
+
+
+def save_safetensors(
+    state: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write tensors.
 
     Args:
         state: Tensors by name, on any device.
         path: The .safetensors file to write.
         dtype: Type to convert floating-point tensors to; None keeps theirs.
+        notes: Texts to keep in the file's header.
     """
     tensors = {}
     for name, value in state.items():
@@ -30,7 +57,7 @@ def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype | 
             value = value.to(dtype)
         tensors[name] = value.contiguous()
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", **notes})
 
 
 def export_official(model: nn.Module, config: Config, path: Path) -> None:

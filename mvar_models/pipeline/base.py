@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.checkpoints.peek import Checkpoint
-from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER
+from mvar_models.checkpoints.save import save_model
+from mvar_models.config import VQVAE_FOLDER
 from mvar_models.devices import checked_device
-from mvar_models.files import write_text
 from mvar_models.networks.markov_var import MarkovVAR
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
@@ -99,9 +99,8 @@ class Pipeline(Editing):
         """
         folder = Path(folder)
         self.vqvae.save_pretrained(folder / VQVAE_FOLDER, dtype)
-        self.model.save_pretrained(folder, dtype)
         # The VQVAE in the folder counts, not the one that the checkpoint named before.
-        write_text(folder / CONFIG_NAME, self.model.config.replace(vqvae=None).to_json())
+        save_model(self.model.state_dict(), self.model.config.replace(vqvae=None), folder, dtype)
         return folder
 
     def push_to_hub(self, repository: str, **options: Any) -> str:

@@ -235,12 +235,22 @@ class RunFolder:
             sweep(parent)
 
     def write_model(self, save: Callable[[Path], None], target: Path) -> None:
-        """Let `save` write a model folder, which then replaces `target`."""
+        """Let `save` write a model folder, whose files then replace those of `target`.
+
+        One by one, the configuration last: a process that loads the model meanwhile finds all of them.
+        """
         temporary = self.path / f"{_WRITING}{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save(temporary)
-        _take_place(temporary, target)
+        if not target.exists():
+            _take_place(temporary, target)
+            return
+        files = [file for file in temporary.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (len(file.parts), file.name), reverse=True):
+            (target / file.relative_to(temporary)).parent.mkdir(exist_ok=True)
+            os.replace(file, target / file.relative_to(temporary))
+        shutil.rmtree(temporary)
 
     @contextmanager
     def clear_failure(self, what: str) -> Iterator[None]:
