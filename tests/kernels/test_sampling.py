@@ -93,8 +93,19 @@ def test_rows_are_cut_into_parts_without_a_trace(seed, monkeypatch):
         assert torch.equal(sample_codes(logits, uniform, top_k=5, top_p=0.7), whole)
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """As on a GPU without our kernel, where nothing may ask the device; here on a CPU."""
+    monkeypatch.setattr(in_pytorch, "_is_cpu", lambda tensor: False)
+
+
 @pytest.mark.parametrize("logits, uniform, settings, code", EDGES)
 def test_edges(logits, uniform, settings, code):
+    assert sample_codes(torch.tensor(logits), torch.tensor(uniform), **settings).item() == code
+
+
+@pytest.mark.parametrize("logits, uniform, settings, code", EDGES)
+def test_edges_on_other_devices(logits, uniform, settings, code, elsewhere):
     assert sample_codes(torch.tensor(logits), torch.tensor(uniform), **settings).item() == code
 
 
@@ -128,8 +139,21 @@ def test_sums_of_a_device_never_fall_and_never_rise_at_impossible_codes():
     assert in_pytorch.monotone(rounded, weights).tolist() == [[0.0, 1.0, 1.0, 1.5, 1.5, 1.5]]
 
 
+def test_other_devices_draw_no_impossible_code(monkeypatch, elsewhere):
+    """Though their sums may rise where a weight is zero."""
+    cumsum = torch.Tensor.cumsum
+
+    def rising(tensor, dim):
+        return cumsum(tensor, dim) + 1e-3 * torch.arange(tensor.shape[dim])
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", rising)
+    logits = torch.zeros(1, 60)
+    logits[:, ::2] = -INF
+    codes = sample_codes(logits, torch.linspace(0, 0.999, 500)[None])
+    assert (codes % 2 == 1).all() and len(codes.unique()) == 30
+
+
 def test_the_path_of_other_devices_draws_the_same(monkeypatch):
-    """As on a GPU without our kernel, where nothing may ask the device; here on a CPU."""
     cases = [draw_case(i, 16, 30) for i in range(30)]
     expected = [drawn(case) for case in cases]
     monkeypatch.setattr(in_pytorch, "_is_cpu", lambda tensor: False)

@@ -5,6 +5,8 @@ import torch
 
 from mvar_models.sampling.filters import draw, filter_logits
 
+from code_cases import NEARLY_OFF
+
 
 def plain_filter(row, top_k, top_p):
     """One row of logits by the definition, in a loop."""
@@ -25,7 +27,19 @@ def plain_filter(row, top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    "top_k, top_p", [(0, 0.0), (5, 0.0), (12, 0.0), (0, 0.7), (9, 0.5), (1, 0.9), (100, 1.0), (3, 1e-6)]
+    "top_k, top_p",
+    [
+        (0, 0.0),
+        (5, 0.0),
+        (12, 0.0),
+        (0, 0.7),
+        (9, 0.5),
+        (1, 0.9),
+        (100, 1.0),
+        (3, 1e-6),
+        (19, 0.0),
+        (0, 0.999),
+    ],
 )
 def test_filters_keep_what_their_definition_keeps(seed, top_k, top_p):
     logits = torch.randn(2, 7, 20) * 3
@@ -34,6 +48,11 @@ def test_filters_keep_what_their_definition_keeps(seed, top_k, top_p):
         for token in range(7):
             expected = plain_filter(logits[batch, token], top_k, top_p)
             assert torch.equal(kept[batch, token], expected), (batch, token)
+
+
+@pytest.mark.parametrize("logits, uniform, settings, code", NEARLY_OFF)
+def test_filters_that_are_nearly_off(logits, uniform, settings, code):
+    assert draw(filter_logits(torch.tensor(logits), **settings), torch.tensor(uniform)).item() == code
 
 
 def test_without_settings_nothing_is_filtered():

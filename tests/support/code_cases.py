@@ -12,8 +12,19 @@ CLEAR_DRAW, CLEAR_FILTER = 2e-6, 1e-6
 NEARLY_ONE = 1 - 2**-24
 
 INF, NAN = torch.inf, torch.nan
-# Logits, uniform number, settings and the code.
+# Logits, uniform number, settings and the code. First, where a filter is nearly off, and where it is.
+NEARLY_OFF = [
+    ([1.0, 3.0, 2.0], 0.0, {"top_k": 2}, 1),  # all codes but one
+    ([1.0, 3.0, 2.0], 0.0, {"top_k": 2, "top_p": 0.999}, 1),
+    ([1.0, 2.0], 0.0, {"top_k": 1}, 1),
+    ([1.0, 3.0, 2.0], 0.0, {"top_k": 3}, 0),
+    ([1.0, 3.0, 2.0], 0.0, {"top_k": 4, "top_p": 1.0}, 0),
+    ([0.0, 12.0, 1.0], 0.0, {"top_p": 0.9999}, 1),
+    ([0.0, 12.0, 1.0], 0.0, {"top_p": 1.0}, 0),
+    ([1.0, 12.0, 2.0], 0.0, {"top_k": 2, "top_p": 0.9999}, 1),
+]
 EDGES = [
+    *NEARLY_OFF,
     ([2.0, 2.0, 2.0, 2.0], 0.0, {"top_p": 0.5}, 0),
     ([2.0, 2.0, 2.0, 2.0], NEARLY_ONE, {"top_p": 0.5}, 1),  # two of four equal ones, the first two
     ([1.0, 2.0, 2.0, 2.0], NEARLY_ONE, {"top_k": 2, "top_p": 0.5}, 2),  # all three are kept by top_k
