@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "samples.json"
 _GRID_IMAGES = 400
+_OURS = re.compile(r"\d{5,}_\d+\.png")
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,13 @@ def check_again(sampling: Sampling, pipeline: Pipeline, path: Path) -> None:
 
 
 def _remove_earlier(out: Path) -> None:
+    """Remove a record, its grid, and those of its images that are called as `write_samples` calls them."""
     record = out / RECORD
     with contextlib.suppress(OSError, ValueError):
         for image in read_record(record, _Record).pictures:
-            if image.file.endswith(".png"):
+            if _OURS.fullmatch(image.file):
                 (out / image.file).unlink(missing_ok=True)
+        (out / "grid.png").unlink(missing_ok=True)
     record.unlink(missing_ok=True)
 
 

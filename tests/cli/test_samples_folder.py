@@ -1,6 +1,7 @@
 """The folder of samples: what is recorded reads back, and a record means that all images are there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -42,6 +43,20 @@ def test_files_and_names_follow_the_labels(pipeline, tmp_path):
     drawn = pipeline(SAMPLING.labels, seed=SAMPLING.seeds, batch_size=2, top_k=4)
     for file, image in zip(files, drawn):
         assert Image.open(tmp_path / file).tobytes() == image.tobytes(), file
+
+
+def test_images_of_an_earlier_call_do_not_stay_among_those_of_this_one(pipeline, tmp_path):
+    write_samples(pipeline, SAMPLING, tmp_path, columns=2)
+    (tmp_path / "00000_7.png").write_bytes(b"of somebody else")
+    write_samples(pipeline, replace(SAMPLING, labels=[1], seeds=[0]), tmp_path, columns=2)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"00000_1.png", "00000_7.png", "grid.png", RECORD}
+    record = json.loads((tmp_path / RECORD).read_text())
+    record["pictures"][0]["file"] = "holiday.png"
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    (tmp_path / "holiday.png").write_bytes(b"no image of ours")
+    write_samples(pipeline, SAMPLING, tmp_path, columns=2)
+    assert (tmp_path / "holiday.png").exists()
 
 
 def test_a_failure_leaves_no_record_of_an_earlier_folder(pipeline, tmp_path):
