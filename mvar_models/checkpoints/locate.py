@@ -127,11 +127,18 @@ def locate(name: str | os.PathLike[str], subfolder: str = "", hub: HubOptions | 
         config = path.parent / CONFIG_NAME
         return Source(text, str(path), str(config) if config.is_file() else None)
     if looks_like_hub_id(text):
+        if _looks_like_path(path):
+            raise FileNotFoundError(f"{name}: no such file or folder; on the Hub it would be {name}@main")
         return _in_repository(text, subfolder, hub)
     raise FileNotFoundError(
         f"{name}: no such file or folder, and no model of that name in the zoo "
         f"({', '.join(zoo.list_models())})"
     )
+
+
+def _looks_like_path(path: Path) -> bool:
+    """Return whether org/name is a file or a folder misspelt: by its suffix, or the folder that it is in."""
+    return "@" not in path.name and (path.suffix in _WEIGHT_SUFFIXES or path.parent.is_dir())
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -149,7 +156,6 @@ def download(repository: str, file: str, hub: HubOptions) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -165,8 +171,10 @@ def download(repository: str, file: str, hub: HubOptions) -> Path:
         cause, reason = error, "no such repository on the Hub, or no access to it (token=)"
     except EntryNotFoundError as error:
         cause, reason = error, f"the repository has no {file}"
-    except HfHubHTTPError as error:
-        cause, reason = error, f"{file} could not be downloaded: {str(error).splitlines()[0]}"
+    # Errors of HTTP, of the connection, of the name and of the disk, of four libraries and their versions.
+    except Exception as error:
+        said = str(error).strip() or type(error).__name__
+        cause, reason = error, f"{file} could not be downloaded: {said.splitlines()[0]}"
     raise FileNotFoundError(f"{repository}: {reason}") from cause
 
 

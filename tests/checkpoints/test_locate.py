@@ -1,17 +1,54 @@
 """What a name, a folder or a Hub id becomes, and what is said of one that leads nowhere."""
 
+import huggingface_hub
 import pytest
 
 from mvar_models import VAR
 from mvar_models.checkpoints.locate import locate, looks_like_hub_id
 
-from checkpoint_cases import official_file, refused_in_one_line, saved
+from checkpoint_cases import official_file, one_line, refused_in_one_line, saved
 from tiny_models import tiny_var
 
 
 def test_a_name_that_is_nowhere(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing: .*in the zoo .*mvar-digits"):
         VAR.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["runs/modl", "weights/var_d16.pth", "./x/y", "a.safetensors"])
+def test_a_path_that_is_nowhere_is_no_question_to_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **options: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=rf"^{name}: no such file or folder") as error:
+        VAR.from_pretrained(name)
+    one_line(error)
+
+
+def test_a_revision_says_that_the_hub_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert locate("runs/modl@main").repository == "runs/modl"
+    assert locate("org/modl").repository == "org/modl"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("peer closed connection without sending complete message body\n(received 3 bytes)"),
+        ValueError("Repo id must use alphanumeric chars"),
+        ConnectionError(),
+    ],
+)
+def test_whatever_the_hub_s_library_raises_is_one_line(error, monkeypatch):
+    def download(*args, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match=r"^org/name: model\.safetensors could not be dow") as found:
+        VAR.from_pretrained("org/name")
+    one_line(found)
 
 
 def test_an_empty_folder(tmp_path):
