@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mvar_models.data.arrays import damage_named
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.training.ema import WeightAverage
@@ -115,7 +116,8 @@ class Loop:
             with self.processes.raising_together():
                 if not self.settings.fsdp:
                     self.state.load(checkpoint.folder)
-                self.task.load_state_dict(checkpoint.task)
+                with damage_named(checkpoint.folder / "task.pt", "not of this run, or is damaged"):
+                    self.task.load_state_dict(checkpoint.task)
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step

@@ -14,27 +14,52 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import yaml
 from safetensors import SafetensorError
 
+from mvar_models.checkpoints.read_tensors import read_values
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped
 from mvar_models.files import held, sweep, write_text
-from mvar_models.records import read_record
+from mvar_models.records import Figure, Must, read_lines, read_record, record_of, within
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 
 _KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
 _PROGRESS = "progress.json"
 _TASK = "task.pt"
 _WRITING = ".writing-"
+
+
+_Line = Annotated[
+    dict[str, Any], Must("and a whole number as step", lambda line: type(line.get("step")) is int)
+]
+
+
+@dataclass(frozen=True)
+class _LossScale:
+    factor: Annotated[float, within(2.0**-64, 2.0**64)]
+    good_steps: int
+    skipped_steps: int
+
+
+@dataclass(frozen=True)
+class _Progress:
+    ignores_unknown: ClassVar[bool] = True
+
+    step: int
+    loss_scale: _LossScale
+    best: Figure | None
+    examples: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +152,7 @@ class RunFolder:
     def add_start(self, environment: dict[str, Any]) -> None:
         """Record the environment of a start, or of a resumption."""
         starts = (
-            json.loads(self.environment_file.read_text(encoding="utf-8"))
+            read_record(self.environment_file, list[dict[str, Any]])
             if self.environment_file.is_file()
             else []
         )
@@ -139,22 +164,17 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, up to one that is cut short or still being written."""
-        return [values for _, values in self._logged()]
+        """Return the lines of metrics.jsonl, without a last one that is cut short or still being written.
 
-    def _logged(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        if not self.metrics_file.is_file():
-            return
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield line, values
+        Raises:
+            ValueError: a line is damaged.
+        """
+        return read_lines(self.metrics_file, _Line) if self.metrics_file.is_file() else []
 
     def figure(self, step: int, name: str) -> float | None:
         """Return the figure `name` of `step` in metrics.jsonl, or None."""
-        return next((line[name] for line in self.metrics() if line["step"] == step and name in line), None)
+        found = (line[name] for line in self.metrics() if line["step"] == step and name in line)
+        return record_of({name: next(found, None)}, dict[str, Figure | None], str(self.metrics_file))[name]
 
     def has_samples(self, step: int) -> bool:
         """Whether the samples of `step` are written."""
@@ -166,7 +186,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be recomputed."""
-        kept = [line + "\n" for line, values in self._logged() if values["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.metrics_file, "".join(kept))
 
     def begin_checkpoint(self, step: int) -> Path:
@@ -203,7 +223,7 @@ class RunFolder:
     def last_step(self) -> int:
         """Return the step of the newest complete checkpoint, 0 without one."""
         complete = self._complete()
-        return _step_of(complete[-1]) if complete else 0
+        return (_step_of(complete[-1]) or 0) if complete else 0
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Read the checkpoint of `step`.
@@ -213,17 +233,18 @@ class RunFolder:
         """
         folder = self.checkpoints / f"step-{step:06d}"
         try:
-            progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            progress = read_record(folder / _PROGRESS, dict[str, Any])
+            found = record_of(progress, _Progress, _PROGRESS)
+            if found.step != step:
+                raise ValueError(f"{_PROGRESS} is of step {found.step}")
+            task = read_values(folder / _TASK) if (folder / _TASK).is_file() else {}
+            if not isinstance(task, dict):
+                raise ValueError(f"{_TASK} holds {type(task).__name__}, not a state")
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{folder} is not a checkpoint that this version wrote ({error}); "
                 "remove it to resume from an earlier one"
             ) from None
-        task = (
-            torch.load(folder / _TASK, map_location="cpu", weights_only=True)
-            if (folder / _TASK).is_file()
-            else {}
-        )
         return Checkpoint(folder, progress, task)
 
     def remove_leftovers(self) -> None:
@@ -273,11 +294,14 @@ class RunFolder:
             ) from error
 
     def _complete(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*"), key=_step_of)
+        # What else lies there, such as a copy "step-000500-old", is not ours.
+        named = (path for path in self.checkpoints.glob("step-*") if _step_of(path) is not None)
+        return sorted(named, key=lambda path: _step_of(path) or 0)
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def _step_of(folder: Path) -> int | None:
+    named = re.fullmatch(r"step-([0-9]{6,18})", folder.name)
+    return int(named[1]) if named else None
 
 
 def _flush(file: Any) -> None:

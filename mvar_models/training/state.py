@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.checkpoints.save import save_safetensors
+from mvar_models.data.arrays import damage_named
 from mvar_models.training.ema import WeightAverage
 
 WEIGHTS = "model.safetensors"
@@ -83,6 +84,11 @@ class TrainingState:
                 differing = ", ".join(sorted(set(read) ^ set(tensors))[:3])
                 raise ValueError(f"{folder / file} is not a checkpoint of this run: {differing} differ")
             for name, tensor in tensors.items():
+                if read[name].shape != tensor.shape:
+                    raise ValueError(
+                        f"{folder / file} is not a checkpoint of this run: {name} must be "
+                        f"{tuple(tensor.shape)}, got {tuple(read[name].shape)}"
+                    )
                 tensor.copy_(read[name])
 
     def save_shards(self, folder: Path) -> None:
@@ -126,7 +132,10 @@ class _SafeReader(dcp.FileSystemReader):
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        with (
+            damage_named(self.path, "no checkpoint, or is damaged"),
+            (Path(self.path) / ".metadata").open("rb") as file,
+        ):
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise ValueError(f"{self.path} is not a checkpoint")

@@ -1,7 +1,9 @@
 """A run folder's checkpoints and models are complete or absent, and its metrics end where a run resumes."""
 
 import errno
+import json
 import os
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,14 @@ import torch
 from mvar_models.distributed import RunStopped
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
+
+GOOD = {
+    "step": 3,
+    "loss_scale": {"factor": 1.0, "good_steps": 0, "skipped_steps": 0},
+    "best": None,
+    "examples": 4,
+    "fingerprint": "x",
+}
 
 
 @pytest.fixture
@@ -20,7 +30,7 @@ def folder(tmp_path):
 def checkpoint(folder, step, keep=2, task=None):
     temporary = folder.begin_checkpoint(step)
     (temporary / "tensors").write_text(str(step))
-    return folder.finish_checkpoint(temporary, {"step": step}, task or {}, keep)
+    return folder.finish_checkpoint(temporary, {**GOOD, "step": step}, task or {}, keep)
 
 
 def names(path):
@@ -112,3 +122,56 @@ def test_a_failure_names_the_checkpoint_that_is_intact(folder):
 def test_the_gpu_s_memory_is_no_full_disk(folder):
     with pytest.raises(torch.OutOfMemoryError), folder.clear_failure("samples"):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ([], "must be an object"),
+        ({**GOOD, "step": "3"}, "step must be a whole number, got '3'"),
+        ({**GOOD, "step": 4}, "is of step 4"),
+        ({**GOOD, "loss_scale": 1}, "loss_scale must be an object"),
+        ({**GOOD, "loss_scale": {**GOOD["loss_scale"], "factor": 0}}, r"loss_scale\.factor"),
+        ({**GOOD, "best": "low"}, "best must be a number"),
+        ({name: GOOD[name] for name in GOOD if name != "best"}, "lacks the entry best"),
+    ],
+)
+def test_damaged_progress_is_one_line(tmp_path, change, said):
+    folder = tmp_path / "checkpoints" / "step-000003"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(GOOD))
+    assert RunFolder(tmp_path).checkpoint(3).step == 3
+    (folder / "progress.json").write_text(json.dumps(change))
+    with pytest.raises(ValueError, match=rf"step-000003 is not a checkpoint.*{said}.*remove it"):
+        RunFolder(tmp_path).checkpoint(3)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(Code()), b"junk" * 99, b"PK\x03\x04junk", b"", b"\x80\x02."]
+)
+def test_a_task_with_code_or_junk_is_one_line(tmp_path, content, capsys):
+    folder = tmp_path / "checkpoints" / "step-000003"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(GOOD))
+    (folder / "task.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"step-000003 is not a checkpoint.*task\.pt") as raised:
+        RunFolder(tmp_path).checkpoint(3)
+    assert "\n" not in str(raised.value) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", '{"step": "3"}', '{"step": true}', "{", '{"step": NaN}'])
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2"):
+        RunFolder(tmp_path).forget_after(1)
+
+
+def test_other_folders_beside_checkpoints_are_not_ours(tmp_path):
+    for name in ("step-abc", "step-", "step-000004-old", "step--00001", "step-000002"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert RunFolder(tmp_path).last_step() == 2

@@ -28,7 +28,9 @@ def writer(folder):
 
 
 def checkpoint(writer, step, save=lambda path: (path / "tensors").write_text("all")):
-    writer.checkpoint(save, {"step": step}, {}, everywhere=False, keep=2)
+    progress = {"step": step, "best": None, "examples": 1, "fingerprint": ""}
+    progress["loss_scale"] = {"factor": 1.0, "good_steps": 0, "skipped_steps": 0}
+    writer.checkpoint(save, progress, {}, everywhere=False, keep=2)
 
 
 def test_metrics(writer, folder, monkeypatch):
