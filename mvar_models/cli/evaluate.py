@@ -18,8 +18,10 @@ from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Report, evaluate, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
+from mvar_models.evaluation.image_sets import open_set
 from mvar_models.evaluation.likelihood import held_out_likelihood
 from mvar_models.evaluation.metrics import COMPARED
+from mvar_models.evaluation.statistics_file import has_statistics
 from mvar_models.evaluation.table import table
 from mvar_models.files import write_text
 
@@ -163,6 +165,9 @@ def evaluate_command(
     try:
         place = processes.device
         network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
+        if drawing["models"] and not has_statistics(reference):
+            # What is not there should be known before hours of drawing; the side does not matter yet.
+            processes.first_then_others(lambda: open_set(reference, resolution=resolution or 1))
         sets = drawn_sets(drawn, out=out, resolution=resolution, processes=processes, **drawing)
         shared: dict[str, Any] = {
             "metrics": metrics,

@@ -55,7 +55,7 @@ def test_pictures_of_two_sets_of_one_name_lie_apart(tmp_path):
 
 
 def test_a_place_that_is_not_there_is_known_before_anything_is_drawn(tmp_path):
-    for wrong in ("--model ./absent", "./absent"):
+    for wrong in ("--model ./absent", "./absent", "--reference ./absent"):
         result = mvar(f"{EVALUATE} --model mvar-digits {wrong} --out", tmp_path / "out")
         assert result.exit_code == 1 and "absent" in result.output
         assert not (tmp_path / "out").exists()

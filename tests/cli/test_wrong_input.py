@@ -33,7 +33,7 @@ from command_cases import mvar
         (
             "sample --model mvar-digits --top-k -3",
             1,
-            "top_k must be 0 (off) or a positive number of codes, got -3",
+            "top_k must be a whole number from 0 to 4,194,304, got -3",
         ),
         ("sample --model nowhere", 1, "no model of that name in the zoo"),
         (
@@ -60,7 +60,11 @@ from command_cases import mvar
         ("finetune --data digits --out x --steps 1", 2, "--model is missing"),
         ("train --data digits --out x", 2, "give one of --steps and --epochs"),
         ("finetune --model var-digits --data digits --out x --steps 1 --epochs 1", 2, "give one of"),
-        ("train --data digits --out x --steps 1 --ema 1.5", 1, "ema must be between 0 and 1, got 1.5"),
+        (
+            "train --data digits --out x --steps 1 --ema 1.5",
+            1,
+            "ema must be a number of at least 0 and below 1, got 1.5",
+        ),
         ("train --data digits --out x --steps 1 --batch-size 2 --accumulate 3", 1, "cannot be shared by 3"),
         ("train --resume x --lr 1", 2, "leave out --lr"),
         ("train --resume nowhere", 1, "holds no run"),
