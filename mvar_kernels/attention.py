@@ -198,6 +198,9 @@ def neighborhood_attn(
     Raises:
         TypeError, ValueError, RuntimeError: as for `spatial_markov_attn`.
     """
+    if not isinstance(neighborhood, Neighborhood):
+        raise TypeError(f"neighborhood must be a Neighborhood, got {type(neighborhood).__name__}")
+    neighborhood.check()
     _check_tensors(query, key, value, rank=4, layout="(B, L, heads, D)")
     for name, tensor, expected in (
         ("query", query, neighborhood.num_queries),
@@ -226,11 +229,15 @@ def _attend(
     query, key, value = _autocast(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if logit_scale is None else 1.0
+    try:
+        scale = float(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"scale must be a number or None, got {scale!r}") from None
     if backend == "auto" and logit_scale is None and not return_lse and not ops.transformed():
-        direct = dispatch.eager_forward(query, key, value, neighborhood, float(scale))
+        direct = dispatch.eager_forward(query, key, value, neighborhood, scale)
         if direct is not None:
             return direct, None
-    out, lse = ops.attend(query, key, value, logit_scale, neighborhood, float(scale), backend)
+    out, lse = ops.attend(query, key, value, logit_scale, neighborhood, scale, backend)
     return out, lse.transpose(1, 2) if return_lse else None
 
 

@@ -16,147 +16,26 @@ MVAR (arXiv 2505.12742).
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
 from mvar_kernels import caches
+from mvar_kernels.neighborhood import (
+    Grid,
+    Neighborhood,
+    WindowBlock,
+    as_int,
+    as_pair,
+    clamp,
+    plain,
+    window_starts,
+)
+
+__all__ = ["Grid", "Neighborhood", "Pyramid", "Side", "WindowBlock", "as_pair", "window_starts"]
 
 Side = int | tuple[int, int]
-Grid = tuple[int, int]
-
-_INTS_PER_BLOCK = 8
-
-
-@caches.remembered(4096)
-def window_starts(num_queries: int, num_keys: int, kernel: int) -> tuple[int, ...]:
-    """Return the first key of each query's window along one axis; a window has min(kernel, num_keys) keys."""
-    k = min(kernel, num_keys)
-    return tuple(
-        min(max(((2 * i + 1) * num_keys) // (2 * num_queries) - k // 2, 0), num_keys - k)
-        for i in range(num_queries)
-    )
-
-
-class WindowBlock(NamedTuple):
-    """A grid of queries and the grid of keys that their windows slide over.
-
-    Attributes:
-        query_offset: first query in its packed sequence, where the grid lies row-major.
-        query_grid: (rows, columns) of queries.
-        key_offset: first key in its packed sequence, where the grid lies row-major.
-        key_grid: (rows, columns) of keys.
-        window: (rows, columns), at most `key_grid`; equal to it for dense attention.
-    """
-
-    query_offset: int
-    query_grid: Grid
-    key_offset: int
-    key_grid: Grid
-    window: Grid
-
-    @property
-    def num_queries(self) -> int:
-        return self.query_grid[0] * self.query_grid[1]
-
-    @property
-    def num_keys(self) -> int:
-        return self.key_grid[0] * self.key_grid[1]
-
-    @property
-    def is_dense(self) -> bool:
-        return self.window == self.key_grid
-
-    @property
-    def query_slice(self) -> slice:
-        """The block's queries in their packed sequence."""
-        return slice(self.query_offset, self.query_offset + self.num_queries)
-
-    @property
-    def key_slice(self) -> slice:
-        """The block's keys in their packed sequence."""
-        return slice(self.key_offset, self.key_offset + self.num_keys)
-
-    def axis_starts(self, axis: int) -> tuple[int, ...]:
-        """Return the first key of every query's window along rows (axis 0) or columns (axis 1)."""
-        return window_starts(self.query_grid[axis], self.key_grid[axis], self.window[axis])
-
-    def mask(self) -> torch.Tensor:
-        """Return (num_queries, num_keys) bool, True where attended."""
-        rows, cols = (self._axis_mask(axis) for axis in (0, 1))
-        return (rows[:, None, :, None] & cols[None, :, None, :]).reshape(self.num_queries, self.num_keys)
-
-    def _axis_mask(self, axis: int) -> torch.Tensor:
-        start = torch.tensor(self.axis_starts(axis))[:, None]
-        key = torch.arange(self.key_grid[axis])
-        return (key >= start) & (key < start + self.window[axis])
-
-
-class Neighborhood(NamedTuple):
-    """The general form of who attends to whom, which every backend takes.
-
-    Attributes:
-        blocks: their queries tile 0 .. num_queries - 1. Consecutive blocks of the same queries share one
-            softmax; their keys do not overlap. Other blocks may share keys (VAR's block-causal mask), and
-            some keys may be seen by none.
-        num_queries: length of the sequence of queries.
-        num_keys: length of the sequence of keys.
-    """
-
-    blocks: tuple[WindowBlock, ...]
-    num_queries: int
-    num_keys: int
-
-    @classmethod
-    def of_grids(cls, query_grid: Grid, key_grid: Grid, window: Grid) -> Neighborhood:
-        """Put a grid of queries over a grid of keys; windows larger than the key grid are the key grid."""
-        block = WindowBlock(0, query_grid, 0, key_grid, _clamp(window, key_grid))
-        return cls((block,), block.num_queries, block.num_keys)
-
-    def by_queries(self) -> tuple[tuple[WindowBlock, ...], ...]:
-        """Return the blocks, those of the same queries together."""
-        return _by_queries(self)
-
-    def attended_pairs(self) -> int:
-        """Count the (query, key) pairs with a score, per batch element and head."""
-        return sum(block.num_queries * block.window[0] * block.window[1] for block in self.blocks)
-
-    def mask(self) -> torch.Tensor:
-        """Return (num_queries, num_keys) bool, True where attended."""
-        mask = torch.zeros(self.num_queries, self.num_keys, dtype=torch.bool)
-        for block in self.blocks:
-            mask[block.query_slice, block.key_slice] = block.mask()
-        return mask
-
-    def encode(self) -> list[int]:
-        """Return a flat list of ints, all that an operator schema can carry; `decode` is the inverse."""
-        flat = [self.num_queries, self.num_keys]
-        for b in self.blocks:
-            flat += [b.query_offset, *b.query_grid, b.key_offset, *b.key_grid, *b.window]
-        return flat
-
-    @classmethod
-    def decode(cls, flat: Sequence[int]) -> Neighborhood:
-        """Rebuild a neighborhood from what `encode` returned."""
-        return _decode(tuple(flat))
-
-
-@caches.remembered(1024)
-def _by_queries(neighborhood: Neighborhood) -> tuple[tuple[WindowBlock, ...], ...]:
-    return tuple(tuple(group) for _, group in itertools.groupby(neighborhood.blocks, lambda b: b[:2]))
-
-
-@caches.remembered(1024)
-def _decode(flat: tuple[int, ...]) -> Neighborhood:
-    num_queries, num_keys, *rest = flat
-    blocks = []
-    for i in range(0, len(rest), _INTS_PER_BLOCK):
-        q_offset, q_h, q_w, k_offset, k_h, k_w, w_h, w_w = rest[i : i + _INTS_PER_BLOCK]
-        blocks.append(WindowBlock(q_offset, (q_h, q_w), k_offset, (k_h, k_w), (w_h, w_w)))
-    return Neighborhood(tuple(blocks), num_queries, num_keys)
 
 
 @dataclass(frozen=True, init=False)
@@ -183,7 +62,7 @@ class Pyramid:
         previous_windows: per scale ((kh, kw), ...) over the scales before it that it sees, coarse to fine.
         offsets: first token of every scale.
         length: number of tokens L.
-        previous_scales: the most scales before its own that a token sees.
+        kernel_size, dense_scales, previous_scales: as given, so that `dataclasses.replace` can change one.
 
     Raises:
         TypeError: an entry is not an int or a pair of ints.
@@ -192,12 +71,15 @@ class Pyramid:
     """
 
     sides: tuple[Grid, ...]
-    windows: tuple[Grid, ...]
-    previous_windows: tuple[tuple[Grid, ...], ...]
-    # Derived from the fields above, so equality and hash need not look at them.
-    offsets: tuple[int, ...] = field(compare=False)
-    length: int = field(compare=False)
+    # With sides, what `dataclasses.replace` gives to __init__; the fields below say the same more exactly.
+    kernel_size: Grid | list[Grid | None] = field(compare=False)
+    dense_scales: int = field(compare=False)
     previous_scales: int = field(compare=False)
+    windows: tuple[Grid, ...] = field(init=False)
+    previous_windows: tuple[tuple[Grid, ...], ...] = field(init=False)
+    # Derived from the fields above, so equality and hash need not look at them.
+    offsets: tuple[int, ...] = field(init=False, compare=False)
+    length: int = field(init=False, compare=False)
 
     def __init__(
         self,
@@ -207,12 +89,12 @@ class Pyramid:
         previous_scales: int = 0,
     ) -> None:
         grids = _as_grids(sides)
-        dense_scales = _as_int(dense_scales, "dense_scales")
+        dense_scales = as_int(dense_scales, "dense_scales")
         if not 0 <= dense_scales <= len(grids):
             raise ValueError(
                 f"dense_scales must be between 0 and the number of scales ({len(grids)}), got {dense_scales}"
             )
-        previous_scales = _as_int(previous_scales, "previous_scales")
+        previous_scales = as_int(previous_scales, "previous_scales")
         if not 0 <= previous_scales < len(grids):
             raise ValueError(
                 f"previous_scales must be at least 0 and less than the number of scales ({len(grids)}), "
@@ -223,31 +105,26 @@ class Pyramid:
             raise ValueError(
                 f"kernel_size as a list needs one entry per scale ({len(grids)}), got {len(per_scale)}"
             )
+        kernels = [None if kernel is None else as_pair(kernel, "kernel_size") for kernel in per_scale]
         windows = [
             # Windows over the scales from `first` to the query's own.
             tuple(
-                grid
-                if scale < dense_scales or kernel is None
-                else _clamp(as_pair(kernel, "kernel_size"), grid)
+                grid if scale < dense_scales or kernel is None else clamp(kernel, grid)
                 for grid in grids[max(0, scale - previous_scales) : scale + 1]
             )
-            for scale, kernel in enumerate(per_scale)
+            for scale, kernel in enumerate(kernels)
         ]
-        self._set(grids, windows)
-
-    def _set(self, grids: tuple[Grid, ...], windows: Sequence[tuple[Grid, ...]]) -> None:
-        """Set all fields, given per scale its windows over the scales that it sees, its own last."""
-        offsets = [0]
-        for h, w in grids:
-            offsets.append(offsets[-1] + h * w)
+        ends = tuple(itertools.accumulate(h * w for h, w in grids))
         # The dataclass is frozen, so its fields can only be set like this.
         for name, value in {
             "sides": grids,
+            "kernel_size": kernels if isinstance(kernel_size, list) else kernels[0],
+            "dense_scales": dense_scales,
+            "previous_scales": previous_scales,
             "windows": tuple(each[-1] for each in windows),
             "previous_windows": tuple(each[:-1] for each in windows),
-            "offsets": tuple(offsets[:-1]),
-            "length": offsets[-1],
-            "previous_scales": max(map(len, windows)) - 1,
+            "offsets": (0, *ends[:-1]),
+            "length": ends[-1],
         }.items():
             object.__setattr__(self, name, value)
 
@@ -268,21 +145,27 @@ class Pyramid:
         return slice(self.offsets[scale], self.offsets[scale] + h * w)
 
     def select(self, scales: range) -> Pyramid:
-        """Return the pyramid of these scales alone, with the same windows over those that remain."""
-        picked = list(scales)
-        windows = []
-        for place, scale in enumerate(picked):
-            # Scales that lie next to each other here and did before.
-            kept = 0
-            while kept < min(place, len(self.previous_windows[scale])) and picked[place - kept - 1] == (
-                scale - kept - 1
-            ):
-                kept += 1
-            seen = self.previous_windows[scale]
-            windows.append((*seen[len(seen) - kept :], self.windows[scale]))
-        selected = object.__new__(Pyramid)
-        selected._set(_as_grids(self.sides[s] for s in picked), windows)
-        return selected
+        """Return the pyramid of these scales alone.
+
+        Tokens keep their windows over all scales that remain if the range has no gaps. In a range with gaps
+        they keep those over their own scale alone.
+
+        Raises:
+            TypeError, ValueError: `scales` is no range, is empty, falls, or leaves 0 .. num_scales - 1.
+        """
+        if not isinstance(scales, range):
+            raise TypeError(f"scales must be a range, got {scales!r}")
+        if not scales or scales.step < 1 or scales[0] < 0 or scales[-1] >= self.num_scales:
+            raise ValueError(
+                f"scales must be a rising range within 0 .. {self.num_scales - 1} with an entry, got {scales}"
+            )
+        kernels = self.kernel_size
+        return Pyramid(
+            [self.sides[scale] for scale in scales],
+            [kernels[scale] for scale in scales] if isinstance(kernels, list) else kernels,
+            sum(scale < self.dense_scales for scale in scales),
+            min(self.previous_scales, len(scales) - 1) if scales.step == 1 else 0,
+        )
 
     def neighborhood(self) -> Neighborhood:
         """Every token attends to its window in its own scale and in the `previous_scales` before it."""
@@ -359,6 +242,7 @@ def _blocks_of_scale(pyramid: Pyramid, scale: int) -> list[WindowBlock]:
 
 
 def _as_grids(sides: Iterable[Side]) -> tuple[Grid, ...]:
+    sides = plain(sides)  # type: ignore[assignment]
     try:
         grids = tuple(as_pair(side, "sides") for side in sides)
     except TypeError as error:
@@ -370,27 +254,3 @@ def _as_grids(sides: Iterable[Side]) -> tuple[Grid, ...]:
     if not grids:
         raise ValueError("sides must name at least one scale, got none")
     return grids
-
-
-def as_pair(value: object, name: str) -> Grid:
-    """Turn an int or a pair into (rows, columns), each at least 1; errors blame the argument `name`."""
-    entries = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(entries) != 2:
-        raise ValueError(f"{name} must be an int or a (rows, columns) pair, got {value!r}")
-    pair = (_as_int(entries[0], name), _as_int(entries[1], name))
-    if min(pair) < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return pair
-
-
-def _as_int(value: object, name: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
-
-
-def _clamp(window: Grid, grid: Grid) -> Grid:
-    return min(window[0], grid[0]), min(window[1], grid[1])

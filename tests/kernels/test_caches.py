@@ -50,7 +50,7 @@ def test_many_grids_hold_a_bounded_amount_and_clear_caches_frees_it(monkeypatch)
     mvar_kernels.clear_caches()
     assert of_tensors() == before
     assert not any(workspace._of_threads) and not any(kept.kept.results for kept in KEPT.values())
-    assert layout.query_tiles and not mvar_kernels.pyramid._decode.cache_info().currsize
+    assert layout.query_tiles and not mvar_kernels.neighborhood._decode.cache_info().currsize
 
 
 def test_a_layout_holds_equal_masks_once():

@@ -1,12 +1,15 @@
 """Who attends to whom, against a loop written from the definition."""
 
+import copy
+import dataclasses
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 
-from mvar_kernels import Pyramid
+from mvar_kernels import Pyramid, spatial_markov_attn
 from mvar_kernels.pyramid import Neighborhood, window_starts
 
 from kernel_cases import PYRAMID_256, random_grid_neighborhood, random_neighborhood, random_pyramid
@@ -105,7 +108,52 @@ def test_selected_scales_keep_what_they_see():
         assert torch.equal(selected.mask(), pyramid.mask()[tokens, tokens])
         assert selected.previous_scales == min(2, len(scales) - 1)
     assert pyramid.select(range(0, 6)) == pyramid
-    assert pyramid.select(range(0, 6, 2)).previous_scales == 0
+    for scales in (range(0, 6, 2), range(1, 6, 3)):  # gaps: the own scale alone
+        assert pyramid.select(scales).previous_scales == 0
+        own = [pyramid.mask()[pyramid.scale_slice(s), pyramid.scale_slice(s)] for s in scales]
+        assert torch.equal(pyramid.select(scales).mask(), torch.block_diag(*own).bool())
+    for wrong in (range(3, -1, -1), range(2, 7), range(-2, 0), range(0), [0, 1]):
+        with pytest.raises((ValueError, TypeError), match=r"^scales must be a"):
+            pyramid.select(wrong)
+
+
+@pytest.mark.parametrize(
+    "pyramid",
+    [
+        Pyramid((1, 2, 3, 5), 3, 1, 1),
+        Pyramid([1, (3, 4), 6], [None, 3, (2, 3)], 0, 2),
+        Pyramid((1, 2, 3, 4, 6, 8), 3, 2, 2).select(range(2, 5)),
+        Pyramid((1, 9, 9), [None, 3, 5]).select(range(0, 3, 2)),
+    ],
+)
+def test_pyramids_are_copied_and_changed_as_dataclasses_are(pyramid):
+    for same in (
+        copy.copy(pyramid),
+        copy.deepcopy(pyramid),
+        pickle.loads(pickle.dumps(pyramid)),
+        dataclasses.replace(pyramid),
+        Pyramid(pyramid.sides, pyramid.kernel_size, pyramid.dense_scales, pyramid.previous_scales),
+    ):
+        assert same == pyramid and hash(same) == hash(pyramid) and torch.equal(same.mask(), pyramid.mask())
+    doubled = [(2 * h, 2 * w) for h, w in pyramid.sides]
+    changed = dataclasses.replace(pyramid, sides=doubled)
+    assert changed == Pyramid(doubled, pyramid.kernel_size, pyramid.dense_scales, pyramid.previous_scales)
+    assert dataclasses.replace(pyramid, previous_scales=0).mask().sum() <= pyramid.mask().sum()
+    with pytest.raises(ValueError, match="windows"):
+        dataclasses.replace(pyramid, windows=pyramid.windows)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda value: [np.int64(v) for v in value]])
+def test_arrays_tensors_and_their_numbers_are_numbers(kind):
+    expected = Pyramid((1, 2, 9), (3, 5), 1, 1)
+    assert Pyramid(kind([1, 2, 9]), tuple(kind([3, 5])), kind([1])[0], kind([1])[0]) == expected
+    x = torch.randn(1, 9, 9, 1, 8)
+    assert torch.equal(spatial_markov_attn(x, x, x, kind([3, 5])), spatial_markov_attn(x, x, x, (3, 5)))
+    if kind in (np.array, torch.tensor):
+        assert Pyramid(kind([[1, 1], [2, 2], [9, 9]]), kind([3, 5]), 1, 1) == expected
+        for wrong in (kind([1.0, 2.0]), kind([True, True])):
+            with pytest.raises(TypeError, match="sides must be an int"):
+                Pyramid(wrong)
 
 
 def test_causal_mask_is_var_s(seed):

@@ -1,0 +1,67 @@
+"""Neighborhoods made by hand are checked before anything reads a key: one line, not memory out of bounds."""
+
+import random
+
+import pytest
+import torch
+
+from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, spatial_markov_attn
+from mvar_kernels.pyramid import WindowBlock
+
+from kernel_cases import CPU_BACKENDS, random_neighborhood
+
+BLOCK = WindowBlock(0, (2, 2), 0, (2, 3), (2, 2))
+
+
+def of(*blocks, queries=4, keys=6):
+    return Neighborhood(blocks, queries, keys)
+
+
+WRONG = {
+    "keys beyond the end": of(BLOCK._replace(key_offset=1)),
+    "keys before the start": of(BLOCK._replace(key_offset=-1)),
+    "a window larger than its grid": of(BLOCK._replace(window=(3, 2))),
+    "a window of nothing": of(BLOCK._replace(window=(0, 2))),
+    "an empty grid": of(BLOCK._replace(query_grid=(0, 2)), queries=0),
+    "queries without a block": of(BLOCK, queries=5),
+    "queries beyond the end": of(BLOCK, queries=3),
+    "queries with a gap": of(BLOCK, BLOCK._replace(query_offset=5), queries=9),
+    "queries out of order": of(BLOCK._replace(query_offset=4), BLOCK, queries=8),
+    "queries whose blocks are apart": of(BLOCK, BLOCK._replace(query_offset=4), BLOCK, queries=8),
+    "a key twice": of(BLOCK, BLOCK._replace(key_offset=3), keys=9),
+    "no blocks": of(),
+    "floats": of(BLOCK._replace(key_offset=0.0)),
+    "an int for a grid": of(BLOCK._replace(window=(2,))),
+}
+
+
+@pytest.mark.parametrize("neighborhood", WRONG.values(), ids=list(WRONG))
+@pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS, "triton"])
+def test_what_is_no_neighborhood_is_one_line(neighborhood, backend):
+    query = torch.zeros(1, neighborhood.num_queries, 1, 8)
+    key = torch.zeros(1, neighborhood.num_keys, 1, 8)
+    with pytest.raises((ValueError, TypeError), match=r"^neighborhood ") as caught:
+        neighborhood_attn(query, key, key, neighborhood, backend=backend)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pyramid_is_no_neighborhood():
+    tensor = torch.zeros(1, 4, 1, 8)
+    with pytest.raises(TypeError, match="neighborhood must be a Neighborhood, got Pyramid"):
+        neighborhood_attn(tensor, tensor, tensor, Pyramid((2,)))
+
+
+def test_whatever_we_make_passes(seed):
+    rng = random.Random(seed)
+    for _ in range(50):
+        random_neighborhood(rng).check()
+    pyramid = Pyramid((1, 3, 4, 6), 3, 1, 2)
+    for scale in range(4):
+        pyramid.step_neighborhood(scale).check()
+
+
+def test_scale_must_be_a_number():
+    tensor = torch.zeros(1, 2, 2, 1, 8)
+    assert spatial_markov_attn(tensor, tensor, tensor, 3, scale=torch.tensor(0.5)).shape == tensor.shape
+    with pytest.raises(TypeError, match="scale must be a number or None, got 'a'"):
+        spatial_markov_attn(tensor, tensor, tensor, 3, scale="a")
