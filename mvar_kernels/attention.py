@@ -63,9 +63,12 @@ def spatial_markov_attn(
         scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
         logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), with
             norms clamped at 1e-12. Autocast does not cast it and nothing clamps it; 0 and negative values are
-            fine. On `triton` keep |scale * logit_scale| below 1e8: beyond, float32 rounds a logit by more
-            than 8 and a weight may overflow to NaN. Keep |q| |k| below 2^52, which float16 cannot exceed:
-            beyond, a logit_scale near 0 no longer hides the keys outside the window.
+            fine. On `triton` the output is right while |scale * logit_scale| is below 1e8: beyond, float32
+            rounds a logit by more than 8 and a weight may overflow to NaN. Its gradients round each weight by
+            up to 2e-7 x |scale * logit_scale|: 2e-5 at 100, 2 % at 1e5, so train below that. `tiled` and
+            `sdpa` hold logit_scale * q / |q| in q's type: up to 6e4 in float16, 1e8 in others. On `triton`
+            keep |q| |k| below 2^52, which float16 cannot exceed: beyond, a logit_scale near 0 no longer hides
+            the keys outside the window.
         return_lse: also return the natural-log sum of exponentials of the logits.
         backend: "auto", "triton", "tiled", "sdpa" or "reference". A named one that cannot run raises; "auto"
             logs its choice once.
@@ -78,6 +81,10 @@ def spatial_markov_attn(
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, dtype or device; the message names it.
         RuntimeError: the named backend cannot run here.
+
+    A NaN or infinity in a key or value reaches all that see it. It may also reach queries that are computed
+    together with those, as hidden scores are added to and hidden weights are 0: their tile on `triton` and
+    `tiled`, all queries of their scale on `sdpa`, on `reference` none for a key and all for a value.
 
     Grids whose rows are not evenly strided (crops) are copied once; views into packed qkv are not.
     """

@@ -324,3 +324,27 @@ def test_wrong_length_for_the_pyramid():
         pyramid_markov_attn(tensor, tensor, tensor, Pyramid((1, 2, 3)))
     with pytest.raises(TypeError, match="pyramid must be a Pyramid, got list"):
         pyramid_markov_attn(tensor, tensor, tensor, [1, 2])
+
+
+@pytest.mark.parametrize("what", ["key", "value"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_how_far_a_nan_reaches(backend, what):
+    """All that see it; of the others at most those that are computed together with them.
+
+    `reference` replaces hidden scores, the others add to them. Hidden weights are 0, and 0 x NaN is NaN.
+    """
+    pyramid = Pyramid((3, 24), 5)
+    query, key, value, *_ = draw_inputs(pyramid.neighborhood(), batch=1, heads=1)
+    place = pyramid.offsets[1] + 5 * 24 + 5
+    {"key": key, "value": value}[what][0, place] = float("nan")
+    out = pyramid_markov_attn(query, key, value, pyramid, backend=backend)
+    reached = out.isnan().any(-1).flatten()
+    seen = pyramid.mask()[:, place]
+    assert reached[seen].all()
+    if (backend, what) == ("reference", "key"):
+        assert torch.equal(reached, seen)
+    elif backend != "reference":
+        assert not reached[: pyramid.offsets[1]].any(), "another scale"
+    if backend == "tiled":  # 8 x 8 queries and the keys around them
+        rows, cols = torch.where(reached[pyramid.offsets[1] :].view(24, 24))
+        assert int(rows.max()) < 16 and int(cols.max()) < 16

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from mvar_kernels import Neighborhood
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+
+from kernel_cases import CPU_BACKENDS, errors_beside_plain_pytorch
 
 
 def test_unit_vectors_times_the_factor_and_their_gradient():
@@ -32,3 +35,18 @@ def test_vectors_below_the_clamp_have_finite_gradients(size):
     grad = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).view(1, 1, 1, 4)
     dq, _, _ = normalized_backward(grad, grad, tensor, tensor, torch.ones(1, dtype=torch.float64))
     assert torch.allclose(dq, grad * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1e8), (torch.float16, 6e4), (torch.float64, 1e8)]
+)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_the_largest_factors(backend, dtype, factor):
+    """What the docstring of `spatial_markov_attn` promises: as near to float64 as plain PyTorch."""
+    neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
+    errors = errors_beside_plain_pytorch(backend, neighborhood, dtype, factor, 1, 1)
+    for name, error, plain, size in errors:
+        if name in ("out", "dv"):  # other gradients are as good as zero, and all rounding
+            assert error <= 2 * plain + 4 * torch.finfo(dtype).eps * size, name
+        elif name != "dlogit_scale":
+            assert error <= 2 * plain + 1e-5, name

@@ -6,7 +6,7 @@ import torch
 from mvar_kernels import Neighborhood
 from mvar_kernels.dispatch import load
 
-from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, in_float64
+from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, errors_beside_plain_pytorch, in_float64
 from triton_support import DEVICE, NAMES
 
 
@@ -45,3 +45,28 @@ def test_short_vectors_leave_cosine_attention_finite_and_right(short):
             truth.abs().amax(-1, keepdim=True).clamp_min(1) if truth.dim() > 1 else truth.abs().clamp_min(1)
         )
         assert_close(actual.cpu().double() / size, truth / size, 1e-4, name)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e4, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_factors_cost_gradients_what_the_docstring_says(factor, dtype):
+    """The output is as near as plain PyTorch's; a weight of backward is wrong by at most 2e-7 x factor."""
+    neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
+    errors = errors_beside_plain_pytorch("triton", neighborhood, dtype, factor, 1, 1, device=DEVICE)
+    (_, out, plain, size), *_, (name, dv, plain_dv, size_dv), _ = errors
+    assert name == "dv"
+    eps = torch.finfo(dtype).eps
+    # Plain PyTorch in float16 cannot hold q times a factor of 1e5.
+    plain, plain_dv = (0.0 if error != error else error for error in (plain, plain_dv))
+    assert out <= 2 * plain + 2 * eps * size
+    assert dv <= 2 * plain_dv + (2 * eps + 2e-7 * factor) * size_dv
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_outputs_are_right_up_to_the_largest_factor(sign):
+    neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
+    errors = errors_beside_plain_pytorch(
+        "triton", neighborhood, torch.float32, sign * 9.9e7, 1, 1, device=DEVICE
+    )
+    _, out, plain, size = errors[0]
+    assert out <= 2 * plain + 1e-6 * size

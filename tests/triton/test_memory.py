@@ -1,9 +1,11 @@
 """What is read and written: any strides, offsets past 32 bits, only the inputs, all of the outputs."""
 
+import importlib
+
 import pytest
 import torch
 
-from mvar_kernels import Neighborhood, pyramid_markov_attn
+from mvar_kernels import Neighborhood, Pyramid, pyramid_markov_attn
 from mvar_kernels.dispatch import load
 
 from kernel_cases import PYRAMID_DIGITS, draw_inputs
@@ -121,3 +123,23 @@ def test_changing_one_scale_leaves_the_others_bit_identical():
         for first, second in zip(before, after):
             assert torch.equal(first[:, ~inside], second[:, ~inside])
         assert not torch.equal(before[0][:, inside], after[0][:, inside])
+
+
+@pytest.mark.parametrize("what", ["key", "value"])
+def test_a_nan_reaches_the_queries_of_its_tiles_and_no_others(what):
+    """At least those that see it, at most those of tiles that gather it; masks are added."""
+    pyramid = Pyramid((3, 20), 5)
+    neighborhood = pyramid.neighborhood()
+    query, key, value, *_ = draw_inputs(neighborhood, batch=1, heads=1, dim=16, device=DEVICE)
+    place = pyramid.offsets[1] + 5 * 20 + 5
+    {"key": key, "value": value}[what][0, place] = float("nan")
+    out, _ = load("triton").forward(query, key, value, None, neighborhood, 0.25)
+    reached = out.isnan().any(-1).flatten().cpu()
+    assert reached[pyramid.mask()[:, place]].all()
+    launch = importlib.import_module("mvar_kernels.backends.triton.launch")
+    t = launch._tables(neighborhood, "query", launch._row(query, None).forward, query)
+    gathering = torch.zeros(pyramid.length + 1, dtype=torch.bool)
+    for tile, (first, last) in enumerate(zip(t.start.tolist(), t.start.tolist()[1:])):
+        if (t.looped[first:last] == place).any():
+            gathering[t.fixed[tile].long().cpu()] = True
+    assert not (reached & ~gathering[:-1]).any()
