@@ -32,6 +32,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Return what the processes of a run must have in common: versions, and the commit where it is known."""
+    known = environment()
+    facts = {name: str(known[name]) for name in ("mvar", "torch", "python")}
+    return facts if known["commit"].startswith("unknown") else {**facts, "commit": known["commit"]}
+
+
 def commit() -> str:
     """Return the git commit of this checkout, with "-dirty" if it has changes, or why there is none.
 

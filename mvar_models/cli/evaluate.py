@@ -16,6 +16,7 @@ from mvar_models.cli.drawing_options import schedule_option, seed_option
 from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
+from mvar_models.environment import versions
 from mvar_models.evaluation.evaluator import Report, evaluate, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
 from mvar_models.evaluation.image_sets import open_set
@@ -163,6 +164,13 @@ def evaluate_command(
         raise click.UsageError(f"--save-statistics must end in .npz, got {save_statistics}")
     processes = Processes.from_environment(device).connect()
     try:
+        # Devices are numbered per host.
+        given = {
+            name: str(value) for name, value in click.get_current_context().params.items() if name != "device"
+        }
+        processes.require_same({**given, **versions()})
+        if drawing["models"]:  # each process draws its share into `out`
+            processes.require_shared(out)
         place = processes.device
         network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
         if drawing["models"] and not has_statistics(reference):

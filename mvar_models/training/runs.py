@@ -28,7 +28,7 @@ from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
-from mvar_models.environment import environment
+from mvar_models.environment import environment, versions
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
 from mvar_models.records import Must, record_of
@@ -121,7 +121,9 @@ def start_transformer_run(
             defaults["steps"] = _steps(epochs, settings, given, open_data)
         settings = replace(settings, **{**defaults, **given})
     run = replace(_create(settings, processes), initial=initial)
-    if own is not None and not _same_vqvae(own, run.settings.vqvae):
+    with processes.raising_together():
+        same = own is None or _same_vqvae(own, run.settings.vqvae)
+    if not same:
         logger.warning(
             "%s was trained on codes of %s; it has to learn those of %s",
             settings.init,
@@ -236,8 +238,8 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
             check_codes(checkpoint, vqvae, settings)  # before hours of encoding
         elif is_token_folder(Path(settings.data)):
             vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
-    if checkpoint is None:
-        check_new_transformer(settings, vqvae.config.sides)  # as well
+        if checkpoint is None:
+            check_new_transformer(settings, vqvae.config.sides)  # as well
     (train, val), class_names = open_tokens(settings, run.folder, run.processes, vqvae, tokens)
     with run.processes.raising_together():
         resuming = run.folder.last_step() > 0
@@ -306,12 +308,8 @@ def _held(run: Run[Any]) -> Iterator[None]:
 
 def _facts(settings: RunSettings) -> dict[str, Any]:
     """Return what must be the same in all processes before the data is opened."""
-    versions = environment()
-    facts = {name: versions[name] for name in ("mvar", "torch", "python")}
-    if not versions["commit"].startswith("unknown"):
-        facts["commit"] = versions["commit"]
     # Devices are numbered per host.
-    return {**settings.to_dict(), **facts, "device": torch.device(settings.device).type}
+    return {**settings.to_dict(), **versions(), "device": torch.device(settings.device).type}
 
 
 def _steps(

@@ -11,6 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
+from mvar_models.cli.main import main as main_command
 from mvar_models.distributed import Processes
 from mvar_models.training import runs
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
@@ -52,6 +53,10 @@ def start(kind, **given):
     return runs.start_transformer_run(**given)
 
 
+def command(*words: str) -> None:
+    main_command(list(words), standalone_mode=False)
+
+
 def prepare(top: Path) -> None:
     """Write what the cases need: shared by all, and one working folder per host that differs in content."""
     for host in ("host0", "host1"):
@@ -85,8 +90,14 @@ def cases(rank: int, shared: Path):
         lambda: runs.train_transformer(start(TransformerSettings, vqvae="other-vae", out=out)),
     )
     yield "other vqvae data", lambda: runs.train_vqvae(start(VQVAESettings, data="changed", out=out))
-    versions = runs.environment()
-    runs.environment = lambda: {**versions, "torch": f"2.6.{rank}"}
+    evaluate = ["evaluate", "data", "--reference", "data", "--features", "pixels", "--out"]
+    yield "evaluation of others", lambda: command(*evaluate, "figures", "--batch-size", f"{8 + rank}")
+    yield (
+        "separate evaluations",
+        lambda: command(*evaluate, "figures", "--model", "model", "--per-class", "1"),
+    )
+    versions = runs.versions()
+    runs.versions = lambda: {**versions, "torch": f"2.6.{rank}"}
     yield "another version", lambda: start(VQVAESettings)
 
 
