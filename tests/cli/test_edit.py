@@ -93,7 +93,7 @@ def test_what_cannot_be_edited_is_named(files, tmp_path):
         ((image, "--mask-image", tmp_path / "small.png"), small),
         ((notes, "--from-scale", 1), f"{notes} is not an image"),
         ((image, "--mask-image", tmp_path / "none.png"), "none.png cannot be opened"),
-        ((image, "--from-scale", 9), "from_scale must be between 0 and 6, got 9"),
+        ((image, "--from-scale", 9), "from_scale must be a whole number from 0 to 6, got 9"),
     ):
         result = mvar(f"{EDIT} -o", tmp_path / "out.png", "--image", *arguments)
         assert result.exit_code == 1
