@@ -64,10 +64,19 @@ class Heartbeat:
         Args:
             host: The host of rank 0.
             meeting: What `listen` returned on rank 0.
+
+        Raises:
+            OSError: they do not meet.
         """
         port, secret = meeting
         if self._listener is None:
-            peer = socket.create_connection((host, port), timeout=self._patience)
+            try:
+                peer = socket.create_connection((host, port), timeout=self._patience)
+            except OSError as error:
+                raise OSError(
+                    f"{self._names[self._rank]} cannot reach port {port} of {host}: {error}; "
+                    "the hosts of a run must reach each other's ports"
+                ) from error
             peer.sendall(secret + self._rank.to_bytes(4, "big"))
             self._add(0, peer)
         else:

@@ -1,6 +1,7 @@
 """A process that falls silent or leaves without a goodbye is given up; one that says goodbye is not."""
 
 import contextlib
+import socket
 import threading
 import time
 
@@ -89,3 +90,10 @@ def test_the_line_and_the_exit(monkeypatch):
     line = "\nError: rank 1 (b) lost rank 0 (a), which gave no sign of life for 5 s: "
     assert written == [(2, line + "the last checkpoint is step 40\n")]
     assert codes == [1]
+
+
+def test_a_port_that_cannot_be_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    with pytest.raises(OSError, match=rf"rank 1 \(b\) cannot reach port {closed} of 127.0.0.1: .*refused"):
+        Heartbeat(1, NAMES, 2.0).start("127.0.0.1", (closed, b""))
