@@ -98,7 +98,7 @@ class RunSettings:
         None,
         "With --evaluate-every: the feature network, as for `mvar evaluate`.",
         shown='efficientnet-lite0, or pixels where the extra "evaluate" is not installed',
-        choices=tuple(FEATURES),
+        choices=lambda: list(FEATURES),
     )
     evaluate_weights: str | None = setting(
         None, "With --evaluate-every: file of the feature network's weights, where it needs one."

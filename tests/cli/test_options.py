@@ -71,7 +71,7 @@ def test_every_setting_is_an_option_or_has_a_reason_not_to_be(command):
     fields = {field.name for field in dataclasses.fields(kind)}
     options = {option.name for option in command.params}
     assert fields - set(INTERNAL) - set(without) == options & fields
-    assert options - fields <= {"resume", "epochs", "resolution"}
+    assert options - fields <= {"resume", "epochs", "resolution", "collective_timeout"}
     assert set(without) <= fields, "a field that is gone is still listed"
 
 

