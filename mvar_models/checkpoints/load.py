@@ -120,6 +120,6 @@ def _describe(state: Mapping[str, Tensor]) -> str:
     if "quantizer.codebook.weight" in state:
         return "a VQVAE"
     if "class_embedding.weight" in state:
-        depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         return f"a {drawing_titles()} of depth {depth}"
     return "no model of this package"

@@ -43,7 +43,8 @@ class Cell:
     def figure(self, metric: str) -> float:
         """Return a figure, or raise ValueError if a file without it was read."""
         if metric not in self.figures:
-            raise ValueError(f"the file of {self.preset} has no {metric}; remove it to compute it again")
+            file = _record(Path(), self.preset)
+            raise ValueError(f"{file} has no {metric} among its figures; remove it to compute it again")
         return self.figures[metric]
 
     def to_dict(self) -> dict[str, Any]:
