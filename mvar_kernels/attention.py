@@ -251,8 +251,7 @@ def _attend(
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's type where it is on, as `scaled_dot_product_attention` does; float64 stays."""
     device_type = tensors[0].device.type
-    # The meta device has no autocast and cannot be asked.
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if not ops.autocasts(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
@@ -269,7 +268,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int, layout:
         if tensor.device != query.device:
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}")
     # Under autocast operands may come in different types: `_autocast` casts them to one.
-    if len({query.dtype, key.dtype, value.dtype}) > 1 and not torch.is_autocast_enabled(query.device.type):
+    if len({query.dtype, key.dtype, value.dtype}) > 1 and not ops.autocasts(query.device.type):
         raise TypeError(
             f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}"
         )

@@ -44,14 +44,16 @@ def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.empty((batch, heads, length), dtype=_lse_dtype(query.dtype), device=query.device)
 
 
+def autocasts(device_type: str) -> bool:
+    """Return whether autocast is on; some kinds of devices, such as meta, have none and cannot be asked."""
+    known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
+
+
 def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off: `attention.py` has cast the inputs, and float32 accumulators must not be cast."""
     device_type = query.device.type
-    return (
-        torch.autocast(device_type, enabled=False)
-        if torch.is_autocast_enabled(device_type)
-        else contextlib.nullcontext()
-    )
+    return torch.autocast(device_type, enabled=False) if autocasts(device_type) else contextlib.nullcontext()
 
 
 @torch.library.custom_op("mvar_kernels::attention", mutates_args=(), schema=_FORWARD)

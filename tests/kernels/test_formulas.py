@@ -236,3 +236,17 @@ def test_the_operators_themselves(backend):
         # AOTAutograd, the fourth, has no second derivatives.
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+@BACKEND
+def test_shapes_on_a_device_without_autocast_or_kernels(backend):
+    """Tensors of shapes alone, as on any device that PyTorch knows and we do not."""
+    x = torch.zeros(1, 12, 12, 2, 8, device="meta")
+
+    def call(x):
+        return spatial_markov_attn(x, x, x, 3, backend=backend)
+
+    assert torch.func.jvp(call, (x,), (x,))[1].shape == call(x).shape == x.shape
+    assert torch.func.grad(lambda x: call(x).sum())(x).shape == x.shape
+    with pytest.raises(TypeError, match="query, key and value must be of one type"):
+        spatial_markov_attn(x.half(), x, x, 3, backend=backend)

@@ -175,3 +175,19 @@ def test_memory_kept_between_calls_does_no_harm(monkeypatch):
     assert error(17, torch.float32) < 1e-5 and attend.scratch.buffers
     monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
     assert error(17, torch.float32) < 1e-5 and not attend.scratch.buffers
+
+
+@pytest.mark.parametrize("grids", [((20, 21), (20, 21)), ((17, 9), (23, 30))])
+def test_gradients_are_added_to_seen_keys_alone(grids):
+    """Adding zeros beside them would be a race: those keys may belong to another tile of the same turn."""
+    block = Neighborhood.of_grids(*grids, (5, 5)).blocks[0]
+    layout = layout_of((block,), torch.float32, torch.device("cpu"))
+    for strip in layout.strips:
+        for tile, seen in enumerate(layout.seen[0]):
+            target = torch.zeros(1, block.num_keys, 1, 1)
+            which = slice(tile, tile + 1)
+            tiles = torch.ones(1, strip.masks.shape[-1], 1, 1)
+            attend._add_to_keys(target, tiles, layout, which, strip)
+            allowed = torch.zeros(block.key_grid)
+            allowed[seen.key_rows.start : seen.key_rows.stop, seen.key_cols.start : seen.key_cols.stop] = 1
+            assert target.any() and not (target.view(block.key_grid) * (1 - allowed)).any()
