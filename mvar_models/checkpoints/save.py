@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -58,6 +59,20 @@ def save_safetensors(
         tensors[name] = value.contiguous()
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **notes})
+        if notes:
+            _sort_notes(temporary)
+
+
+def _sort_notes(path: Path) -> None:
+    """Order the notes of a .safetensors file, which safetensors writes in a random order, by name."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the header grew"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def export_official(model: nn.Module, config: Config, path: Path) -> None:
