@@ -268,7 +268,8 @@ def fuzz(inputs: int, seed: int, place: Path, commands_every: int = COMMANDS_EVE
             text = chance.choice(target.commands).format(work)
         counts[f"{target.name} by a command" if text else target.name] += 1
         what = f"input {number}, {target.name}/{chosen} {text}"
-        names, start = (str(work), file.name), time.perf_counter()
+        # Two networks that do not fit are named as such: neither file alone is wrong.
+        names, start = (str(work), file.name, "the VQVAE does not fit the model"), time.perf_counter()
         try:
             with _quiet():
                 _run(text) if text else target.read(work)

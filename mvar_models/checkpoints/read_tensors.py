@@ -264,7 +264,9 @@ def _why_unreadable(path: Path, error: str) -> str:
     # torch's own text goes on about reading such files with weights_only=False, which is the last thing to
     # do.
     told = re.search(r"WeightsUnpickler error:\s*(.+)", error)
-    reason = told[1] if told else error.splitlines()[0]
+    # Pickle and struct speak of Python's classes and buffers where bytes are damaged or missing.
+    reason = re.sub(r"<class '([\w.]+)'>", r"\1", told[1] if told else error.splitlines()[0])
+    reason = re.sub(r"unpack requires a buffer of \d+ bytes", "bytes are missing", reason)
     return (
         f"{path} cannot be read as a PyTorch checkpoint ({reason.strip()[:200]}); download or copy it again"
     )
