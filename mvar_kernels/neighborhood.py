@@ -129,7 +129,7 @@ class Neighborhood(NamedTuple):
 
     @classmethod
     def decode(cls, flat: Sequence[int]) -> Neighborhood:
-        """Rebuild a neighborhood from what `encode` returned."""
+        """Rebuild a neighborhood from what `encode` returned, and check it."""
         return _decode(tuple(flat))
 
 
@@ -175,7 +175,9 @@ def _decode(flat: tuple[int, ...]) -> Neighborhood:
     for i in range(0, len(rest), _INTS_PER_BLOCK):
         q_offset, q_h, q_w, k_offset, k_h, k_w, w_h, w_w = rest[i : i + _INTS_PER_BLOCK]
         blocks.append(WindowBlock(q_offset, (q_h, q_w), k_offset, (k_h, k_w), (w_h, w_w)))
-    return Neighborhood(tuple(blocks), num_queries, num_keys)
+    neighborhood = Neighborhood(tuple(blocks), num_queries, num_keys)
+    _check(neighborhood)
+    return neighborhood
 
 
 def as_pair(value: object, name: str) -> Grid:

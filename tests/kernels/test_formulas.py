@@ -206,7 +206,8 @@ def test_transforms_and_torch_compile(cosine):
     assert_same([compiled(dual)(*primals)], expected[:1], "compiled dual numbers")
     gradient = torch.func.grad(energy(call))
     assert_same([compiled(gradient)(*primals)], [gradient(*primals)], "compiled grad")
-    with pytest.raises(Exception, match=r"mvar_kernels: torch\.compile cannot trace"):
+    # torch 2.6 cannot trace an exception inside a context manager, and says that.
+    with pytest.raises(Exception, match=r"mvar_kernels: torch\.compile cannot trace|not exception handler"):
         compiled(jvp(call), fullgraph=True)(*primals)
     assert_same(compiled(call, fullgraph=True)(*primals), call(*primals), "compiled after a transform")
 

@@ -45,6 +45,14 @@ def test_what_is_no_neighborhood_is_one_line(neighborhood, backend):
     assert "\n" not in str(caught.value)
 
 
+def test_compiled_code_checks_as_well():
+    neighborhood = WRONG["keys beyond the end"]
+    tensor = torch.zeros(1, 6, 1, 8)
+    attend = torch.compile(neighborhood_attn, backend="aot_eager", fullgraph=True)
+    with pytest.raises(ValueError, match="neighborhood has 6 keys, which does not hold"):
+        attend(tensor[:, :4], tensor, tensor, neighborhood)
+
+
 def test_a_pyramid_is_no_neighborhood():
     tensor = torch.zeros(1, 4, 1, 8)
     with pytest.raises(TypeError, match="neighborhood must be a Neighborhood, got Pyramid"):
