@@ -145,7 +145,8 @@ def _check(neighborhood: Neighborhood) -> None:
                 block.window, block.key_grid
             ):
                 raise ValueError(
-                    f"neighborhood needs grids from 1 on, and windows from 1 to the key grid, got {block}"
+                    "neighborhood needs grid sides of at least 1, and windows from 1 to the key grid, "
+                    f"got {block}"
                 )
             if block.key_offset < 0 or block.key_slice.stop > neighborhood.num_keys:
                 raise ValueError(

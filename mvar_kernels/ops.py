@@ -284,11 +284,14 @@ def _call(operator: Any, function: type[torch.autograd.Function], *inputs: Any) 
     return function.apply(*inputs)
 
 
-@torch.compiler.assume_constant_result
 def transformed() -> bool:
     """Return whether a transform of `torch.func` or forward mode is under way, which operators do not see."""
     # Compiled code is guarded by both.
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler, a second or more.
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _pairs(query_shape: Sequence[int], geometry: Sequence[int]) -> int:

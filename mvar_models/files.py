@@ -26,8 +26,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
     import msvcrt
 
+
+def _namespace() -> str:
+    """Return what process numbers are unique in: containers may share the host's name, not its numbers."""
+    try:
+        return f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
 # A temporary file names its machine and process, so that `sweep` can tell what a killed process left.
-_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_MACHINE = f"{zlib.crc32(_namespace().encode()):08x}"
 _TEMPORARY = re.compile(rf"\..+\.{_MACHINE}-(\d+)-[0-9a-f]{{8}}(\..*)?")
 # Folders that this process wrote into, and so looked for such files.
 _swept: set[Path] = set()

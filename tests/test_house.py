@@ -35,6 +35,7 @@ MODELS = (
         "mvar_models.randomness",
         "mvar_models.records",
         "mvar_models.registry",
+        "mvar_models.yaml_text",
     ),
     ("mvar_models.checkpoints",),
     ("mvar_models.networks",),
@@ -209,6 +210,7 @@ TESTED_IN = {
     "mvar_models.data.listing": "data/test_folders.py",
     "mvar_models.demo.draw": "demo/test_demo.py",
     "mvar_models.training.task": "training/test_loop.py",
+    "mvar_models.yaml_text": "ground/test_records.py",
 }
 
 

@@ -22,5 +22,5 @@ def class_names() -> tuple[str, ...]:
 
 
 def are_wordnet_ids(names: Sequence[str]) -> bool:
-    """Return whether ImageNet's folders are often called so; their order is that of its labels."""
-    return all(_WORDNET_ID.fullmatch(name) for name in names)
+    """Return whether all names are WordNet ids, as ImageNet's folders often are, in its labels' order."""
+    return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)

@@ -22,7 +22,7 @@ from mvar_models.registry import architecture
 def save_model(
     state: dict[str, Tensor], config: Config, folder: Path, dtype: torch.dtype | None = None
 ) -> None:
-    """Write config.json and model.safetensors, of which the second tells which the first was.
+    """Write config.json, and model.safetensors, whose header holds the digest of the first.
 
     Args:
         state: Tensors by name, on any device.

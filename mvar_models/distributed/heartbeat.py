@@ -15,6 +15,8 @@ from typing import ClassVar, NoReturn
 _BEAT, _GOODBYE, _LOST = b".", b"q", b"x"
 # Seconds in which a process whose peer has ended may say so itself, which knows more than the heartbeat.
 _GRACE = 10.0
+# Seconds that somebody who connects has to say who it is, and that the advice may take to look at the disk.
+_PROMPT = 5.0
 
 
 class Heartbeat:
@@ -48,9 +50,15 @@ class Heartbeat:
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="mvar-heartbeat", daemon=True)
 
-    def listen(self) -> tuple[int, bytes]:
-        """Open a port on rank 0 and return it, with a secret that tells the run's processes from others."""
-        if socket.has_dualstack_ipv6():
+    def listen(self, address: str = "") -> tuple[int, bytes]:
+        """Open a port on rank 0 and return it, with a secret that tells the run's processes from others.
+
+        Args:
+            address: Where to listen; "" is every address of this host.
+        """
+        if address:
+            self._listener = socket.create_server((address, 0), backlog=1024)
+        elif socket.has_dualstack_ipv6():
             self._listener = socket.create_server(
                 ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
             )
@@ -81,17 +89,31 @@ class Heartbeat:
             self._add(0, peer)
         else:
             with self._listener:
-                self._listener.settimeout(self._patience)
-                while len(self._peers) < len(self._names) - 1:
-                    peer, _ = self._listener.accept()
-                    peer.settimeout(self._patience)
-                    hello = peer.recv(20, socket.MSG_WAITALL)
-                    if hello[:16] == secret:
-                        self._add(int.from_bytes(hello[16:], "big"), peer)
-                    else:
-                        peer.close()
+                self._meet(self._listener, secret)
         Heartbeat.current = self
         self._thread.start()
+
+    def _meet(self, listener: socket.socket, secret: bytes) -> None:
+        deadline = time.monotonic() + self._patience
+        while len(self._peers) < len(self._names) - 1:
+            listener.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                peer, _ = listener.accept()
+            except TimeoutError:
+                missing = [n for rank, n in enumerate(self._names) if rank and rank not in self._peers]
+                raise OSError(
+                    f"{', '.join(missing)} did not reach {self._names[0]} within {self._patience:.0f} s; "
+                    "the hosts of a run must reach each other's ports"
+                ) from None
+            peer.settimeout(_PROMPT)
+            hello = b""
+            with contextlib.suppress(OSError):
+                while len(hello) < 20 and (more := peer.recv(20 - len(hello))):
+                    hello += more
+            if len(hello) == 20 and hello[:16] == secret:
+                self._add(int.from_bytes(hello[16:], "big"), peer)
+            else:  # a stranger
+                peer.close()
 
     def stop(self) -> None:
         """Say goodbye to the others, which then expect no more signs."""
@@ -147,8 +169,18 @@ class Heartbeat:
                 peer.send(sign)
 
     def _give_up(self, rank: int, how: str) -> NoReturn:
-        # On a line of its own, below a progress bar.
-        line = f"\nError: {self._names[self._rank]} lost {self._names[rank]}, which {how}: {self.advice()}\n"
-        os.write(2, line.encode())
-        self._send(_LOST)
-        os._exit(1)
+        try:
+            # On a line of its own, below a progress bar.
+            line = f"\nError: {self._names[self._rank]} lost {self._names[rank]}, which {how}: "
+            os.write(2, f"{line}{self._prompt_advice()}\n".encode())
+            self._send(_LOST)
+        finally:  # whatever happens to the line, this process may not live on
+            os._exit(1)
+
+    def _prompt_advice(self) -> str:
+        """Return the advice, or a short one where the run folder is on a disk that went with the host."""
+        answers: list[str] = []
+        asking = threading.Thread(target=lambda: answers.append(self.advice()), daemon=True)
+        asking.start()
+        asking.join(_PROMPT)
+        return answers[0] if answers else "the run folder cannot be read now"

@@ -123,9 +123,12 @@ class Processes:
         self.hosts = self.exchange(socket.gethostname())
         if Heartbeat.current is None and not self.alone and "MASTER_ADDR" in os.environ:
             heartbeat = Heartbeat(self.rank, [self.name_of(rank) for rank in range(self.world_size)], timeout)
-            meeting = self.on_first(heartbeat.listen)
+            # torchrun says how many processes this host has; if all, nobody else needs to reach them.
+            one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
+            host = "127.0.0.1" if one_host else os.environ["MASTER_ADDR"]
+            meeting = self.on_first(lambda: heartbeat.listen(host if one_host else ""))
             with self.raising_together():
-                heartbeat.start(os.environ["MASTER_ADDR"], meeting)
+                heartbeat.start(host, meeting)
         return self
 
     def _join(self, timeout: float) -> None:
@@ -311,11 +314,15 @@ class Processes:
             f"({_first_line(error)})"
         )
 
+    def leave(self) -> None:
+        """Tell the others that this process goes on without the run, and expect no more signs of them."""
+        if Heartbeat.current is not None:
+            Heartbeat.current.stop()
+
     def close(self) -> None:
         """Leave the run. Nothing can be communicated until `connect` is called again."""
         if self._control is not None:
-            if Heartbeat.current is not None:
-                Heartbeat.current.stop()
+            self.leave()
             if self.alone:
                 _leave_group()
             else:

@@ -155,7 +155,7 @@ def evaluate(
         images.class_names = None  # type: ignore[attr-defined]
     if isinstance(reference, Reference):
         if training is not None and training is not reference.training:
-            raise ValueError("training: the reference is prepared already; prepare it with this training set")
+            raise ValueError("training: the reference was prepared with its own training set; leave it out")
         check_ready(reference.network, features, dtype, weights, "the reference was prepared")
         prepared = reference
     else:

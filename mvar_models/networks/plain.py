@@ -46,6 +46,11 @@ def hooked_everywhere() -> bool:
     )
 
 
+def is_known(module: nn.Module) -> bool:
+    """Return whether a module is torch.nn's or ours, which compute from tensors and simple attributes."""
+    return f"{type(module).__module__}.".startswith(("torch.nn.", "mvar_models."))
+
+
 def input_dtype(layer: nn.Module) -> torch.dtype:
     """Return the type of a layer's inputs: that of its first floating-point parameter, else float32.
 

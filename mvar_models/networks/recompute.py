@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mvar_kernels.ops import autocasts
+
 NORM_EPS = 1e-6
 
 
@@ -79,8 +81,7 @@ def after_attention(
 def linear_dtype(weight: Tensor) -> torch.dtype:
     """Return the type that a product with `weight` runs in; autocast leaves float64 alone."""
     kind = weight.device.type
-    # The meta device has no autocast and cannot be asked.
-    if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+    if weight.dtype != torch.float64 and autocasts(kind):
         return torch.get_autocast_dtype(kind)
     return weight.dtype
 

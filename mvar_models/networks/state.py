@@ -165,10 +165,8 @@ def _marks(made_from: Sequence[nn.Module | Tensor | None]) -> list[_Mark] | None
             tensors += part.parameters()
         elif part is not None:
             tensors.append(part)
-    # What was made in inference mode has no count of changes.
-    if any(each.is_inference() for each in tensors):
-        return None
-    return [(each, each.data_ptr(), each._version) for each in tensors]
+    # What was made in inference mode has no count of changes; nothing of ours changes it.
+    return [(each, each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
 
 
 def _same(kept: list[_Mark], marks: list[_Mark]) -> bool:

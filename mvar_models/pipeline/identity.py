@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
+from mvar_models.networks.plain import is_known
 from mvar_models.sampling.preset import Preset
 
 if TYPE_CHECKING:
     from mvar_models.pipeline.base import Pipeline
 
 _PRESET = tuple(field.name for field in fields(Preset))
-_KNOWN_PACKAGES = ("torch.nn.", "mvar_models.")
 # Of a configuration: what no network computes with. The preset counts as options of the call.
 _ASIDE = {"class_names", "vqvae", *_PRESET}
 
@@ -56,7 +56,7 @@ def network_identity(network: nn.Module) -> str:
             for content in _contents(value):
                 total.update(content)
     for name, module in network.named_modules():
-        strange = [] if type(module).__module__.startswith(_KNOWN_PACKAGES) else [type(module)]
+        strange = [] if is_known(module) else [type(module)]
         for what in (*strange, *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             total.update(f"{name} {what.__module__}.{getattr(what, '__qualname__', type(what))}".encode())
     return total.hexdigest()[:16]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels import Pyramid
-from mvar_models.networks.plain import is_hooked
+from mvar_models.networks.plain import is_hooked, is_known
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.sampling.sampler import (
@@ -41,8 +41,6 @@ logger = logging.getLogger("mvar_models")
 _MOST_GRAPHS = 8
 # Runs before a capture: kernels compile, libraries allocate their workspaces.
 _WARM_UPS = 2
-# Modules of these packages compute from their tensors and simple attributes alone.
-_KNOWN_PACKAGES = ("torch.nn.", "mvar_models.")
 _SIMPLE = {bool, int, float, str, tuple, torch.dtype, Pyramid, type(None)}
 
 
@@ -119,7 +117,7 @@ class Engine:
             for name, module in network.named_modules():
                 if is_hooked(module):
                     return f"{name or type(module).__name__} has a hook, which runs Python at every call"
-                if not f"{type(module).__module__}.".startswith(_KNOWN_PACKAGES):
+                if not is_known(module):
                     return f"{name} is a {type(module).__name__}, which may do more than tensors show"
         return None
 

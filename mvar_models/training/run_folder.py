@@ -13,6 +13,7 @@ Checkpoints and models appear complete or not at all: they are written under ano
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,15 +24,25 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-import yaml
 from safetensors import SafetensorError
 
 from mvar_models.checkpoints.read_tensors import read_values
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped
 from mvar_models.files import held, sweep, write_text
-from mvar_models.records import Figure, Must, read_lines, read_record, record_of, within
+from mvar_models.records import (
+    Figure,
+    Must,
+    parse_json,
+    read_lines,
+    read_record,
+    record_of,
+    within,
+)
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
+from mvar_models.yaml_text import read_yaml, yaml_of
+
+logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
 _PROGRESS = "progress.json"
@@ -118,7 +129,7 @@ class RunFolder:
                     "or choose another --out"
                 )
             run.checkpoints.mkdir(exist_ok=True)
-            write_text(run.path / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
+            write_text(run.path / "config.yaml", yaml_of(settings.to_dict()))
         return run
 
     def held(self) -> AbstractContextManager[None]:
@@ -143,7 +154,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml")
-        values = read_record(file, dict[str, Any])
+        values = record_of(read_yaml(file), dict[str, Any], str(file))
         kind = _KINDS.get(str(values.get("kind")))
         if kind is None:
             raise ValueError(f"{file} is not the configuration of a run: kind is {values.get('kind')!r}")
@@ -185,9 +196,25 @@ class RunFolder:
         return self.samples / f"step-{step:06d}.png"
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that will be recomputed."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        write_text(self.metrics_file, "".join(kept))
+        """Drop the metrics of steps that will be recomputed, and all from a line that a crash damaged."""
+        try:
+            lines = self.metrics()
+        except ValueError as error:
+            lines = self._undamaged()
+            logger.warning("%s; the run goes on with the %d lines before it", error, len(lines))
+        write_text(
+            self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        )
+
+    def _undamaged(self) -> list[dict[str, Any]]:
+        lines = []
+        with self.metrics_file.open("rb") as file:
+            for text in file:
+                try:
+                    lines.append(record_of(parse_json(text, ""), _Line, ""))
+                except ValueError:
+                    break
+        return lines
 
     def begin_checkpoint(self, step: int) -> Path:
         """Return the folder that the checkpoint of `step` is written to until `finish_checkpoint`."""
@@ -280,7 +307,7 @@ class RunFolder:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise  # not the disk is full
+                raise  # the disk is not full
             self.remove_leftovers()
             last = self.last_step()
             kept = (

@@ -13,13 +13,13 @@ from mvar_models.distributed import Processes
 from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import OtherSettings
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.tokens.encode import tokenize_split
 from mvar_models.tokens.folder import INDEX, TokenFolder, is_token_folder
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
-from mvar_models.training.task import weights_norm
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def open_tokens(
     Raises:
         ValueError: the codes are another VQVAE's, or the data has changed since the run began.
     """
-    shared = {"the norm of the VQVAE's weights": weights_norm(vqvae)}
+    shared = {} if processes.alone else {"the VQVAE": network_identity(vqvae)}
     if is_token_folder(Path(settings.data)):
         with processes.raising_together():
             folder = TokenFolder(Path(settings.data))

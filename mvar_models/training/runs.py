@@ -252,7 +252,7 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
 
 
 def _create(settings: S, processes: Processes) -> Run[S]:
-    processes.require_same(_facts(settings))
+    processes.require_same(_facts(settings, processes))
     parts = processes.world_size * settings.accumulate
 
     def check() -> None:  # before anything is written
@@ -278,7 +278,7 @@ def _resume(run_folder: str | os.PathLike[str], kind: type[S], processes: Proces
         settings = folder.read_settings()
         if not isinstance(settings, kind):
             raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
-    processes.require_same(_facts(settings))
+    processes.require_same(_facts(settings, processes))
     processes.require_shared(path)
     processes.connect(always=settings.fsdp)
     run = Run(replace(settings, device=str(processes.device)), folder, processes)
@@ -306,10 +306,10 @@ def _held(run: Run[Any]) -> Iterator[None]:
         yield
 
 
-def _facts(settings: RunSettings) -> dict[str, Any]:
+def _facts(settings: RunSettings, processes: Processes) -> dict[str, Any]:
     """Return what must be the same in all processes before the data is opened."""
     # Devices are numbered per host.
-    return {**settings.to_dict(), **versions(), "device": torch.device(settings.device).type}
+    return {**settings.to_dict(), **versions(), "device": processes.device.type}
 
 
 def _steps(
@@ -339,7 +339,11 @@ def _fit(task: Task, run: Run[Any], report: Report | None) -> dict[str, Any]:
     loop = Loop(task, run.settings, run.folder, report, run.processes)
     loop.resume()
     run.processes.on_first(lambda: run.folder.add_start(_start_record(run, loop.start)))
-    results = loop.fit()
+    try:
+        results = loop.fit()
+    except Exception:
+        run.processes.leave()  # a program that catches this goes on, and may not be ended for a lost run
+        raise
     run.processes.close()
     return results
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet
+from mvar_models.pipeline.identity import network_identity
 
 
 class Task(abc.ABC):
@@ -77,7 +77,7 @@ class Task(abc.ABC):
             "the number of training examples": self.num_examples,
             "the fingerprint of the data": self.fingerprint,
             "the configuration of the model": repr(config),
-            "the norm of the model's weights": weights_norm(self.model),
+            "the model": network_identity(self.model),
         }
 
     def sharded_modules(self) -> Sequence[nn.Module]:
@@ -121,9 +121,3 @@ class Task(abc.ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore what `state_dict` returned."""
-
-
-def weights_norm(module: nn.Module) -> float:
-    """Return the 2-norm of all parameters, which tells one checkpoint from another."""
-    squares = [parameter.detach().double().square().sum() for parameter in module.parameters()]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

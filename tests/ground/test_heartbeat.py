@@ -97,3 +97,49 @@ def test_a_port_that_cannot_be_reached():
         closed = server.getsockname()[1]
     with pytest.raises(OSError, match=rf"rank 1 \(b\) cannot reach port {closed} of 127.0.0.1: .*refused"):
         Heartbeat(1, NAMES, 2.0).start("127.0.0.1", (closed, b""))
+
+
+def test_strangers_do_not_keep_the_processes_apart(monkeypatch):
+    monkeypatch.setattr(heartbeat, "_PROMPT", 0.2)
+    first, second = (Observed(rank, NAMES[:2], 5.0) for rank in range(2))
+    port, secret = first.listen("127.0.0.1")
+    with contextlib.ExitStack() as stack:
+        for said in (
+            b"",
+            b"GET / HTTP/1.1\r\n\r\n    ",
+            secret[:3],
+        ):  # a silent one, a browser, one cut short
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(said)
+        starts = [
+            threading.Thread(target=each.start, args=("127.0.0.1", (port, secret)))
+            for each in (first, second)
+        ]
+        for start in starts:
+            start.start()
+        for start in starts:
+            start.join(20)
+        assert list(first._peers) == [1] and list(second._peers) == [0]
+        first.stop()
+        second.stop()
+
+
+def test_who_does_not_come_is_named():
+    first = Heartbeat(0, NAMES, 0.3)
+    meeting = first.listen("127.0.0.1")
+    with pytest.raises(OSError, match=r"rank 1 \(b\), rank 2 \(c\) did not reach rank 0 \(a\) within 0 s"):
+        first.start("127.0.0.1", meeting)
+
+
+@pytest.mark.parametrize("advice", ["raises", "hangs"])
+def test_the_end_comes_whatever_the_advice_does(monkeypatch, advice):
+    written, codes, forever = [], [], threading.Event()
+    monkeypatch.setattr(heartbeat, "_PROMPT", 0.2)
+    monkeypatch.setattr(heartbeat.os, "write", lambda file, text: written.append(text.decode()))
+    monkeypatch.setattr(heartbeat.os, "_exit", codes.append)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    one = Heartbeat(1, NAMES, 5.0)
+    one.advice = forever.wait if advice == "hangs" else lambda: 1 / 0
+    one._give_up(0, "gave no sign of life for 5 s")
+    assert codes == [1]
+    assert "the run folder cannot be read now" in written[0]
+    forever.set()

@@ -168,10 +168,26 @@ def test_a_task_with_code_or_junk_is_one_line(tmp_path, content, capsys):
 def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2"):
-        RunFolder(tmp_path).forget_after(1)
+        RunFolder(tmp_path).metrics()
 
 
 def test_other_folders_beside_checkpoints_are_not_ours(tmp_path):
     for name in ("step-abc", "step-", "step-000004-old", "step--00001", "step-000002"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert RunFolder(tmp_path).last_step() == 2
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo\n{"step": 4}\n', b"\0" * 100], ids=["torn", "zeros"])
+def test_a_crash_that_damaged_the_end_of_the_metrics_keeps_no_run_from_going_on(folder, tail, caplog):
+    for step in range(1, 4):
+        folder.log({"step": step})
+    with folder.metrics_file.open("ab") as file:
+        file.write(tail)
+    folder.forget_after(2)
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
+    assert "goes on with the 3 lines before it" in caplog.text
+
+
+def test_text_that_looks_like_a_number_is_read_back(tmp_path):
+    settings = TransformerSettings(data="digits", out=str(tmp_path / "run"), vqvae="1e5")
+    assert RunFolder.create(settings).read_settings().vqvae == "1e5"

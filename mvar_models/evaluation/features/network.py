@@ -123,6 +123,15 @@ def check_ready(
     Raises:
         ValueError: they do, and would be ignored.
     """
+    if features is not None and not isinstance(features, str) and features is not network:
+        same = (features.name, dtype_name(features), features.weights) == (
+            network.name, dtype_name(network), network.weights,
+        )  # fmt: skip
+        if not same:
+            raise ValueError(
+                f"features: {how} with another network ({network.name} in {dtype_name(network)}), got "
+                f"{features.name} in {dtype_name(features)}; leave it out, or prepare it with this one"
+            )
     for name, value, ready in (
         ("features", getattr(features, "name", features), network.name),
         ("dtype", None if dtype is None else str(dtype).removeprefix("torch."), dtype_name(network)),
