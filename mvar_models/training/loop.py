@@ -25,13 +25,13 @@ from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loss_scale import LossScale
-from mvar_models.training.metrics_log import Metrics, memory_gb
+from mvar_models.training.metrics_log import Metrics, averaged, memory_gb
 from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.settings import PRECISIONS, RunSettings
-from mvar_models.training.signals import StopSignals, stopped_by
+from mvar_models.training.signals import StopSignals, first_signal, received, stopped_by
 from mvar_models.training.state import TrainingState, prepare_optimizer
 from mvar_models.training.task import Task
 
@@ -184,11 +184,11 @@ class Loop:
             if last or (not signal and _due(done, settings.validate_every)):
                 results = self.validate(done)
                 values |= {name: value for name, value in results.items() if isinstance(value, float)}
-                signal = _first_signal(self.processes.total(_received(signals)).tolist())
+                signal = first_signal(self.processes.total(received(signals)).tolist())
             if self.distance is not None and (last or (not signal and _due(done, settings.evaluate_every))):
                 distance = self.evaluate(done)
                 values |= distance
-                signal = signal or _first_signal(self.processes.total(_received(signals)).tolist())
+                signal = signal or first_signal(self.processes.total(received(signals)).tolist())
             if settings.sample_every is not None and (
                 last or (not signal and _due(done, settings.sample_every))
             ):
@@ -235,7 +235,7 @@ class Loop:
         loss, figures = self.gradients(index)
         norm = (global_norm(self.task.model) / self.loss_scale.factor).item()
         # Loss and signals travel in one message.
-        shares = torch.cat([torch.tensor([loss], dtype=torch.float64, device="cpu"), _received(signals)])
+        shares = torch.cat([torch.tensor([loss], dtype=torch.float64, device="cpu"), received(signals)])
         loss, *counts = self.processes.total(shares).tolist()
         finite = self._check_finite(index + 1, loss, norm)
         if finite:
@@ -254,7 +254,7 @@ class Loop:
         memory = memory_gb(self.processes.device)
         if memory is not None:
             values["memory_gb"] = memory
-        return values, _first_signal(counts)
+        return values, first_signal(counts)
 
     def gradients(self, index: int) -> tuple[float, dict[str, float]]:
         """Leave the gradients of the global batch's mean loss, times the loss scale, in `.grad`.
@@ -267,7 +267,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.parts[self.processes.rank * settings.accumulate :][: settings.accumulate]
         share = torch.zeros((), dtype=torch.float32, device="cpu")
-        figures: dict[str, float] = {}
+        found: list[dict[str, float]] = []
+        with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
+            self.task.begin_step(index, mine)
         for position, rows in enumerate(mine):
             weight = (rows.stop - rows.start) / settings.batch_size
             with self.parallel.accumulating(last=position == len(mine) - 1):
@@ -278,7 +280,8 @@ class Loop:
                 # DDP and FSDP average over processes; the weights of all parts already add up to one.
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight
-        return share.item(), figures
+            found.append(figures)
+        return share.item(), averaged(found, [rows.stop - rows.start for rows in mine])
 
     def _scale_gradients(self, factor: float) -> None:
         if factor != 1.0:
@@ -393,16 +396,3 @@ class Loop:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and every > 0 and step % every == 0
-
-
-def _received(signals: StopSignals | None) -> torch.Tensor:
-    """Return one float64 per signal that stops a run: 1 if this process received it."""
-    received = 0 if signals is None else signals.received
-    return torch.tensor(
-        [float(received == number) for number in StopSignals.NUMBERS], dtype=torch.float64, device="cpu"
-    )
-
-
-def _first_signal(counts: list[float]) -> int:
-    """Return the first signal that any process received, or 0."""
-    return next((int(number) for number, count in zip(StopSignals.NUMBERS, counts) if count), 0)

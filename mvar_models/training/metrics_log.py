@@ -82,3 +82,13 @@ def memory_gb(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = peak_resident_bytes()
     return None if peak is None else peak / 1e9
+
+
+def averaged(found: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Return figures of micro-batches as those of their whole."""
+    return {
+        name: first
+        if all(figures[name] == first for figures in found)
+        else sum(figures[name] * size for figures, size in zip(found, sizes)) / sum(sizes)
+        for name, first in found[0].items()
+    }

@@ -8,6 +8,8 @@ import time
 from types import FrameType
 from typing import Any
 
+import torch
+
 from mvar_models.distributed import RunStopped
 
 
@@ -59,3 +61,16 @@ def stopped_by(number: int, step: int, run: object) -> RunStopped:
     return RunStopped(
         f"stopped by {name} after step {step}, which is saved; continue with --resume {run}", exit_code
     )
+
+
+def received(signals: StopSignals | None) -> torch.Tensor:
+    """Return one float64 per signal that stops a run: 1 if this process received it."""
+    mine = 0 if signals is None else signals.received
+    return torch.tensor(
+        [float(mine == number) for number in StopSignals.NUMBERS], dtype=torch.float64, device="cpu"
+    )
+
+
+def first_signal(counts: list[float]) -> int:
+    """Return the first signal that any process received, or 0."""
+    return next((int(number) for number, count in zip(StopSignals.NUMBERS, counts) if count), 0)

@@ -96,6 +96,9 @@ class Task(abc.ABC):
         """Share validation, and sums over the global batch, with these processes from now on."""
         self.processes = processes
 
+    def begin_step(self, step: int, parts: Sequence[slice]) -> None:  # noqa: B027  (a hook, as `after_step`)
+        """Prepare a step; `loss` is asked for each of `parts`, this process's micro-batches, next."""
+
     def after_step(self, step: int) -> None:  # noqa: B027  (a hook: doing nothing is right for most tasks)
         """Run after the optimizer's step."""
 

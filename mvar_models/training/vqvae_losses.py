@@ -63,9 +63,11 @@ class Adversary:
 
     Attributes:
         processes: The processes over which gradients are averaged; by default this one alone.
+        factor: The balance of gradients over all micro-batches of a step; None: `loss` gets the only one.
     """
 
     processes: Processes = Processes()
+    factor: Tensor | None = None
 
     def __init__(
         self, resolution: int, weight: float, lr: float, device: torch.device | str, seed: int
@@ -80,7 +82,7 @@ class Adversary:
         )
 
     def loss(
-        self, reconstructed: Tensor, others: Tensor, last_weight: Tensor
+        self, reconstructed: Tensor, others: Tensor, last_weight: Tensor, share: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the adversarial loss of the decoder, and figures to log.
 
@@ -88,11 +90,12 @@ class Adversary:
             reconstructed: (n, 3, R, R) reconstructions.
             others: Scalar sum of the decoder's other losses.
             last_weight: The decoder's last weight, at which gradients are balanced.
+            share: As for `learn`, where this is all that this process has of the batch.
         """
-        self.discriminator.requires_grad_(False)
-        adversarial = -self._judge(reconstructed).mean()
-        factor = self._balance(others, adversarial, last_weight)
-        self.discriminator.requires_grad_(True)
+        factor = self.factor
+        if factor is None:
+            factor = self.balance(share * self.pulls(reconstructed, others, last_weight))
+        adversarial = self._adversarial(reconstructed)
         return self.weight * factor * adversarial, {
             "adversarial": adversarial.item(),
             "adversarial_balance": factor.item(),
@@ -104,7 +107,7 @@ class Adversary:
         Args:
             images: (n, 3, R, R) real images.
             reconstructed: (n, 3, R, R) their reconstructions.
-            share: Size of this part over what this process has of the batch.
+            share: Size of this part over the batch, times the number of processes.
         """
         real, fake = self._judge(images).float(), self._judge(reconstructed.detach()).float()
         loss = hinge_loss(real, fake)
@@ -124,15 +127,29 @@ class Adversary:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _balance(self, others: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
-        """Return the factor that makes both losses pull equally hard at `weight`, at most 1e4."""
-        of_others, of_adversarial = (
-            self.processes.mean(
-                torch.autograd.grad(loss * _LIFT, weight, retain_graph=True)[0].float()
-            ).norm()
-            for loss in (others, adversarial)
+    def pulls(self, reconstructed: Tensor, others: Tensor, last_weight: Tensor) -> Tensor:
+        """Return (2, ...) the gradients of the other losses and of the adversarial one at `last_weight`."""
+        return torch.stack(
+            [
+                torch.autograd.grad(loss * _LIFT, last_weight, retain_graph=True)[0].float()
+                for loss in (others, self._adversarial(reconstructed))
+            ]
         )
+
+    def balance(self, pulls: Tensor) -> Tensor:
+        """Return the factor that makes both losses pull equally hard, at most 1e4.
+
+        Args:
+            pulls: Sum of `pulls` of the parts of this process, each times its share of the batch.
+        """
+        of_others, of_adversarial = (pull.norm() for pull in self.processes.mean(pulls))
         return (of_others / (of_adversarial + 1e-4 * _LIFT)).clamp(0, _LARGEST_WEIGHT).detach()
+
+    def _adversarial(self, reconstructed: Tensor) -> Tensor:
+        self.discriminator.requires_grad_(False)
+        adversarial: Tensor = -self._judge(reconstructed).mean()
+        self.discriminator.requires_grad_(True)
+        return adversarial
 
     def _judge(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):

@@ -99,6 +99,8 @@ class VQVAETask(Task):
             )
         start = settings.adversarial_start
         self.adversarial_start = settings.steps // 2 if start is None else start
+        # Of the micro-batches of a step, by their first rows, from `begin_step` to `loss`.
+        self._images: dict[int, Tensor] = {}
         # Keys are (step, first row, end of rows).
         self._reader: Prefetcher[tuple[int, ...], Tensor] = Prefetcher(self._read)
 
@@ -146,26 +148,59 @@ class VQVAETask(Task):
         members = batch_members(self.settings.seed, step, self.settings.batch_size, len(self.train))
         return self.source.images(self.train[members[start:stop]])
 
+    def begin_step(self, step: int, parts: Sequence[slice]) -> None:
+        """Balance the adversarial loss over several micro-batches, by a forward of each before their own.
+
+        The balance is a ratio of gradients of the whole batch. No activation is kept but the last.
+        """
+        self._images = {}
+        if self.adversary is None or step < self.adversarial_start:
+            return
+        self.adversary.factor = None
+        if len(parts) == 1:
+            return
+        weight, forward, pulls = self.model.decoder.conv_out.weight, Autoencode(self.model), []
+        frozen = [each for each in self.model.parameters() if each.requires_grad and each is not weight]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            for rows in parts:
+                images = self._images[rows.start] = self.batch(step, rows)
+                reconstructed = forward(images)[0]
+                visible, _ = self._visible(images, reconstructed)
+                pulls.append(self.adversary.pulls(reconstructed, visible, weight) * self._share(images))
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        self.adversary.factor = self.adversary.balance(torch.stack(pulls).sum(0))
+
     def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
-        images = self.batch(step, rows)
+        start = 0 if rows is None else rows.start
+        images = self._images.pop(start) if start in self._images else self.batch(step, rows)
         reconstructed, codebook, commitment, features, indices = self.compute(images)
-        self.dead_codes.observe(0 if rows is None else rows.start, features, indices)
-        reconstruction = F.mse_loss(reconstructed.float(), images)
-        figures = {"reconstruction": reconstruction.item(), "codebook": codebook.item()}
-        visible = reconstruction
-        if self.perceptual is not None:
-            perceptual = self.perceptual(reconstructed, images)
-            visible = visible + self.settings.perceptual * perceptual
-            figures["perceptual"] = perceptual.item()
+        self.dead_codes.observe(start, features, indices)
+        visible, figures = self._visible(images, reconstructed)
+        figures["codebook"] = codebook.item()
         loss = visible + codebook + self.settings.commitment * commitment
         if self.adversary is not None and step >= self.adversarial_start:
-            adversarial, more = self.adversary.loss(
-                reconstructed, visible, self.model.decoder.conv_out.weight
-            )
+            weight, share = self.model.decoder.conv_out.weight, self._share(images)
+            adversarial, more = self.adversary.loss(reconstructed, visible, weight, share)
             loss = loss + adversarial
-            share = len(images) * self.processes.world_size / self.settings.batch_size
             figures |= more | self.adversary.learn(images, reconstructed, share)
         return loss, figures
+
+    def _visible(self, images: Tensor, reconstructed: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the losses that the decoder alone decides, and figures to log."""
+        loss = F.mse_loss(reconstructed.float(), images)
+        figures = {"reconstruction": loss.item()}
+        if self.perceptual is not None:
+            perceptual = self.perceptual(reconstructed, images)
+            loss = loss + self.settings.perceptual * perceptual
+            figures["perceptual"] = perceptual.item()
+        return loss, figures
+
+    def _share(self, images: Tensor) -> float:
+        return len(images) * self.processes.world_size / self.settings.batch_size
 
     def compiled_modules(self) -> Sequence[nn.Module]:
         return [self.model.encoder, self.model.decoder]

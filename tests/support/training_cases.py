@@ -55,19 +55,15 @@ def new_loop(folder, processes=None, report=None, **settings):
     return loop
 
 
-def new_vqvae_loop(folder, processes=None):
+# A discriminator from the first step on; 7 images have no equal micro-batches.
+ADVERSARIAL = dict(adversarial=0.5, adversarial_start=0, steps=4)
+
+
+def new_vqvae_loop(folder, processes=None, **settings):
     """A small VQVAE of the digits, long enough for dead codes to be restarted once, in step 21."""
     processes = processes or Processes.from_environment("cpu").connect()
-    config = VQVAESettings(
-        data="digits",
-        out=str(folder),
-        steps=22,
-        batch_size=7,
-        lr=1e-4,
-        vocab_size=32,
-        z_channels=4,
-        sides=(1, 2, 4),
-    )
+    given = dict(steps=22, batch_size=7, lr=1e-4, vocab_size=32, z_channels=4, sides=(1, 2, 4))
+    config = VQVAESettings(data="digits", out=str(folder), **{**given, **settings})
     run = processes.on_first(lambda: RunFolder.create(config))
     source = Digits(16)
     return Loop(
@@ -107,6 +103,7 @@ def main(out: Path) -> None:
     new_loop(out / "evaluated", **EVALUATED).fit()
     new_loop(out / "fsdp_evaluated", **EVALUATED, fsdp=True, ema=0.9).fit()
     new_vqvae_loop(out / "vqvae").fit()
+    new_vqvae_loop(out / "adversarial", **ADVERSARIAL).fit()
     save_at_step_2(out / "two_to_one")
     new_loop(out / "one_to_two", **SHARED).fit()
     torch.distributed.destroy_process_group()

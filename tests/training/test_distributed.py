@@ -16,7 +16,7 @@ from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
 
 from run_cases import COMMAND, TORCHRUN, arguments, invoke, make_data, start, start_pair, wait_for_step
-from training_cases import CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
+from training_cases import ADVERSARIAL, CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
 
 
 def skip_where_shards_do_not_run():
@@ -86,11 +86,14 @@ def test_two_processes_train_as_one(two_processes, tmp_path, name):
     assert_same_training(loop.folder, RunFolder(two_processes / name))
 
 
-def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path):
-    """Also the count of codes' use and the restart of dead codes, which look at the whole batch."""
-    loop = new_vqvae_loop(tmp_path / "one")
+@pytest.mark.parametrize("name, settings", [("vqvae", {}), ("adversarial", ADVERSARIAL)])
+def test_two_processes_train_a_vqvae_as_one(two_processes, tmp_path, name, settings):
+    """Also the count of codes' use and the restart of dead codes, which look at the whole batch, and the
+    balance of the adversarial loss.
+    """
+    loop = new_vqvae_loop(tmp_path / "one", **settings)
     loop.fit()
-    one, two = loop.folder, RunFolder(two_processes / "vqvae")
+    one, two = loop.folder, RunFolder(two_processes / name)
     for expected, actual in zip(one.metrics(), two.metrics(), strict=True):
         for name in ("loss", "grad_norm", "val_psnr", "codes_used"):
             if name in expected:

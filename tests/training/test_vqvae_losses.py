@@ -5,6 +5,7 @@ import torch
 
 from mvar_models.training.vqvae_losses import Adversary, PatchDiscriminator, hinge_loss
 
+from training_cases import ADVERSARIAL, new_vqvae_loop
 from vqvae_cases import task
 
 
@@ -54,3 +55,25 @@ def test_adversarial_loss_pulls_as_hard_as_the_others():
 def test_hinge_loss():
     assert hinge_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])) == 0
     assert hinge_loss(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(0.5 * (1 + 1.5))
+
+
+@pytest.mark.parametrize("settings", [ADVERSARIAL, dict(steps=4)])
+def test_micro_batches_are_the_whole_batch(tmp_path, settings):
+    """Gradients, the discriminator's too, and what is logged: no loss is a mean over a micro-batch alone."""
+    whole = new_vqvae_loop(tmp_path / "whole", **settings)
+    parts = new_vqvae_loop(tmp_path / "parts", accumulate=3, **settings)
+    networks = [
+        [loop.task.model, *([loop.task.adversary.discriminator] if loop.task.adversary else [])]
+        for loop in (whole, parts)
+    ]
+    close = 1e-4
+    for step in range(2):
+        (loss, figures), (others_loss, others) = (loop.gradients(step) for loop in (whole, parts))
+        assert others_loss == pytest.approx(loss, rel=close)
+        assert others == pytest.approx(figures, rel=close, abs=close)
+        for one, other in zip(*networks):
+            for (name, mine), (_, theirs) in zip(one.named_parameters(), other.named_parameters()):
+                difference = (mine.grad - theirs.grad).norm()
+                assert difference <= close * mine.grad.norm() + 1e-7, (step, name)
+        for loop in (whole, parts):
+            loop.task.after_step(step)
