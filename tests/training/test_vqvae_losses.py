@@ -73,6 +73,9 @@ def test_micro_batches_are_the_whole_batch(tmp_path, settings):
         assert others == pytest.approx(figures, rel=close, abs=close)
         for one, other in zip(*networks):
             for (name, mine), (_, theirs) in zip(one.named_parameters(), other.named_parameters()):
+                if mine.grad is None:  # a residual convolution that serves no scale
+                    assert theirs.grad is None, name
+                    continue
                 difference = (mine.grad - theirs.grad).norm()
                 assert difference <= close * mine.grad.norm() + 1e-7, (step, name)
         for loop in (whole, parts):
