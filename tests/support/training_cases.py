@@ -55,8 +55,8 @@ def new_loop(folder, processes=None, report=None, **settings):
     return loop
 
 
-# A discriminator from the first step on; 7 images have no equal micro-batches.
-ADVERSARIAL = dict(adversarial=0.5, adversarial_start=0, steps=4)
+# A discriminator from the first step on; 7 images have no equal parts. Later steps enlarge rounding.
+ADVERSARIAL = dict(adversarial=0.5, adversarial_start=0, steps=2)
 
 
 def new_vqvae_loop(folder, processes=None, **settings):

@@ -245,7 +245,7 @@ def test_the_command_goes_on_from_a_checkpoint(tmp_path):
             ["--model", "vae-digits", "--sides", "1,2", "--vocab-size", 8],
             "--model has its own shape; leave out --vocab-size, --sides",
         ),
-        (["--adversarial", -1], "adversarial must be at least 0, got -1"),
+        (["--adversarial", -1], "adversarial must be a number from 0 to"),
     ]
     for arguments, message in wrong:
         result = invoke("train-vqvae", "--data", "digits", "--out", tmp_path / "x", "--steps", 1, *arguments)
