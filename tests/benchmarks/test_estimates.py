@@ -5,12 +5,11 @@ import dataclasses
 import pytest
 import torch
 from click.testing import CliRunner
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.core.activations import example
 from benchmarks.core.shapes import Shape
 from benchmarks.estimates import scaling
-from benchmarks.estimates.costs import attention_flops, costs, moved_bytes, product_flops
+from benchmarks.estimates.costs import FlopCounter, attention_flops, costs, moved_bytes, product_flops
 from benchmarks.suites import memory
 
 CPU = torch.device("cpu")
@@ -24,7 +23,7 @@ DEEPER = dataclasses.replace(TINY, depth=2)
 def test_flops_by_formula_are_those_counted(arch, checkpointed, shape):
     model = shape.build(arch, CPU)
     model.gradient_checkpointing = checkpointed
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         model.loss(*example(model, 2, CPU)).backward()
     pairs = model.neighborhood(range(len(TINY.sides))).attended_pairs()
     per_image = product_flops(model.config, checkpointed) + attention_flops(model.config, pairs, checkpointed)
