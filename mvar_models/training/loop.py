@@ -121,7 +121,7 @@ class Loop:
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step
-        elif self.processes.on_first(self.folder.metrics):
+        elif self.processes.on_first(self.folder.has_logged):
             logger.warning("%s was stopped before its first checkpoint; it starts again", self.folder.path)
         self.processes.on_first(lambda: self.folder.forget_after(step))
 

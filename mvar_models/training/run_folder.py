@@ -122,7 +122,7 @@ class RunFolder:
         run = cls(settings.out)
         run.path.mkdir(parents=True, exist_ok=True)
         with run.held():
-            logged = run.metrics_file.exists() and run.metrics_file.stat().st_size > 0
+            logged = run.has_logged()
             if run.last_step() or run.model.exists() or (logged and not run.has_settings(settings)):
                 raise FileExistsError(
                     f"{run.path} already holds a run; continue with --resume {run.path}, "
@@ -173,6 +173,10 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def has_logged(self) -> bool:
+        """Whether a step was logged, damaged or not."""
+        return self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, without a last one that is cut short or still being written.

@@ -5,6 +5,7 @@ Run as `walk.py TOP MODE...`; rank 0 writes what each combination ended with to 
 
 import functools
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -90,10 +91,18 @@ def shorten(run) -> None:
     Processes.from_environment("cpu").connect().on_first(remove)
 
 
+def chosen(task: str, mode: str) -> list[str]:
+    """Return the flags of a task in a mode: each is in one mode, in all with MVAR_EVERY_COMBINATION=1."""
+    if os.environ.get("MVAR_EVERY_COMBINATION"):
+        return list(FLAGS)
+    first = list(TASKS).index(task) + list(MODES).index(mode)
+    return [flag for index, flag in enumerate(FLAGS) if flag == "none" or (first + index) % len(MODES) == 0]
+
+
 def walk(top: Path, mode: str) -> dict[str, str]:
     ended = {}
     for task in TASKS:
-        for flag in FLAGS:
+        for flag in chosen(task, mode):
             out = top / mode / task / flag
             try:
                 train(top, task, mode, flag)

@@ -43,7 +43,7 @@ def test_every_setting_is_compared(ended, kind, name):
         ("another version", "torch is '2.6.0' on rank 0 (host0) and '2.6.1' on rank 1 (host1)"),
         ("other data", "the fingerprint of the data is"),
         ("other vqvae data", "the fingerprint of the data is"),
-        ("other vqvae", "the norm of the VQVAE's weights is"),
+        ("other vqvae", "the VQVAE is"),
         ("evaluation of others", "batch_size is '8' on rank 0 (host0) and '9' on rank 1 (host1)"),
         ("separate evaluations", "figures of rank 0 (host0) is not that of rank 1 (host1)"),
         ("separate folders", "run of rank 0 (host0) is not that of rank 1 (host1)"),
