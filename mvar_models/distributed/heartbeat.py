@@ -115,10 +115,11 @@ class Heartbeat:
             else:  # a stranger
                 peer.close()
 
-    def stop(self) -> None:
-        """Say goodbye to the others, which then expect no more signs."""
+    def stop(self, wait: bool = True) -> None:
+        """Say goodbye to the others, which then expect no more signs; return when it is said if `wait`."""
         self._finished.set()
-        self._thread.join()
+        if wait:
+            self._thread.join()
         Heartbeat.current = None
 
     def _add(self, rank: int, peer: socket.socket) -> None:

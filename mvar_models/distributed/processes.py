@@ -317,12 +317,14 @@ class Processes:
     def leave(self) -> None:
         """Tell the others that this process goes on without the run, and expect no more signs of them."""
         if Heartbeat.current is not None:
-            Heartbeat.current.stop()
+            # Not waited for: torchrun ends this process a moment after another, and its line comes first.
+            Heartbeat.current.stop(wait=False)
 
     def close(self) -> None:
         """Leave the run. Nothing can be communicated until `connect` is called again."""
         if self._control is not None:
-            self.leave()
+            if Heartbeat.current is not None:
+                Heartbeat.current.stop()
             if self.alone:
                 _leave_group()
             else:

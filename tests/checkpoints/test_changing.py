@@ -1,6 +1,7 @@
 """A folder that one process rewrites while another loads it: always the model of one save, whole."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def rewritten(tmp_path):
 
     def start(how):
         folder = tmp_path / "best"
-        started.append(subprocess.Popen([sys.executable, "-c", _WRITER, how, str(folder)]))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        started.append(subprocess.Popen([sys.executable, "-c", _WRITER, how, str(folder)], env=environment))
         while not (tmp_path / "saved").exists():
             assert started[-1].poll() is None
             time.sleep(0.01)
