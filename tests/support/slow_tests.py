@@ -35,6 +35,7 @@ SLOW = (
     "sampling/test_engine.py::test_the_loop_can_be_captured",
     "recipes/test_ablation.py::test_rows_are_kept_and_tabled",
     "recipes/test_emoji_weights.py::test_the_chain_is_made_once",
+    "recipes/test_fuzz.py",
     "sampling/test_same_bits.py",
     "sampling/test_same_digits.py",
     "tokens/test_writer.py",
