@@ -10,13 +10,14 @@ from triton_support import DEVICE
 PYRAMID = Pyramid((1, 2, 9), 3, 1)
 
 
-def test_all_derivatives_are_those_of_dense_attention():
+def test_all_derivatives_are_those_of_dense_attention(seed):
     x, t = (torch.randn(2, PYRAMID.length, 2, 16, device=DEVICE) for _ in range(2))
     factor = torch.full((2,), 3.0, device=DEVICE)
 
     def energy(backend, x):
         out = pyramid_markov_attn(x, x, x, PYRAMID, logit_scale=factor, backend=backend)
-        return out.square().sum((1, 2, 3)).sin().sum()
+        # The sine of a large float32 would enlarge its rounding.
+        return (out.square().sum((1, 2, 3)) / 100).sin().sum()
 
     def derivatives(backend):
         def of(x):
@@ -33,4 +34,4 @@ def test_all_derivatives_are_those_of_dense_attention():
         ]
 
     for number, (ours, true) in enumerate(zip(derivatives("triton"), derivatives("reference"))):
-        assert_close(ours, true, 1e-4 * max(1.0, float(true.abs().max())), f"derivative {number}")
+        assert_close(ours, true, 1e-4 * float(true.abs().max()), f"derivative {number}")
