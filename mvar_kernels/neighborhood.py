@@ -1,4 +1,17 @@
-"""Neighborhoods: which grids of queries see which windows over which grids of keys."""
+"""Who attends to whom, stated once.
+
+Everything else (kernels, CPU path, oracle, models, benchmarks) reads its windows from here and computes none
+itself.
+
+A token at position i of an axis with n_q queries looks at the k = min(kernel, n_k) keys that begin at
+
+    start(i) = clamp(c - k // 2, 0, n_k - k),    c = ((2 i + 1) n_k) // (2 n_q)
+
+so a window is shifted at the border, never cut: every query has exactly k keys per axis. With equal grids
+c = i, which is the rule of neighborhood attention (Hassani et al., arXiv 2204.07143) without stride or
+dilation. With unequal grids c is the corresponding place of the other scale: the spatial Markov window of
+MVAR (arXiv 2505.12742).
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,15 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary)
         os.chmod(temporary, mode)  # some writers replace the file by one of their own
         os.replace(temporary, path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ are 10 GB). Here the header of the member is read, and then the rows that are as
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import zipfile
@@ -26,6 +25,7 @@ from mvar_models.data.arrays import (
     read_bytes,
     read_header,
 )
+from mvar_models.files import file_digest
 
 _IMAGE_NAMES = ("arr_0", "images")
 _LABEL_NAMES = ("arr_1", "labels")
@@ -172,15 +172,6 @@ def read_class_names(path: Path, names: set[str], labels: np.ndarray | None) -> 
             f"{path}: {_CLASS_NAMES} has {len(found)} names, for labels from {labels.min()} to {labels.max()}"
         )
     return found
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file, as 64 hex digits."""
-    total = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_SKIPPED_AT_A_TIME):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _check_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:

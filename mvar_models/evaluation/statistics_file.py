@@ -18,9 +18,9 @@ from mvar_models.data.arrays import npz_names, read_array
 from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.npz_images import file_digest, read_class_names
+from mvar_models.evaluation.npz_images import read_class_names
 from mvar_models.evaluation.summary import Summary
-from mvar_models.files import replacing
+from mvar_models.files import file_digest, replacing
 
 _INCEPTION = "inception-tf"
 _INCEPTION_NUMBERS = 2048

@@ -22,11 +22,12 @@ from mvar_models.data.fingerprint import digest
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
+from mvar_models.files import file_digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.records import FileName, read_record, within
 from mvar_models.tokens.encode import token_fingerprint, vqvae_identity
 from mvar_models.tokens.format_1 import FORMAT_1, SafetensorsCodes, read_examples
-from mvar_models.tokens.shard import ShardedCodes, file_hash
+from mvar_models.tokens.shard import ShardedCodes
 from mvar_models.tokens.token_set import TokenSet
 
 INDEX, SETTINGS, EXAMPLES = "index.json", "settings.json", "examples.npy"
@@ -144,7 +145,7 @@ def verify_tokens(folder: Path) -> int:
         ValueError: some differ; the message names them.
     """
     index = TokenFolder(folder).index
-    wrong = [entry.file for entry in index.files if file_hash(folder / entry.file) != entry.sha256]
+    wrong = [entry.file for entry in index.files if file_digest(folder / entry.file) != entry.sha256]
     if wrong:
         raise ValueError(
             f"{folder}: {len(wrong)} of {len(index.files)} files are damaged ({', '.join(wrong[:5])}); "

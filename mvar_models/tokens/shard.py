@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mvar_models.data.arrays import read_npy
-from mvar_models.files import replacing, write_text
+from mvar_models.files import file_digest, replacing, write_text
 from mvar_models.records import FileName, read_record
 from mvar_models.tokens.token_set import Indices
 
@@ -99,21 +99,12 @@ def check_shard(path: Path) -> Shard:
     """
     try:
         shard = read_record(_record(path), Shard)
-        actual = file_hash(path)
+        actual = file_digest(path)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path} is not a complete shard of codes ({error})") from None
     if actual != shard.sha256:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one")
     return shard
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 class ShardedCodes:

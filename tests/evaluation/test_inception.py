@@ -23,7 +23,7 @@ from mvar_models.evaluation.features.inception import (
     tf1_resize,
 )
 from mvar_models.evaluation.features.network import feature_network
-from mvar_models.evaluation.features.weights import digest
+from mvar_models.files import file_digest
 
 from inception_cases import random_state
 
@@ -44,7 +44,7 @@ def weights(state, tmp_path_factory):
 def test_images_give_all_outputs(weights, seed):
     network = feature_network("inception-tf", weights=weights)
     assert (network.name, network.distance, network.dimension) == ("inception-tf", "FID", 2048)
-    assert network.weights == digest(weights)
+    assert network.weights == file_digest(weights)
     images = torch.randint(0, 256, (2, 20, 24, 3), dtype=torch.uint8)
     outputs = network(images)
     expected = load_inception(weights)(images.permute(0, 3, 1, 2))

@@ -8,7 +8,8 @@ import torch
 
 from mvar_models.evaluation.features.dinov2 import WEIGHTS as DINOV2
 from mvar_models.evaluation.features.inception import STATE_DICT
-from mvar_models.evaluation.features.weights import WeightsFile, check_state, digest, find_weights
+from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
+from mvar_models.files import file_digest
 
 CONTENT = b"not really weights"
 
@@ -76,7 +77,7 @@ def test_a_missing_file_is_named(file, tmp_path):
 def test_digest_of_a_file(tmp_path):
     path = tmp_path / "large"
     path.write_bytes(bytes(3_000_000))
-    assert digest(path) == hashlib.sha256(bytes(3_000_000)).hexdigest()
+    assert file_digest(path) == hashlib.sha256(bytes(3_000_000)).hexdigest()
 
 
 @pytest.mark.parametrize("weights", [STATE_DICT, DINOV2], ids=lambda each: each.features)

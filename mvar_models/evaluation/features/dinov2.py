@@ -16,7 +16,8 @@ from torch import Tensor
 from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
 from mvar_models.evaluation.features.vit import VisionTransformer
-from mvar_models.evaluation.features.weights import WeightsFile, check_state, digest, find_weights
+from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
+from mvar_models.files import file_digest
 
 WEIGHTS = WeightsFile(
     features="dinov2",
@@ -71,7 +72,7 @@ class DINOv2:
         network.load_state_dict(state, assign=True)
         self._network = network.eval().requires_grad_(False).to(device, dtype)
         self.device, self.dtype = torch.device(device), dtype
-        self.weights = digest(file)
+        self.weights = file_digest(file)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutputs:

@@ -20,7 +20,8 @@ from torch.backends import cudnn
 
 from mvar_models.checkpoints.read_tensors import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
-from mvar_models.evaluation.features.weights import WeightsFile, check_state, digest, find_weights
+from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
+from mvar_models.files import file_digest
 
 STATE_DICT = WeightsFile(
     features="inception-tf",
@@ -70,7 +71,7 @@ class InceptionTF:
         file = find_weights(STATE_DICT, weights)
         self._network = load_inception(file).to(device).convolve_in(dtype)
         self.device, self.dtype = torch.device(device), dtype
-        self.weights = digest(file)
+        self.weights = file_digest(file)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutputs:

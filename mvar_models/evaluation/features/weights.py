@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from mvar_models.files import file_digest
 
 # What `weights` says instead of a path to allow a download.
 DOWNLOAD = "download"
@@ -63,7 +64,7 @@ def find_weights(file: WeightsFile, weights: str | os.PathLike[str] | None) -> P
                 f"{file.size / 1e6:,.0f} MB from {file.url}"
             )
         _download(file)
-    if digest(file.cached) != file.sha256:
+    if file_digest(file.cached) != file.sha256:
         raise ValueError(
             f"weights: {file.cached} has not the digest of {file.name}; remove it, and try again"
         )
@@ -107,12 +108,3 @@ def _download(file: WeightsFile) -> None:
         ) from None
     except RuntimeError as error:
         raise ValueError(f"{file.url} is not the expected file ({error})") from None
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return found.hexdigest()
