@@ -299,9 +299,20 @@ class TransformerConfig(Config):
         return TransformerConfig.pyramid(self).mask()
 
     @classmethod
-    def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
-        """Return settings that a released state dict does not show, for that pyramid."""
-        return {}
+    def settings_for(cls, sides: Sequence[int], **asked: Any) -> dict[str, Any]:
+        """Return settings that a state dict does not show: those asked for, else those released for `sides`.
+
+        Args:
+            sides: Grid side of each scale, coarse to fine.
+            asked: Settings by name; None stands for the released value.
+
+        Raises:
+            ValueError: there is no such setting.
+        """
+        asked = {name: value for name, value in asked.items() if value is not None}
+        for name in asked.keys() - set(cls.field_names()):
+            raise ValueError(f"{name} is no setting of a {cls.model_type} model")
+        return asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,8 +364,8 @@ class MVARConfig(TransformerConfig):
         return Pyramid(self.sides, self.kernel_size, self.dense_scales, self.previous_scales)
 
     @classmethod
-    def settings_for(cls, sides: Sequence[int]) -> dict[str, Any]:
-        return {"dense_scales": released_dense_scales(sides)}
+    def settings_for(cls, sides: Sequence[int], **asked: Any) -> dict[str, Any]:
+        return {"dense_scales": released_dense_scales(sides), **super().settings_for(sides, **asked)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,3 +404,9 @@ class MarkovVARConfig(TransformerConfig):
 
     def pyramid(self) -> Pyramid:
         return Pyramid(self.sides, self.kernel_size or max(self.sides), self.dense_scales)
+
+    @classmethod
+    def settings_for(cls, sides: Sequence[int], **asked: Any) -> dict[str, Any]:
+        settings = super().settings_for(sides, **asked)
+        windows = {"dense_scales": released_dense_scales(sides)} if "kernel_size" in settings else {}
+        return {**windows, **settings}

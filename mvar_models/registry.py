@@ -29,8 +29,8 @@ class Architecture:
         released_outer: Entry that the published file has around `released_entry`, if any.
         released_mark: Tensor that only this architecture's released state dict has, for those whose programs
             share an entry's name with another; "" if there is none.
-        starts_from: Names of other architectures whose checkpoints this one can start from. For each of
-            them, the network class has a classmethod `from_NAME(model, **settings)`.
+        starts_from: Names of other architectures with the same parameters, whose checkpoints the network
+            class can start from (`from_checkpoint`).
     """
 
     name: str

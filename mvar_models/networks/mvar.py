@@ -25,6 +25,7 @@ class MVAR(VARTransformer):
     config: MVARConfig
     config_class = MVARConfig
     skips_guidance_at = 1.0
+    free_settings = frozenset({"previous_scales"})
 
     @classmethod
     def from_var(
@@ -38,14 +39,12 @@ class MVAR(VARTransformer):
             dense_scales: Number of leading scales that attend to whole scales (8 at 256 px), at most all.
             previous_scales: Scales before its own that a token attends to as well.
         """
-        values = {name: value for name, value in var.config.to_dict().items() if name != "model_type"}
-        config = MVARConfig(
-            **values,
+        return cls.from_network(
+            var,
             kernel_size=kernel_size,
             dense_scales=min(dense_scales, len(var.config.sides)),
             previous_scales=previous_scales,
         )
-        return cls._with_parameters_of(var, config)
 
     def with_previous_scales(self, previous_scales: int) -> MVAR:
         """Return a copy that attends to other scales, which has the same parameters, ready to be fine-tuned.
@@ -53,15 +52,7 @@ class MVAR(VARTransformer):
         Args:
             previous_scales: Scales before its own that a token attends to as well.
         """
-        return self._with_parameters_of(self, self.config.replace(previous_scales=previous_scales))
-
-    @classmethod
-    def _with_parameters_of(cls, other: VARTransformer, config: MVARConfig) -> MVAR:
-        model = cls(config)
-        parameter = next(other.parameters())
-        model.to(device=parameter.device, dtype=parameter.dtype)
-        model.load_state_dict(other.state_dict(), strict=True)
-        return model.train(other.training)
+        return self.from_network(self, previous_scales=previous_scales)
 
     def check_scales(self, scales: range | None) -> range:
         scales = super().check_scales(scales)

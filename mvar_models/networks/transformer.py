@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvar_kernels.pyramid import Neighborhood
-from mvar_models.checkpoints.peek import Checkpoint
+from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.plain import input_dtype
 from mvar_models.networks.state import ScaleState
+from mvar_models.registry import architecture
 
 T = TypeVar("T", bound="ScaleTransformer")
 
@@ -42,12 +43,14 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         gradient_checkpointing: Whether backward recomputes whole blocks.
         skips_guidance_at: Guidance scale at which sampling needs no unconditional pass, in addition to 0; the
             released programs of VAR and MVAR differ here.
+        free_settings: Settings that a trained network may change, as any weights can be trained on with them.
     """
 
     config: TransformerConfig
     config_class: ClassVar[type[TransformerConfig]]
     blocks: nn.ModuleList
     skips_guidance_at: ClassVar[float]
+    free_settings: ClassVar[frozenset[str]] = frozenset()
 
     @torch.inference_mode(False)  # or its parameters could never be trained
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -103,6 +106,56 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         if num_classes is not None and num_classes != model.config.num_classes:
             model.replace_classes(num_classes)
         return model
+
+    @classmethod
+    def from_checkpoint(cls: type[T], name: str | os.PathLike[str] | Checkpoint, **changes: Any) -> T:
+        """Load a checkpoint to train it further; one of an architecture to start from is converted.
+
+        Args:
+            name: As for `PretrainedModel.from_pretrained`. A file of a released program that does not name
+                its architecture is read as the one to start from, if there is one.
+            changes: Settings of the configuration. None stands for the checkpoint's value or, where that has
+                none, for the released one.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture, a setting does not exist, or its value
+                differs from the checkpoint's and is none of `free_settings`.
+        """
+        checkpoint = name if isinstance(name, Checkpoint) else open_checkpoint(name)
+        row = architecture(cls.config_class.model_type)
+        kind = checkpoint.architecture((row.starts_from or (row.name,))[0]).name
+        if kind in row.starts_from:
+            parent = architecture(kind).network_class().from_pretrained(checkpoint)
+            return cls.from_network(parent, **cls.config_class.settings_for(parent.config.sides, **changes))
+        model = cls.from_pretrained(checkpoint)
+        asked = {
+            setting: value
+            for setting, value in changes.items()
+            if value is not None and value != getattr(model.config, setting, None)
+        }
+        for setting in asked.keys() - cls.free_settings:
+            raise ValueError(
+                f"{checkpoint} ({row.title}) has {setting} {getattr(model.config, setting, None)}, "
+                f"not {asked[setting]}; leave {setting} out to train it further"
+            )
+        return cls.from_network(model, **asked) if asked else model
+
+    @classmethod
+    @torch.inference_mode(False)
+    def from_network(cls: type[T], other: ScaleTransformer, **changes: Any) -> T:
+        """Return a network with a copy of another's parameters, in the same mode, type and place.
+
+        Args:
+            other: A network with the same parameters, which is left as it is.
+            changes: Settings that differ from its configuration.
+        """
+        settings = {name: getattr(other.config, name) for name in other.config.field_names()}
+        with torch.device("meta"):
+            model = cls(cls.config_class(**{**settings, **changes}))
+        copies = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        model.load_state_dict(copies, strict=True, assign=True)
+        model.reset_buffers()
+        return model.train(other.training)
 
     @torch.inference_mode(False)
     @torch.no_grad()

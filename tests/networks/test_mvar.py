@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvar_models import MVAR
+from mvar_models import MVAR, VAR
 
 from tiny_models import NAMES, SIDES, tiny_mvar, tiny_var, tiny_vqvae
 
@@ -87,3 +87,38 @@ def test_from_var_keeps_the_settings_of_the_var():
     for name in var.config.field_names():
         assert getattr(mvar.config, name) == getattr(var.config, name), name
     assert MVAR.from_var(var).config.dense_scales == len(SIDES), "no more than there are scales"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_var().save_pretrained(tmp_path / "var")
+    tiny_mvar().save_pretrained(tmp_path / "mvar")
+    return tmp_path
+
+
+def test_a_checkpoint_of_var_is_converted(saved):
+    """With the released windows unless others are asked for; None asks for nothing."""
+    var, first = tiny_var(), torch.get_rng_state()
+    mvar = MVAR.from_checkpoint(saved / "var", kernel_size=3, dense_scales=None, previous_scales=1)
+    assert torch.equal(first, torch.get_rng_state()), "no weights are drawn to be thrown away"
+    assert mvar.config == MVAR.from_var(var, kernel_size=3, previous_scales=1).config
+    assert all(torch.equal(a, b) for a, b in zip(mvar.parameters(), var.parameters(), strict=True))
+    assert mvar.scale_of_token.tolist() == var.scale_of_token.tolist()
+    assert isinstance(VAR.from_checkpoint(saved / "var"), VAR)
+    with pytest.raises(ValueError, match="history_scales is no setting of a mvar model"):
+        MVAR.from_checkpoint(saved / "var", history_scales=2)
+
+
+def test_a_checkpoint_keeps_its_windows_and_may_see_other_scales(saved):
+    mvar = tiny_mvar()
+    kept = MVAR.from_checkpoint(saved / "mvar", kernel_size=None, dense_scales=mvar.config.dense_scales)
+    assert kept.config == mvar.config
+    seeing = MVAR.from_checkpoint(saved / "mvar", previous_scales=1)
+    assert seeing.config == mvar.config.replace(previous_scales=1)
+    assert torch.equal(seeing.head.weight, mvar.head.weight)
+    with pytest.raises(ValueError, match="kernel_size 3, not 5; leave kernel_size out"):
+        MVAR.from_checkpoint(saved / "mvar", kernel_size=5)
+    with pytest.raises(ValueError, match="kernel_size None, not 5"):
+        VAR.from_checkpoint(saved / "var", kernel_size=5)
+    with pytest.raises(ValueError, match="describes a 'mvar' model"):
+        VAR.from_checkpoint(saved / "mvar")
