@@ -25,9 +25,9 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from mvar_models.data.class_names import renumbered
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
-from mvar_models.evaluation.class_names import renumbered
 from mvar_models.evaluation.comparison import Comparison, NearestTraining
 from mvar_models.evaluation.features.network import FeatureNetwork, feature_network
 from mvar_models.evaluation.figures import write_images

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_models.evaluation.class_names import listed, renumbered
+from mvar_models.data.class_names import listed, renumbered
 from mvar_models.evaluation.frechet import FrechetReference
 from mvar_models.evaluation.kernel_distance import SUBSET, kernel_distance
 from mvar_models.evaluation.nearest import Nearest, apart, copy_distance

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mvar_kernels import Pyramid
+from mvar_models.data.class_names import listed, renumbered
 from mvar_models.data.source import ImageSource
-from mvar_models.evaluation.class_names import listed, renumbered
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE

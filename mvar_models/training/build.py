@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from mvar_models.checkpoints.imagenet import are_wordnet_ids
 from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
-from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig, released_dense_scales
+from mvar_models.config import RELEASED_SIDES, VQVAEConfig, released_dense_scales
+from mvar_models.data.class_names import listed, same_classes
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.registry import Architecture, architecture
-from mvar_models.sampling.labels import composed
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
 logger = logging.getLogger(__name__)
@@ -112,13 +111,14 @@ def build_transformer(
     check_codes(model, vqvae, settings)
     # A checkpoint may bring previous scales or windows that the settings do not name.
     settings.check_schedule(model.config)
-    if not _same_classes(model.config, class_names):
+    before = model.config.class_names
+    if len(class_names) != model.config.num_classes or not same_classes(class_names, before or class_names):
         if not resuming:
             logger.warning(
                 "the classes of the data (%d: %s) are not those of %s (%d), so class embeddings are "
                 "initialised (seed %d)",
                 len(class_names),
-                _shortened(class_names),
+                listed(range(len(class_names)), class_names),
                 settings.init,
                 model.config.num_classes,
                 settings.seed,
@@ -216,18 +216,3 @@ def _previous_scales(row: Architecture, settings: TransformerSettings) -> int | 
     if settings.previous_scales is not None and _PREVIOUS not in row.config_class().field_names():
         raise ValueError(f"{_PREVIOUS} is a setting of an MVAR, which a {row.title} does not have")
     return settings.previous_scales
-
-
-def _same_classes(config: TransformerConfig, names: tuple[str, ...]) -> bool:
-    """Whether a checkpoint's class embeddings belong to these classes."""
-    if config.num_classes != len(names):
-        return False
-    return (
-        config.class_names is None
-        or tuple(map(composed, config.class_names)) == names
-        or are_wordnet_ids(names)
-    )
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -2,9 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 
-from mvar_models.data.class_names import class_order, printable, warn_once
+from mvar_models.data.class_names import class_order, listed, printable, renumbered, warn_once
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,34 @@ def test_two_classes_of_one_name_are_refused():
 def test_names_that_are_no_utf_8_become_text():
     assert printable("caf\udce9") == "caf\\xe9"
     assert printable("caf\xe9") == "caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "names, others, expected",
+    [
+        (None, None, [0, 1, 1]),
+        (["a", "b"], ["a", "b"], [0, 1, 1]),
+        (["a", "b"], ["b", "c", "a"], [2, 0, 0]),
+        (["a", "b"], ["b"], [-1, 0, 0]),
+        (["a", "b"], None, [0, 1, 1]),
+        (None, ["b", "a"], [0, 1, 1]),
+        (["3", "7"], None, [3, 7, 7]),
+        (None, ["1", "0"], [1, 0, 0]),
+        (["3", "0"], ["zero", "one", "two", "three"], [3, 0, 0]),
+        (["e\u0301toile", "fleur"], ["fleur", "\u00e9toile"], [1, 0, 0]),
+        (["Tench", "shark"], ["great shark, shark", "tench, Tinca tinca"], [1, 0, 0]),
+        (["a", "A"], ["A", "a"], [1, 0, 0]),
+        (["", "b"], ["b", ""], [-1, 0, 0]),
+        (["crane", "b"], ["crane", "b", "crane"], [-1, 1, 1]),
+        (["crane", "crane"], ["crane", "crane"], [0, 1, 1]),
+        (["n01440764", "n01443537"], ["tench", "goldfish"], [0, 1, 1]),
+        (["n01440764", "n01443537"], ["n01443537", "n01440764"], [1, 0, 0]),
+    ],
+)
+def test_numbers_of_another_set(names, others, expected):
+    assert renumbered(np.array([0, 1, 1]), names, others).tolist() == expected
+
+
+def test_many_classes_are_listed_in_short():
+    assert listed(np.arange(5), None) == "0, 1, 2, ..."
+    assert listed(np.array([1]), ["a", "b"]) == "b"

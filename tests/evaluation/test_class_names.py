@@ -9,7 +9,6 @@ from PIL import Image
 from mvar_models import MVARPipeline
 from mvar_models.data.folders import ClassFolders
 from mvar_models.evaluation import evaluate
-from mvar_models.evaluation.class_names import listed, renumbered
 from mvar_models.evaluation.image_sets import open_set
 from mvar_models.evaluation.likelihood import held_out_likelihood
 from mvar_models.evaluation.network_images import DrawnImages
@@ -145,34 +144,3 @@ def test_the_likelihood_is_of_the_class_of_that_name(tmp_path):
         ValueError, match=r"classes that the model does not: cat; its classes are bee, dog, fox"
     ):
         held_out_likelihood(model, vqvae, source)
-
-
-@pytest.mark.parametrize(
-    "names, others, expected",
-    [
-        (None, None, [0, 1, 1]),
-        (["a", "b"], ["a", "b"], [0, 1, 1]),
-        (["a", "b"], ["b", "c", "a"], [2, 0, 0]),
-        (["a", "b"], ["b"], [-1, 0, 0]),
-        (["a", "b"], None, [0, 1, 1]),
-        (None, ["b", "a"], [0, 1, 1]),
-        (["3", "7"], None, [3, 7, 7]),
-        (None, ["1", "0"], [1, 0, 0]),
-        (["3", "0"], ["zero", "one", "two", "three"], [3, 0, 0]),
-        (["e\u0301toile", "fleur"], ["fleur", "\u00e9toile"], [1, 0, 0]),
-        (["Tench", "shark"], ["great shark, shark", "tench, Tinca tinca"], [1, 0, 0]),
-        (["a", "A"], ["A", "a"], [1, 0, 0]),
-        (["", "b"], ["b", ""], [-1, 0, 0]),
-        (["crane", "b"], ["crane", "b", "crane"], [-1, 1, 1]),
-        (["crane", "crane"], ["crane", "crane"], [0, 1, 1]),
-        (["n01440764", "n01443537"], ["tench", "goldfish"], [0, 1, 1]),
-        (["n01440764", "n01443537"], ["n01443537", "n01440764"], [1, 0, 0]),
-    ],
-)
-def test_numbers_of_another_set(names, others, expected):
-    assert renumbered(np.array([0, 1, 1]), names, others).tolist() == expected
-
-
-def test_many_classes_are_listed_in_short():
-    assert listed(np.arange(5), None) == "0, 1, 2, ..."
-    assert listed(np.array([1]), ["a", "b"]) == "b"

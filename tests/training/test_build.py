@@ -42,6 +42,17 @@ def test_image_net_folders_named_by_wordnet_id_keep_the_embeddings(saved):
     assert model.config.class_names == names
 
 
+def test_wordnet_ids_in_another_order_are_other_classes(tmp_path, caplog):
+    model = tiny_var()
+    model.config = model.config.replace(class_names=("n01443537", "n01440764", "n01484850"))
+    model.save_pretrained(tmp_path)
+    names = ("n01440764", "n01443537", "n01484850")
+    with caplog.at_level(logging.WARNING):
+        built = build_transformer(settings(init=str(tmp_path)), tiny_vqvae(), names)
+    assert "class embeddings are initialised" in caplog.text
+    assert not torch.equal(built.class_embedding.weight, tiny_var().class_embedding.weight)
+
+
 def test_names_that_were_stored_with_accents_apart_are_the_same_classes(tmp_path, caplog):
     model = tiny_var()
     model.config = model.config.replace(class_names=("cafe\u0301", "tea", "water"))
