@@ -9,7 +9,7 @@ from mvar_kernels.pyramid import Neighborhood, Pyramid
 from mvar_kernels.sampling import sample_codes
 
 try:
-    __version__ = version("mvar")
+    __version__ = version("mvar-kernels")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+tree"
 

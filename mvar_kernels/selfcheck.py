@@ -34,7 +34,7 @@ def main() -> int:
 
 def _versions() -> Iterator[str]:
     python = f"Python {platform.python_version()}"
-    yield f"mvar {__version__}, {python}, torch {torch.__version__}, {_triton_version()}"
+    yield f"mvar-kernels {__version__}, {python}, torch {torch.__version__}, {_triton_version()}"
     yield f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)

@@ -1,8 +1,8 @@
 """Draw the images of README.md and docs/ into docs/images: `python scripts/readme_images.py`.
 
 The digits and the emoji come from the embedded models, seeds as they come, the chart from
-benchmarks/results/cpu-2-cores/attention.csv, the windows from `Pyramid`. Needs the `demo` extra and the
-package installed; takes under a minute.
+benchmarks/results/cpu-2-cores/attention.csv. Needs the `demo` extra and the package installed; takes under
+a minute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from mvar_kernels import Pyramid
 from mvar_models import MVARPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,28 +100,11 @@ def draw_speedup() -> None:
     plt.close(figure)
 
 
-def draw_windows() -> None:
-    """Draw windows.png: who attends to whom, VAR beside MVAR, for a small pyramid."""
-    pyramid = Pyramid((1, 2, 3, 4, 6, 8), kernel_size=3, dense_scales=3)
-    figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.4), layout="constrained")
-    for axis, title, mask in (
-        (axes[0], "VAR: all scales so far", pyramid.causal_mask()),
-        (axes[1], "MVAR: windows of 3 inside the scale", pyramid.mask()),
-    ):
-        axis.imshow(mask.numpy(), cmap="Blues", interpolation="nearest")
-        axis.set_title(f"{title}\n{int(mask.sum()):,} of {pyramid.length**2:,} pairs", fontsize=9)
-        axis.set(xlabel="key", ylabel="query")
-        axis.tick_params(labelsize=7)
-    figure.savefig(OUT / "windows.png", dpi=110)
-    plt.close(figure)
-
-
 if __name__ == "__main__":
     plt.switch_backend("Agg")
     OUT.mkdir(parents=True, exist_ok=True)
     draw_digits(MVARPipeline.from_pretrained("mvar-digits"))
     draw_emoji(MVARPipeline.from_pretrained("mvar-emoji"))
     draw_speedup()
-    draw_windows()
     for path in sorted(OUT.glob("*.png")):
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1024:.0f} KB")

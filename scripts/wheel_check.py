@@ -39,6 +39,9 @@ def main() -> None:
         }
         assert {str(Path(name).parent) for name in weights} == embedded, weights
         assert wheel.stat().st_size < 35_000_000, wheel.stat().st_size
+        licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
+        assert licences == {"LICENSE", "NOTICE"}, licences
+        assert wheel.name.startswith("mvar_kernels-"), wheel.name
         assert not any(name.startswith(("tests/", "benchmarks/", "scripts/")) for name in names)
         environment = temporary / "env"
         venv.create(environment, with_pip=True)

@@ -24,8 +24,7 @@ def can_run(
 ) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return (
-            "triton is not installed "
-            "(CUDA and ROCm builds of torch bring it; elsewhere: pip install 'mvar[triton]')"
+            "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install triton)"
         )
     if query.dtype not in _DTYPES:
         return f"its kernels take float16, bfloat16 and float32, not {query.dtype}"
