@@ -134,8 +134,8 @@ def make_seeds(root: Path) -> None:
 
 
 _SETTINGS = (
-    "format", "sides", "vocab_size", "vqvae_identity", "data_fingerprint", "class_names", "flips", "copies",
-    "seed", "shard_size",
+    "format", "sides", "vocab_size", "vqvae_identity", "data_fingerprint", "class_names", "mirror_safe",
+    "num_variants", "seed", "shard_size",
 )  # fmt: skip
 
 

@@ -222,9 +222,7 @@ def _likelihood(drawn: DrawnSet, data: str, batch_size: int, processes: Processe
         vqvae,
         open_images(data, vqvae.config.resolution),
         batch_size=batch_size,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        total=processes.total,
+        processes=processes,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from mvar_models.cli.drawing_options import seed_option
 from mvar_models.cli.progress import count_progress
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
+from mvar_models.environment import versions
 from mvar_models.evaluation.reconstruction import Reconstruction, check_reconstruction
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import RELEASED_SIDES, fitted
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.tokens.folder import TokenFolder, refuse_tokens, verify_tokens
 from mvar_models.tokens.writer import TokenWriter, Written
 from mvar_models.training.runs import default_vqvae
@@ -80,12 +84,21 @@ def tokenize(
         return
     if data is None:
         raise click.UsageError("--data is missing")
-    refuse_tokens(data)
-    check_data_exists(data)
     processes = Processes.from_environment(device)
-    vqvae = options.pop("vqvae") or default_vqvae(data)
-    model = _load_vqvae(vqvae, options.pop("resolution"), str(processes.device))
-    source = open_images(data, model.config.resolution)
+    # Processes that RANK and WORLD_SIZE alone tell apart share nothing but the folder.
+    meeting = not processes.alone and "MASTER_ADDR" in os.environ
+    if meeting:
+        processes.connect()
+    with processes.raising_together() if meeting else nullcontext():
+        refuse_tokens(data)
+        check_data_exists(data)
+        vqvae = options.pop("vqvae") or default_vqvae(data)
+        model = _load_vqvae(vqvae, options.pop("resolution"), str(processes.device))
+        source = open_images(data, model.config.resolution)
+    if meeting:
+        contents = {"data": source.fingerprint, "vqvae": network_identity(model)}
+        processes.require_same({**options, **contents, "batch_size": batch_size, **versions()})
+        processes.close()
     num_variants = options.pop("copies")
     writer = TokenWriter(model, source, out, names=(data, vqvae), num_variants=num_variants, **options)
     if processes.first and not writer.finished:
@@ -115,14 +128,13 @@ def _load_vqvae(name: str, resolution: int | None, device: str) -> VQVAE:
 
 
 def _write(writer: TokenWriter, processes: Processes, batch_size: int | None) -> Written:
-    rank, world_size = processes.rank, processes.world_size
     start = time.perf_counter()
     with count_progress("image", shown=processes.first) as report:
-        written = writer.write(rank=rank, world_size=world_size, report=report, batch_size=batch_size)
+        written = writer.write(processes, report=report, batch_size=batch_size)
     seconds = time.perf_counter() - start
     if written.made:
-        rate = written.made / seconds
-        click.echo(f"process {rank}: {written.made:,} images in {seconds:.1f} s, {rate:,.1f} images/s")
+        rate = f"{written.made / seconds:,.1f} images/s"
+        click.echo(f"process {processes.rank}: {written.made:,} images in {seconds:.1f} s, {rate}")
     return written
 
 

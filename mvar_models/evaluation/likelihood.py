@@ -14,6 +14,7 @@ from torch import Tensor
 from mvar_kernels import Pyramid
 from mvar_models.data.class_names import listed, renumbered
 from mvar_models.data.source import ImageSource
+from mvar_models.distributed import Processes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -37,9 +38,7 @@ def held_out_losses(
     *,
     batch_size: int = 32,
     dtype: torch.dtype | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    total: Callable[[Tensor], Tensor] = lambda values: values,
+    processes: Processes | None = None,
 ) -> Tensor:
     """Average the cross-entropy of each token over examples.
 
@@ -50,19 +49,18 @@ def held_out_losses(
         examples: The held-out examples.
         batch_size: Examples per forward pass and process.
         dtype: Type for autocast; None is without.
-        rank: Index of this process, which takes every `world_size`-th example of a batch.
-        world_size: Number of processes.
-        total: Sums a tensor over all processes.
+        processes: Those that share each batch; default: this one alone.
 
     Returns:
         (L,) float64.
     """
     device = quantizer.code_usage.device
     sums = torch.zeros(sum(side * side for side in quantizer.sides), dtype=torch.float64, device="cpu")
-    stride = batch_size * world_size
+    processes = processes or Processes()
+    stride = batch_size * processes.world_size
     for start in range(0, len(examples), stride):
         batch = np.arange(start, min(start + stride, len(examples)))
-        members = batch[rank::world_size]
+        members = batch[processes.rank :: processes.world_size]
         # FSDP needs the same number of forwards in all processes; one without examples computes and discards.
         labels, indices = examples.batch(members if len(members) else batch[:1])
         labels, indices = labels.to(device), indices.to(device)
@@ -71,7 +69,7 @@ def held_out_losses(
             found = losses(labels, inputs, indices)
         if len(members):
             sums += found.double().sum(0).cpu()
-    return total(sums) / len(examples)
+    return processes.total(sums) / len(examples)
 
 
 def per_scale(values: Tensor, pyramid: Pyramid) -> list[float]:
@@ -85,9 +83,7 @@ def held_out_likelihood(
     source: ImageSource,
     *,
     batch_size: int = 32,
-    rank: int = 0,
-    world_size: int = 1,
-    total: Callable[[Tensor], Tensor] = lambda values: values,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Compute how likely a model finds the images that its training holds out.
 
@@ -96,7 +92,7 @@ def held_out_likelihood(
         vqvae: The VQVAE whose codes it predicts.
         source: The dataset.
         batch_size: Examples per forward pass and process.
-        rank, world_size, total: As for `held_out_losses`.
+        processes: As for `held_out_losses`.
 
     Returns:
         `nats_per_code` and `bits_per_code` (means over all codes), `nats_per_image` (their sum),
@@ -114,9 +110,8 @@ def held_out_likelihood(
         )
     examples = replace(examples, labels=labels)
     losses = held_out_losses(
-        model.token_losses, vqvae.quantizer, examples, batch_size=batch_size, rank=rank,
-        world_size=world_size, total=total,
-    )  # fmt: skip
+        model.token_losses, vqvae.quantizer, examples, batch_size=batch_size, processes=processes
+    )
     nats = losses.mean().item()
     return {
         "nats_per_code": nats,

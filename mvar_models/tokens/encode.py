@@ -8,7 +8,7 @@ tokenize` keeps in a folder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from torch import Tensor
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 # Per pass of the encoder: 64 images up to 256 px and fewer of larger ones, since memory grows with pixels.
 _MOST_IMAGES, _MOST_PIXELS = 64, 64 * 256 * 256
 MOST_VARIANTS = 64
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 def tokenize(
@@ -38,32 +37,27 @@ def tokenize(
     *,
     num_variants: int = 1,
     seed: int = 0,
-    progress: Progress = iter,
 ) -> TokenSet:
     """Encode examples in memory; those that cannot be read are left out.
 
     Args:
-        vqvae: gives the codes.
-        source: gives the images.
+        vqvae: encodes the images.
+        source: the images.
         indices: (n,) examples to encode.
         num_variants: the image and `num_variants - 1` variants: the mirror where classes allow it (then at
             most 2), small affine maps otherwise.
         seed: of the affine maps.
-        progress: wraps the iteration over batches, for a progress bar.
     """
     codes = np.empty((num_variants, len(indices), vqvae.config.length), dtype=np.uint16)
     kept = np.zeros(len(indices), dtype=bool)
-    batches = encode_batches(vqvae, source, indices, num_variants=num_variants, seed=seed)
-    for _ in progress(range(0, len(indices), images_per_batch(vqvae))):
-        positions, part = next(batches)
+    for positions, part in encode_batches(vqvae, source, indices, num_variants=num_variants, seed=seed):
         codes[:, positions] = part
         kept[positions] = True
     # Without one the codes are hashed: the fingerprint of files does not know what was changed in place.
     fingerprint = ""
     if not source.stamps.any():
-        fingerprint = token_fingerprint(
-            source.fingerprint, vqvae_identity(vqvae), num_variants, seed, indices
-        )
+        identity = network_identity(vqvae)
+        fingerprint = token_fingerprint(source.fingerprint, identity, num_variants, seed, indices)
     return TokenSet(codes if kept.all() else codes[:, kept], source.labels[indices[kept]], fingerprint)
 
 
@@ -73,8 +67,8 @@ def tokenize_split(
     """Encode the training images with their variants, and the held-out images as they are, in memory.
 
     Args:
-        vqvae: gives the codes.
-        source: gives the images and the split.
+        vqvae: encodes the images.
+        source: the images and their split.
         num_variants: per training image; default: as many as `default_num_variants` says.
         seed: of variants that are not mirrors.
 
@@ -150,18 +144,8 @@ def check_classes(source: ImageSource, labels: np.ndarray) -> None:
         raise source.unusable_class(min(missing))
 
 
-def vqvae_identity(vqvae: VQVAE) -> str:
-    """Return 16 hex digits of all that decides codes and reconstructions: configuration and weights."""
-    return network_identity(vqvae)
-
-
-def same_codes(first: VQVAE, second: VQVAE) -> bool:
-    """Return whether two VQVAEs encode every image alike, wherever they were loaded from."""
-    return vqvae_identity(first) == vqvae_identity(second)
-
-
 def token_fingerprint(data: str, vqvae: str, num_variants: int, seed: int, indices: np.ndarray) -> str:
-    """Return the fingerprint of codes from those of what they are made of.
+    """Hash what decides the codes of a set of images.
 
     Args:
         data: fingerprint of the dataset.
@@ -178,6 +162,6 @@ def _variant(images: Tensor, examples: np.ndarray, variant: int, mirror_safe: bo
         return images
     if mirror_safe:
         return images.flip(-1)
-    # Drawn per example and not per batch, so that the batch size does not change a variant.
-    drawn = [random_affine(generator(seed + variant, Purpose.AUGMENT, int(i)), 1) for i in examples]
-    return affine(images, np.concatenate(drawn))
+    # Seeded per example and not per batch, so that the batch size does not change a variant.
+    maps = [random_affine(generator(seed + variant, Purpose.AUGMENT, int(i)), 1) for i in examples]
+    return affine(images, np.concatenate(maps))

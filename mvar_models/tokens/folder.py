@@ -1,16 +1,24 @@
-"""A folder of codes: what `mvar tokenize` writes, and training reads by memory map.
+"""A folder of codes: what `mvar tokenize` writes, and training maps into memory.
 
-index.json           what the codes are made of and where they are; appears when all shards are complete
+index.json           the settings, and the records of all shards; appears when all are complete
 examples.npy         number in the dataset, label and split of every image, in the order of the shards
-shard-00000.npy      codes of examples 0 .. shard_size - 1, and its record (see `shard`)
+shard-00000.npy      codes (num_variants, n, L) uint16 of the readable ones among shard_size examples
+shard-00000.json     its record, with its SHA-256
 reconstruction.png   some images above their reconstructions
-settings.json        exists only while shards are missing
+settings.json        the settings, only while shards are missing
+
+A shard's record is written last, and the shard counts if its bytes have the recorded checksum; so shards
+left by a killed process need no other proof.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,27 +30,26 @@ from mvar_models.data.fingerprint import digest
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.data.split import Split
-from mvar_models.files import file_digest
+from mvar_models.files import file_digest, replacing, write_text
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.records import FileName, read_record, within
-from mvar_models.tokens.encode import token_fingerprint, vqvae_identity
-from mvar_models.tokens.format_1 import FORMAT_1, SafetensorsCodes, read_examples
-from mvar_models.tokens.shard import ShardedCodes
-from mvar_models.tokens.token_set import TokenSet
+from mvar_models.tokens.encode import token_fingerprint
+from mvar_models.tokens.token_set import ShardedCodes, TokenSet
 
 INDEX, SETTINGS, EXAMPLES = "index.json", "settings.json", "examples.npy"
-FORMAT = "mvar-tokens-2"
+FORMAT = "mvar-tokens-3"
 # One row of examples.npy.
 EXAMPLE_TYPE = np.dtype([("example", "<i4"), ("label", "<i4"), ("held_out", "?")])
 
 
 def is_token_folder(path: Path) -> bool:
-    """Return whether a folder holds codes of any format, finished or not."""
+    """Return whether a folder holds codes, finished or not."""
     for name in (INDEX, SETTINGS):
         file = path / name
         if file.is_file():
             with file.open("rb") as opened:
-                # Every format's name begins alike, and its entry comes first in the file.
+                # Every version's format begins alike, and its entry comes first in the file.
                 return f'"format": "{FORMAT[:-1]}'.encode() in opened.read(256)
     return False
 
@@ -63,56 +70,71 @@ def refuse_tokens(data: str | os.PathLike[str]) -> None:
 
 
 @dataclass(frozen=True)
-class IndexedFile:
-    """A file that the index lists.
-
-    Attributes:
-        file: its name.
-        sha256: of the file.
-        bytes: its size.
-        pictures: images with codes in it, if it is a shard.
-        stamps, content: of the images of a shard, as in its record; "" in folders of earlier versions.
-    """
+class StoredFile:
+    """A file of a folder of codes: its name, the SHA-256 of its content, and its size."""
 
     file: FileName
     sha256: str
     bytes: Annotated[int, within(0, 1 << 62)]
-    pictures: Annotated[int, within(0, 1 << 31)] = 0
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An example without codes: its number in the dataset, its name there, and why it cannot be read."""
+
+    example: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard(StoredFile):
+    """The record of a shard.
+
+    Attributes:
+        num_images: examples with codes.
+        unreadable: the other examples of its range.
+        stamps: digest of the stamps of all images of its range; "" for images that cannot change.
+        content: digest of their bytes; "" for images that cannot change.
+    """
+
+    num_images: Annotated[int, within(0, 1 << 31)]
+    unreadable: tuple[Unreadable, ...] = ()
     stamps: str = ""
     content: str = ""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json holds, under the names that version 0.1 gave it."""
+    """The content of index.json.
+
+    Attributes:
+        data, vqvae: names of the dataset and of the VQVAE, for people to read.
+        skipped: name -> reason of files that opening the dataset found unusable.
+    """
 
     ignores_unknown: ClassVar[bool] = True
 
-    format: Literal["mvar-tokens-2", "mvar-tokens-1"]
+    format: Literal["mvar-tokens-3"]
     sides: list[Annotated[int, within(1, 4096)]]
     vocab_size: Annotated[int, within(1, 1 << 16)]
     vqvae_identity: str
     data_fingerprint: str
     class_names: list[str]
-    flips: bool
-    copies: Annotated[int, within(1, 1 << 20)]
+    mirror_safe: bool
+    num_variants: Annotated[int, within(1, 1 << 20)]
     seed: int
     shard_size: int
     data: str
     vqvae: str
-    left_out: dict[str, str]
-    shards: list[IndexedFile]
-    examples: IndexedFile | None = None
+    skipped: dict[str, str]
+    examples: StoredFile
+    shards: list[Shard]
 
     @property
-    def num_images(self) -> int:
-        """Images with codes."""
-        return sum(shard.pictures for shard in self.shards)
-
-    @property
-    def files(self) -> list[IndexedFile]:
-        """Every file; format 1 has shards alone."""
-        return self.shards if self.examples is None else [*self.shards, self.examples]
+    def files(self) -> list[StoredFile]:
+        """Every file that `mvar tokenize --verify` reads."""
+        return [*self.shards, self.examples]
 
 
 def read_index(folder: Path) -> Index:
@@ -134,7 +156,7 @@ def vqvae_settings(vqvae: VQVAE) -> dict[str, Any]:
     return {
         "sides": list(config.sides),
         "vocab_size": config.vocab_size,
-        "vqvae_identity": vqvae_identity(vqvae),
+        "vqvae_identity": network_identity(vqvae),
     }
 
 
@@ -154,6 +176,54 @@ def verify_tokens(folder: Path) -> int:
     return len(index.shards)
 
 
+def write_array(path: Path, array: np.ndarray) -> StoredFile:
+    """Write an .npy file that appears complete or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    # Not np.save to the file itself: on a full disk it only says how many values it could not write.
+    content = buffer.getvalue()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return StoredFile(path.name, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def write_shard(
+    path: Path, codes: np.ndarray, unreadable: Sequence[Unreadable], stamps: str = "", content: str = ""
+) -> None:
+    """Write a shard and its record; the same arguments give the same bytes.
+
+    Args:
+        path: the .npy file.
+        codes: (num_variants, n, L).
+        unreadable, stamps, content: see `Shard`.
+    """
+    stored = write_array(path, np.ascontiguousarray(codes, dtype="<u2"))
+    shard = Shard(**asdict(stored), num_images=codes.shape[1], unreadable=tuple(unreadable), stamps=stamps,
+                  content=content)  # fmt: skip
+    write_text(path.with_suffix(".json"), json.dumps(asdict(shard), indent=2) + "\n")
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a shard has its record; whether it is intact takes `check_shard` to tell."""
+    return path.with_suffix(".json").is_file()
+
+
+def check_shard(path: Path) -> Shard:
+    """Read a shard through, compare it with its record and return that.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    try:
+        shard = read_record(path.with_suffix(".json"), Shard)
+        actual = file_digest(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path} is not a complete shard of codes ({error})") from None
+    if actual != shard.sha256:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the recorded one")
+    return shard
+
+
 class TokenFolder:
     """A finished folder of codes: labels, class names, the split, and `token_sets`.
 
@@ -165,6 +235,7 @@ class TokenFolder:
         labels: (N,) int64.
         class_names: one name per label.
         mirror_safe: whether a mirrored image still belongs to its class.
+        split: which images are for training and which are held out, as the dataset says.
         skipped: name -> reason of images that have no codes.
 
     Raises:
@@ -184,34 +255,30 @@ class TokenFolder:
                 raise ValueError(
                     f"{file} {state}; remove {folder / INDEX} and run `mvar tokenize` again to recompute it"
                 )
-        if self.index.format == FORMAT_1:
-            self.examples = read_examples(self.files, "examples")
-            labels = read_examples(self.files, "labels")
-            self._reserved = read_examples(self.files, "held_out").astype(bool)
-        else:
-            stored = read_npy(folder / EXAMPLES, EXAMPLE_TYPE, (self.index.num_images,))
-            self.examples, labels, self._reserved = stored["example"], stored["label"], stored["held_out"]
-        self.labels = labels.astype(np.int64)
+        self._counts = [shard.num_images for shard in self.index.shards]
+        stored = read_npy(folder / EXAMPLES, EXAMPLE_TYPE, (sum(self._counts),))
+        self.examples, self.labels = stored["example"], stored["label"].astype(np.int64)
+        self._held_out = stored["held_out"]
         self.class_names = tuple(self.index.class_names)
-        if not len(labels) or labels.min() < 0 or labels.max() >= len(self.class_names):
+        if not len(stored) or self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ValueError(f"{folder}: labels must be from 0 to {len(self.class_names) - 1}, one per image")
-        self.mirror_safe = self.index.flips
-        self.skipped = dict(self.index.left_out)
+        self.mirror_safe = self.index.mirror_safe
+        unreadable = (entry for shard in self.index.shards for entry in shard.unreadable)
+        self.skipped = {**self.index.skipped, **{entry.name: entry.reason for entry in unreadable}}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the images, with their content where the index has it."""
+        """Fingerprint of the images, with their content where it can change."""
         contents = [shard.content for shard in self.index.shards]
-        return (
-            digest(self.index.data_fingerprint, *contents) if all(contents) else self.index.data_fingerprint
-        )
+        data = self.index.data_fingerprint
+        return digest(data, *contents) if all(contents) else data
 
     @property
     def num_variants(self) -> int:
-        return self.index.copies
+        return self.index.num_variants
 
     @property
     def bytes_per_image(self) -> float:
@@ -219,8 +286,7 @@ class TokenFolder:
 
     @cached_property
     def split(self) -> Split:
-        """The split of the images that the codes were made of."""
-        return Split.of_flags(self._reserved)
+        return Split.of_flags(self._held_out)
 
     @property
     def train(self) -> np.ndarray:
@@ -244,9 +310,8 @@ class TokenFolder:
         """
         if num_variants is not None and num_variants > self.num_variants:
             raise ValueError(
-                f"{self.folder} holds {self.num_variants} variants per image, "
-                f"copies asks for {num_variants}; "
-                "tokenize again with --copies"
+                f"{self.folder} holds {self.num_variants} variants per image, copies asks for "
+                f"{num_variants}; tokenize again with --copies"
             )
         for key, value in vqvae_settings(vqvae).items():
             if getattr(self.index, key) != value:
@@ -259,15 +324,9 @@ class TokenFolder:
 
     def _token_set(self, indices: np.ndarray) -> TokenSet:
         index = self.index
-        counts = [shard.pictures for shard in index.shards]
         shape = self.num_variants, sum(side * side for side in index.sides)
-        kind = SafetensorsCodes if index.format == FORMAT_1 else ShardedCodes
+        codes = ShardedCodes(self.files, self._counts, shape, indices, index.vocab_size)
         fingerprint = token_fingerprint(
-            self.fingerprint,
-            index.vqvae_identity,
-            self.num_variants,
-            index.seed,
-            self.examples[indices],
+            self.fingerprint, index.vqvae_identity, self.num_variants, index.seed, self.examples[indices]
         )
-        codes = kind(self.files, counts, shape, indices, index.vocab_size)
         return TokenSet(codes, self.labels[indices], fingerprint)

@@ -81,34 +81,27 @@ def _encode(
     """Encode images into the run folder, where a resumed run finds the codes; processes share the work."""
     folder = run.path / "tokens"
 
-    def writer() -> TokenWriter:
-        return TokenWriter(
-            vqvae,
-            source,
-            folder,
-            names=(settings.data, settings.vqvae),
-            num_variants=settings.copies,
-            seed=settings.seed,
-        )
-
-    def check() -> None:
+    def begin() -> TokenWriter:
+        names = settings.data, settings.vqvae
         try:
-            finished = writer().finished
+            writer = TokenWriter(
+                vqvae, source, folder, names=names, num_variants=settings.copies, seed=settings.seed
+            )
         except OtherSettings as error:
             raise ValueError(
                 f"what {run.path} trains on has changed since it began ({', '.join(error.changed)}); "
                 f"restore it to continue, or start a new run from {run.best}"
             ) from None
-        if not finished:
+        if processes.first and not writer.finished:
             _check_vqvae(settings.vqvae, vqvae, source, folder)
+        return writer
 
-    processes.on_first(check)
+    writer = processes.first_then_others(begin)
     with processes.raising_together():
-        writer().write(rank=processes.rank, world_size=processes.world_size)
+        writer.write(processes)
     # On a network disk, two processes that finish together may each miss the other's last shard, so that
     # neither writes the index.
-    if processes.on_first(lambda: not (folder / INDEX).exists()):
-        processes.on_first(lambda: writer().write().complete)
+    processes.on_first(writer.write)
     with processes.raising_together():
         made = TokenFolder(folder)
         sets = made.token_sets(vqvae)

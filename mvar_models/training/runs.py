@@ -31,8 +31,8 @@ from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment, versions
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.records import Must, record_of
-from mvar_models.tokens.encode import same_codes
 from mvar_models.tokens.folder import is_token_folder, open_data, read_index, refuse_tokens
 from mvar_models.training.build import (
     build_transformer,
@@ -332,7 +332,7 @@ def _same_vqvae(own: str, vqvae: str) -> bool:
     except (OSError, ValueError):  # it is needed for a warning only
         return False
     given = VQVAE.from_pretrained(vqvae)
-    return same_codes(fitted(original, given.config.sides), given)
+    return network_identity(fitted(original, given.config.sides)) == network_identity(given)
 
 
 def _fit(task: Task, run: Run[Any], report: Report | None) -> dict[str, Any]:

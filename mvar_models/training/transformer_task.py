@@ -194,7 +194,7 @@ class TransformerTask(Task):
 
     def validation_losses(self) -> Tensor:
         """Return (L,) the cross-entropy of each token, averaged over the held-out images."""
-        config, processes = self.model.config, self.processes
+        config = self.model.config
 
         def losses(labels: Tensor, scale_inputs: Tensor, indices: Tensor) -> Tensor:
             # Through `compute`, so that FSDP gathers the weights.
@@ -207,9 +207,7 @@ class TransformerTask(Task):
             self.val,
             batch_size=fit_batch(_VALIDATION_FEATURES, config.length * config.width, most=_VALIDATION_BATCH),
             dtype=PRECISIONS[self.settings.precision],
-            rank=processes.rank,
-            world_size=processes.world_size,
-            total=processes.total,
+            processes=self.processes,
         )
 
     def sample(self, model: nn.Module) -> Image.Image:

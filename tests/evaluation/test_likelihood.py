@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.likelihood import held_out_losses, per_scale
 
 from tiny_models import tiny_mvar, tiny_vqvae
@@ -52,14 +53,18 @@ def test_processes_share_the_examples(expected, world_size, batch_size):
             seen.append(len(labels))
             return model.token_losses(labels, inputs, indices)
 
-        def total(values):
-            sums.append(values.clone())
-            return values
+        class Others(Processes):
+            def total(self, values):
+                sums.append(values.clone())
+                return values
 
         held_out_losses(
-            losses, tiny_vqvae().quantizer, Examples(),
-            batch_size=batch_size, rank=rank, world_size=world_size, total=total,
-        )  # fmt: skip
+            losses,
+            tiny_vqvae().quantizer,
+            Examples(),
+            batch_size=batch_size,
+            processes=Others(rank, world_size),
+        )
         passes.append(len(seen))
         assert max(seen) <= batch_size, "also where a process has no example of its own"
     assert torch.allclose(sum(sums) / COUNT, expected, atol=1e-4)

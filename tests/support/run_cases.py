@@ -75,13 +75,15 @@ def start(*parts, before=PYTHON, program=COMMAND, variables=None, **options):
     )
 
 
-def start_pair(*parts, **options):
-    """Start the command as ranks 0 and 1, each for itself, as on two hosts."""
+def start_pair(*parts, each=((), ()), **options):
+    """Start the command as ranks 0 and 1, each for itself, as on two hosts; `each` has what differs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [start(*parts, variables={**meeting, "RANK": str(rank)}, **options) for rank in (0, 1)]
+    return [
+        start(*parts, *each[rank], variables={**meeting, "RANK": str(rank)}, **options) for rank in (0, 1)
+    ]
 
 
 def wait_for_step(process, run, step):

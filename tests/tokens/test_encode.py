@@ -10,7 +10,8 @@ from PIL import Image
 from mvar_models import VQVAE
 from mvar_models.data.digits import Digits
 from mvar_models.data.open import open_images
-from mvar_models.tokens.encode import same_codes, tokenize, tokenize_split, vqvae_identity
+from mvar_models.pipeline.identity import network_identity
+from mvar_models.tokens.encode import tokenize, tokenize_split
 
 from odd_images import BROKEN, ODD, fill, plain_folder
 from tiny_models import tiny_vqvae
@@ -100,6 +101,6 @@ def test_identity_is_of_configuration_and_weights(tmp_path):
     vqvae = tiny_vqvae()
     vqvae.save_pretrained(tmp_path / "a")
     vqvae.quantizer.code_usage += 1
-    assert same_codes(vqvae, VQVAE.from_pretrained(tmp_path / "a"))
-    assert not same_codes(vqvae, other_vqvae())
-    assert vqvae_identity(vqvae) != vqvae_identity(vqvae.with_sides((1, 2, 3, 4)))
+    assert network_identity(vqvae) == network_identity(VQVAE.from_pretrained(tmp_path / "a"))
+    assert network_identity(vqvae) != network_identity(other_vqvae())
+    assert network_identity(vqvae) != network_identity(vqvae.with_sides((1, 2, 3, 4)))

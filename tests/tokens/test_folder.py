@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
 from mvar_models import VQVAE
 from mvar_models.data.open import open_images
@@ -22,19 +21,20 @@ from mvar_models.tokens.folder import (
     EXAMPLE_TYPE,
     FORMAT,
     TokenFolder,
+    Unreadable,
+    check_shard,
     is_token_folder,
+    is_written,
     open_data,
     read_index,
     refuse_tokens,
     verify_tokens,
-    vqvae_settings,
+    write_shard,
 )
 
 from odd_images import BROKEN, EMPTY, ODD
 from tiny_models import tiny_vqvae
 from token_folders import write
-
-FORMAT_1 = Path(__file__).parent / "tokens_0_1"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_split_is_that_of_the_images(digits, written):
 
 def test_what_was_skipped_is_in_the_index(mixed, tmp_path):
     write(open_images(mixed, 16), tmp_path / "tokens")
-    skipped = json.loads((tmp_path / "tokens" / "index.json").read_text())["left_out"]
+    skipped = TokenFolder(tmp_path / "tokens").skipped
     reasons = {name.rsplit("/", 1)[1]: reason for name, reason in skipped.items()}
     assert set(reasons) == {*BROKEN, EMPTY}
     assert all(reasons[name].startswith(message) for name, (_, message) in BROKEN.items())
@@ -147,9 +147,9 @@ def test_it_is_told_from_folders_of_images(written, mixed):
 
 def test_a_later_format_is_refused(written):
     index = (written / "index.json").read_text()
-    (written / "index.json").write_text(index.replace("mvar-tokens-2", "mvar-tokens-3"))
+    (written / "index.json").write_text(index.replace(FORMAT, "mvar-tokens-9"))
     assert is_token_folder(written)
-    with pytest.raises(ValueError, match="mvar-tokens-3"):
+    with pytest.raises(ValueError, match="mvar-tokens-9"):
         read_index(written)
 
 
@@ -171,33 +171,25 @@ for tokens in folder.token_sets(tiny_vqvae()):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")
-@pytest.mark.parametrize("kind", ["npy", "safetensors"])
-def test_a_folder_of_more_shards_than_a_process_may_open_files(tmp_path, kind):
+def test_a_folder_of_more_shards_than_a_process_may_open_files(digits, tmp_path):
     """ImageNet has 626, and a folder opens them for training and for validation."""
     vqvae, count = tiny_vqvae(), 2000
+    write(digits, tmp_path / "small", batch_size=64, writer={"shard_size": 2000})
+    index = json.loads((tmp_path / "small" / "index.json").read_text())
     labels = np.arange(2 * count, dtype=np.int64)
     codes = np.zeros((2, 2, vqvae.config.length), dtype="<u2")
-    index = {**json.loads((FORMAT_1 / "index.json").read_text()), **vqvae_settings(vqvae)}
-    index |= {"class_names": [str(label) for label in labels], "shards": []}
+    index |= {"class_names": [str(label) for label in labels], "num_variants": 2, "shards": []}
     for number in range(count):
-        mine = slice(2 * number, 2 * number + 2)
-        codes[:, :, 0] = labels[mine] % 24
-        file = tmp_path / f"shard-{number:05d}.{kind}"
-        if kind == "npy":
-            np.save(file, codes)
-        else:
-            held_out = (labels[mine] % 2).astype(np.uint8)
-            save_file(
-                {"codes": codes, "labels": labels[mine], "examples": labels[mine], "held_out": held_out}, file
-            )
-        index["shards"].append({"file": file.name, "sha256": "", "bytes": file.stat().st_size, "pictures": 2})
-    if kind == "npy":
-        examples = np.empty(2 * count, dtype=EXAMPLE_TYPE)
-        examples["example"] = examples["label"] = labels
-        examples["held_out"] = labels % 2
-        np.save(tmp_path / "examples.npy", examples)
-        size = (tmp_path / "examples.npy").stat().st_size
-        index |= {"format": FORMAT, "examples": {"file": "examples.npy", "sha256": "", "bytes": size}}
+        codes[:, :, 0] = labels[2 * number : 2 * number + 2] % 24
+        file = tmp_path / f"shard-{number:05d}.npy"
+        np.save(file, codes)
+        record = {"file": file.name, "sha256": "", "bytes": file.stat().st_size, "num_images": 2}
+        index["shards"].append(record)
+    examples = np.empty(2 * count, dtype=EXAMPLE_TYPE)
+    examples["example"] = examples["label"] = labels
+    examples["held_out"] = labels % 2
+    np.save(tmp_path / "examples.npy", examples)
+    index["examples"]["bytes"] = (tmp_path / "examples.npy").stat().st_size
     (tmp_path / "index.json").write_text(json.dumps(index))
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root / "tests" / "support"), str(root)])
@@ -222,3 +214,76 @@ def test_a_code_that_the_vqvae_has_not_is_named(written):
     ):
         for start in range(0, len(tokens), 100):
             tokens.batch(np.arange(start, min(start + 100, len(tokens))))
+
+
+LOST = [Unreadable(7, "bee/7.png", "is empty (0 bytes)")]
+
+
+def codes(count=9, seed=0):
+    return np.random.default_rng(seed).integers(0, 4096, (2, count, 5), dtype=np.uint16)
+
+
+def test_any_numpy_reads_a_shard(tmp_path):
+    write_shard(tmp_path / "x.npy", codes(), [])
+    stored = np.load(tmp_path / "x.npy", allow_pickle=False)
+    assert np.array_equal(stored, codes())
+    assert stored.dtype == np.dtype("<u2")
+
+
+def test_a_shard_is_described_by_its_record(tmp_path):
+    write_shard(tmp_path / "x.npy", codes(), LOST)
+    shard = check_shard(tmp_path / "x.npy")
+    assert (shard.file, shard.num_images, shard.unreadable) == ("x.npy", 9, tuple(LOST))
+    assert shard.bytes == (tmp_path / "x.npy").stat().st_size
+
+
+def test_the_same_codes_are_the_same_bytes(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "0.npy", codes(), LOST)
+    for suffix in ("npy", "json"):
+        assert (tmp_path / "x" / f"0.{suffix}").read_bytes() == (tmp_path / "y" / f"0.{suffix}").read_bytes()
+
+
+def test_two_bytes_per_code_and_little_else(tmp_path):
+    write_shard(tmp_path / "x.npy", np.zeros((2, 2048, 680), dtype=np.uint16), [])
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 2 * 680 * 2 < size / 2048 < 2 * 680 * 2 + 1
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_changed_byte_is_noticed(tmp_path, position):
+    write_shard(tmp_path / "x.npy", codes(), [])
+    content = bytearray((tmp_path / "x.npy").read_bytes())
+    content[position] ^= 1
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy is damaged"):
+        check_shard(tmp_path / "x.npy")
+
+
+def test_a_shard_without_a_whole_record_is_not_complete(tmp_path):
+    path, record = tmp_path / "x.npy", tmp_path / "x.json"
+    write_shard(path, codes(), [])
+    whole = record.read_text()
+    for text in (whole[:40], "[]", "{}", whole.replace("sha256", "sha")):
+        record.write_text(text)
+        with pytest.raises(ValueError, match=r"x\.npy is not a complete shard"):
+            check_shard(path)
+    record.unlink()
+    assert not is_written(path)
+    write_shard(path, codes(), [])
+    path.unlink()
+    with pytest.raises(ValueError, match=r"x\.npy is not a complete shard"):
+        check_shard(path)
+
+
+def test_a_failure_leaves_the_shard_as_it_was(tmp_path, monkeypatch):
+    """Nothing is seen of a shard that could not be written, neither file nor record nor leftovers."""
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_shard(tmp_path / "x.npy", codes(), [])
+    assert list(tmp_path.iterdir()) == []

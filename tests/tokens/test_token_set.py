@@ -1,9 +1,11 @@
-"""Token sets: batches of labels and codes, and fingerprints of their contents."""
+"""Token sets: batches of labels and codes, in memory and in shards; fingerprints of their contents."""
 
 import numpy as np
+import pytest
 import torch
 
-from mvar_models.tokens.token_set import TokenSet
+from mvar_models.tokens.folder import write_shard
+from mvar_models.tokens.token_set import ShardedCodes, TokenSet
 
 
 def tokens(seed=0):
@@ -32,3 +34,28 @@ def test_the_fingerprint_changes_with_codes_and_labels():
     ]
     assert len({some.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert TokenSet(some.codes, some.labels, "given").fingerprint == "given"
+
+
+def test_codes_in_shards_read_like_one_array(tmp_path, seed):
+    """Any mix of shards, variants and repeated members; an empty shard takes part."""
+    rng = np.random.default_rng(seed)
+    counts = (4, 0, 9, 1)
+    parts = [rng.integers(0, 4096, (2, count, 5), dtype=np.uint16) for count in counts]
+    files = [tmp_path / f"{number}.npy" for number in range(len(counts))]
+    for file, part in zip(files, parts):
+        write_shard(file, part, [])
+    indices = np.array([13, 2, 3, 8, 0, 11])
+    whole = np.concatenate(parts, axis=1)[:, indices]
+    sharded = ShardedCodes(files, counts, (2, 5), indices)
+    assert sharded.shape == whole.shape
+    members, variants = rng.integers(0, len(indices), 40), rng.integers(0, 2, 40)
+    assert np.array_equal(sharded[variants, members], whole[variants, members])
+    assert np.array_equal(sharded[1, members], whole[1, members])
+    assert sharded[0, members[:0]].shape == (0, 5)
+
+
+def test_a_pickle_is_refused(tmp_path):
+    """A folder of codes from a stranger must not run code."""
+    np.save(tmp_path / "x.npy", np.array([[[{}]]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"allow_pickle|Python objects|pickle"):
+        ShardedCodes([tmp_path / "x.npy"], [1], (1, 1), np.arange(1))[0, np.array([0])]

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from mvar_models import files
-from mvar_models.data import folders
 from mvar_models.data.open import open_images
+from mvar_models.distributed import Processes
 from mvar_models.files import OtherSettings
 from mvar_models.tokens.folder import TokenFolder
 from mvar_models.tokens.writer import TokenWriter
 
-from odd_images import ODD, fill, plain_folder
+from odd_images import ODD, fill
 from tiny_models import tiny_vqvae
 from token_folders import contents, write
 
@@ -32,7 +32,7 @@ def test_processes_write_the_same_bytes(digits, tmp_path):
     settings = {"shard_size": 300}
     write(digits, tmp_path / "one", batch_size=64, writer=settings)
     done = [
-        write(digits, tmp_path / "three", batch_size=64, writer=settings, rank=rank, world_size=3)
+        write(digits, tmp_path / "three", batch_size=64, writer=settings, processes=Processes(rank, 3))
         for rank in (2, 0, 1)
     ]
     assert [written.complete for written in done] == [False, False, True]
@@ -101,7 +101,7 @@ def photos(tmp_path):
 def test_codes_of_images_that_were_changed_in_place_are_not_kept(photos, tmp_path, kind, caplog):
     """Refused where they are finished, since runs may know them; computed again where they are not."""
     settings = {"shard_size": 3}
-    for name, options in (("finished", {}), ("begun", {"rank": 0, "world_size": 2})):
+    for name, options in (("finished", {}), ("begun", {"processes": Processes(0, 2)})):
         write(open_images(photos, 16), tmp_path / name, writer=settings, **options)
         assert not write(open_images(photos, 16), tmp_path / "finished", writer=settings).made
     before = TokenFolder(tmp_path / "finished").fingerprint
@@ -137,27 +137,11 @@ def test_codes_of_images_that_were_changed_in_place_are_not_kept(photos, tmp_pat
     assert not caplog.records, "a copy is read once"
 
 
-@pytest.mark.parametrize("state", ["finished", "begun"])
-def test_classes_that_earlier_versions_numbered_otherwise_are_refused_by_name(tmp_path, state, monkeypatch):
-    """They would be renumbered silently: versions before 0.2 sorted numbers as text."""
-    for number in range(11):
-        plain_folder(tmp_path / "photos", classes=(str(number),))
-    monkeypatch.setattr(folders, "class_order", lambda names, place: sorted(range(11), key=names.__getitem__))
-    options = {"rank": 0, "world_size": 2} if state == "begun" else {}
-    write(open_images(tmp_path / "photos", 16), tmp_path / "tokens", **options)
-    monkeypatch.undo()
-    with pytest.raises(
-        OtherSettings, match=r"in another order \(0, 1, 10, \.\.\. instead of 0, 1, 2, "
-    ) as error:
-        write(open_images(tmp_path / "photos", 16), tmp_path / "tokens")
-    assert error.value.changed == ["order of the classes"]
-
-
 def test_a_damaged_shard_of_an_unfinished_folder_is_recomputed(digits, tmp_path, caplog):
     settings = {"shard_size": 600}
     write(digits, tmp_path / "straight", batch_size=64, writer=settings)
     folder = tmp_path / "damaged"
-    write(digits, folder, batch_size=64, writer=settings, rank=0, world_size=2)
+    write(digits, folder, batch_size=64, writer=settings, processes=Processes(0, 2))
     shard = folder / "shard-00000.npy"
     content = bytearray(shard.read_bytes())
     content[-500] ^= 1
@@ -190,12 +174,13 @@ def test_another_vqvae_other_data_or_settings_are_refused(mixed, digits, tmp_pat
     with pytest.raises(ValueError, match=r"other settings \(vqvae_identity differ\)"):
         write(open_images(mixed, 16), folder, other)
     with pytest.raises(
-        ValueError, match=r"other settings \(class_names, copies, data_fingerprint, flips differ\)"
+        ValueError,
+        match=r"other settings \(class_names, data_.*, mirror_safe, num_variants differ\)",
     ):
         write(digits, folder)
     assert not write(open_images(mixed, 16), folder).made, "nothing is left to do"
-    write(open_images(mixed, 16), tmp_path / "begun", rank=1, world_size=2)
-    with pytest.raises(ValueError, match=r"begun .*other settings \(copies differ\)"):
+    write(open_images(mixed, 16), tmp_path / "begun", processes=Processes(1, 2))
+    with pytest.raises(ValueError, match=r"begun .*other settings \(num_variants differ\)"):
         write(open_images(mixed, 16), tmp_path / "begun", writer={"num_variants": 1})
 
 
@@ -224,5 +209,5 @@ def test_a_class_without_a_readable_image_is_named(tmp_path):
 def test_progress_is_reported_in_images(digits, tmp_path):
     seen = []
     writer = TokenWriter(tiny_vqvae(), digits, tmp_path, shard_size=600)
-    writer.write(batch_size=256, rank=1, world_size=2, report=lambda done, total: seen.append((done, total)))
+    writer.write(Processes(1, 2), batch_size=256, report=lambda *counts: seen.append(counts))
     assert seen == [(256, 600), (512, 600), (600, 600)]
