@@ -68,6 +68,17 @@ def file_digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def digest(*parts: str | bytes) -> str:
+    """Return 16 hex digits of SHA-256 over the parts."""
+    total = hashlib.sha256()
+    for part in parts:
+        # surrogateescape: names of files need not be valid UTF-8.
+        value = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        # The length goes first, so that ("ab", "c") and ("a", "bc") differ.
+        total.update(len(value).to_bytes(8, "little") + value)
+    return total.hexdigest()[:16]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears complete or not at all."""
     with replacing(path) as temporary:
@@ -229,7 +240,7 @@ def numbered(names: Sequence[str]) -> list[str]:
     return found
 
 
-class OtherSettings(ValueError):
+class SettingsMismatch(ValueError):
     """The folder holds what was made with other settings; `changed` names them."""
 
     def __init__(self, message: str, changed: list[str]) -> None:
@@ -243,7 +254,7 @@ def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
     Of several processes that come at once, one notes its settings and the others compare theirs.
 
     Raises:
-        OtherSettings: it holds `what` made with other settings.
+        SettingsMismatch: it holds `what` made with other settings.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
     create_text(record, json.dumps(settings, indent=2) + "\n")
@@ -251,11 +262,11 @@ def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
 
 
 def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
-    """OtherSettings naming the settings that differ from those found in `folder`."""
+    """SettingsMismatch naming the settings that differ from those found in `folder`."""
     changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
     if changed:
         told = (
             f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); "
             "use those, or remove the folder"
         )
-        raise OtherSettings(told, changed)
+        raise SettingsMismatch(told, changed)

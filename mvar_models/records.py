@@ -1,4 +1,4 @@
-"""Read JSON that anybody may have written: typed, bounded, and with errors of one line.
+"""Read JSON and YAML that anybody may have written: typed, bounded, and with errors of one line.
 
 A schema is a dataclass, or any annotation made of bool, int, float, str, None, Literal, lists, tuples,
 mappings and dataclasses. `Annotated[int, within(1, 64)]` adds a range. An error names the file, the key, what
@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+import yaml
 
 MOST_BYTES = 1 << 26
+_MOST_YAML_BYTES = 1 << 20  # PyYAML takes ten seconds for as much
 _DEEPEST = 32
 _LARGEST = 1 << 64  # no seed, size or count is larger, and Python refuses to print very long integers
 _MARKS_OF_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -113,9 +115,28 @@ def parse_json(text: str | bytes, source: str) -> Any:
         ValueError: it is no JSON, has a key twice, is nested too deeply or holds a number that is too long.
     """
     try:
-        return bounded(json.loads(text, object_pairs_hook=_without_twins, parse_int=_parse_int))
+        return _bounded(json.loads(text, object_pairs_hook=_without_twins, parse_int=_parse_int))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON: {reason_in_line(error)}") from None
+        raise ValueError(f"{source} is not valid JSON: {_reason(error)}") from None
+
+
+def yaml_of(values: Any) -> str:
+    """Return values as the YAML that `read_yaml` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of at most a megabyte.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML, or is nested too deeply; one line names the file.
+    """
+    text = read_text(path, _MOST_YAML_BYTES)
+    try:
+        return _bounded(yaml.load(text, _Loader))
+    except Exception as error:  # PyYAML's constructors raise their own, KeyError, AttributeError and more
+        raise ValueError(f"{path} is not valid YAML: {_reason(error)}") from None
 
 
 def record_of(values: Any, schema: type[T], source: str) -> T:
@@ -125,7 +146,7 @@ def record_of(values: Any, schema: type[T], source: str) -> T:
         ValueError: they are something else.
     """
     try:
-        return typing.cast(T, _convert(values, schema, ""))
+        return typing.cast(T, converted(values, schema, ""))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {str(error).strip()}") from None
 
@@ -144,7 +165,7 @@ def check_fields(record: Any) -> None:
     for field, hint in _fields(schema):
         value = getattr(record, field.name)
         if value is not None or field.default is not None:
-            object.__setattr__(record, field.name, _convert(value, hint, field.name))
+            object.__setattr__(record, field.name, converted(value, hint, field.name))
 
 
 @functools.cache
@@ -153,13 +174,8 @@ def _fields(schema: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(field, hints[field.name]) for field in dataclasses.fields(schema)]
 
 
-def converted(value: Any, hint: Any, name: str) -> Any:
-    """Convert an argument of a call as `check_fields` does a field; see there for the errors."""
-    return _convert(value, hint, name)
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    """Return `value` as what `hint` says; errors begin with `key`."""
+def converted(value: Any, hint: Any, key: str) -> Any:
+    """Convert a value to what an annotation says, as `check_fields` does; errors begin with `key`."""
     if hasattr(value, "tolist"):  # arrays and tensors count as the numbers in them
         value = value.tolist()
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -177,7 +193,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, Mapping):
             inside = f"{key}." if key else ""
             return {
-                _convert(name, arguments[0], f"{inside}{shown(name)}"): _convert(
+                converted(name, arguments[0], f"{inside}{_shown(name)}"): converted(
                     entry, arguments[1], f"{inside}{name}"
                 )
                 for name, entry in value.items()
@@ -195,18 +211,18 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return os.fspath(value)
     elif hint in (None, types.NoneType) and value is None:
         return None
-    raise TypeError(f"{key} must be {_words(hint)}, got {shown(value)}")
+    raise TypeError(f"{key} must be {_words(hint)}, got {_shown(value)}")
 
 
 def _annotated(value: Any, hint: Any, key: str) -> Any:
     base, *rules = typing.get_args(hint)
     if hint == Figure and _is_number(value):
         return _float(value, key, finite=False)
-    converted = _convert(value, base, key)
+    plain = converted(value, base, key)
     for rule in rules:
-        if isinstance(rule, Must) and not rule.holds(converted):
-            raise ValueError(f"{key} must be {_words(hint)}, got {shown(value)}")
-    return converted
+        if isinstance(rule, Must) and not rule.holds(plain):
+            raise ValueError(f"{key} must be {_words(hint)}, got {_shown(value)}")
+    return plain
 
 
 def _one_of_several(value: Any, hint: Any, key: str) -> Any:
@@ -214,38 +230,38 @@ def _one_of_several(value: Any, hint: Any, key: str) -> Any:
     if value is None and len(kinds) < len(typing.get_args(hint)):
         return None
     if len(kinds) == 1:
-        return _convert(value, kinds[0], key)
+        return converted(value, kinds[0], key)
     out_of_range: ValueError | None = None
     for kind in kinds:
         try:
-            return _convert(value, kind, key)
+            return converted(value, kind, key)
         except ValueError as error:
             out_of_range = out_of_range or error
         except TypeError:
             continue
     if out_of_range is not None:
         raise out_of_range
-    raise TypeError(f"{key} must be {_words(hint)}, got {shown(value)}")
+    raise TypeError(f"{key} must be {_words(hint)}, got {_shown(value)}")
 
 
 def _sequence(values: list[Any], hint: Any, key: str) -> Any:
     kinds = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and kinds[-1] is not Ellipsis:
         if len(values) != len(kinds):
-            raise TypeError(f"{key} must be {_words(hint)}, got {shown(values)}")
+            raise TypeError(f"{key} must be {_words(hint)}, got {_shown(values)}")
     else:
         kinds = (kinds[0],) * len(values)
-    converted = [
-        _convert(value, kind, f"{key}[{index}]") for index, (value, kind) in enumerate(zip(values, kinds))
+    entries = [
+        converted(value, kind, f"{key}[{index}]") for index, (value, kind) in enumerate(zip(values, kinds))
     ]
-    return converted if typing.get_origin(hint) is list else tuple(converted)
+    return entries if typing.get_origin(hint) is list else tuple(entries)
 
 
 def _build(value: Any, schema: Any, key: str) -> Any:
     if type(value) is schema:
         return value
     if not isinstance(value, Mapping):
-        raise TypeError(f"{key} must be {_words(schema)}, got {shown(value)}")
+        raise TypeError(f"{key} must be {_words(schema)}, got {_shown(value)}")
     inside = f"{key}." if key else ""
     fields = {field.metadata.get("key", field.name): (field, hint) for field, hint in _fields(schema)}
     unknown = sorted(str(name) for name in value if name not in fields)
@@ -261,7 +277,7 @@ def _build(value: Any, schema: Any, key: str) -> Any:
     if missing:
         raise ValueError(f"{key} lacks the entry {', '.join(missing)}")
     given = {
-        field.name: _convert(value[name], hint, f"{inside}{name}")
+        field.name: converted(value[name], hint, f"{inside}{name}")
         for name, (field, hint) in fields.items()
         if name in value and not (value[name] is None and field.default is None)
     }
@@ -275,7 +291,7 @@ def _is_number(value: Any) -> bool:
 def _float(value: Any, key: str, finite: bool = True) -> float:
     number = float(value) if abs(value) <= _LARGEST or isinstance(value, float) else math.inf
     if finite and not math.isfinite(number):
-        raise ValueError(f"{key} must be a finite number, got {shown(value)}")
+        raise ValueError(f"{key} must be a finite number, got {_shown(value)}")
     return number
 
 
@@ -298,37 +314,37 @@ def _words(hint: Any) -> str:
     return "null" if hint in (None, types.NoneType) else words.get(hint, "an object with keys")
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     try:
         return reprlib.repr(value)
     except ValueError:  # an integer of thousands of digits
         return f"a very long {type(value).__name__}"
 
 
-def reason_in_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return the reason in one line of bounded length."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def bounded(value: Any, depth: int = 0) -> Any:
+def _bounded(value: Any, depth: int = 0) -> Any:
     """Return a value read from a file, or raise ValueError where no record of ours would be like it."""
     if depth > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"a key must be text, got {shown(key)}")
-            bounded(key)
-            bounded(entry, depth + 1)
+                raise ValueError(f"a key must be text, got {_shown(key)}")
+            _bounded(key)
+            _bounded(entry, depth + 1)
     elif isinstance(value, list):
         for entry in value:
-            bounded(entry, depth + 1)
+            _bounded(entry, depth + 1)
     elif isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError(f"a number of {value.bit_length()} bits is too large")
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise ValueError(f"a text has characters that no text has: {shown(value)}")
+        raise ValueError(f"a text has characters that no text has: {_shown(value)}")
     return value
 
 
@@ -342,5 +358,34 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has a key twice: {shown(next(n for n in names if names.count(n) > 1))}")
+        raise ValueError(f"it has a key twice: {_shown(next(n for n in names if names.count(n) > 1))}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, but a key given twice is an error, and so are references, which can grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has references (*name), which no settings need")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        twins = [name for name in names if names.count(name) > 1]
+        if twins:
+            raise ValueError(f"it has a key twice: {_shown(twins[0])}")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as text.
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, but text that `_Loader` reads as a number is quoted."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers

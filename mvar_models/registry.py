@@ -65,7 +65,7 @@ class Architecture:
         return resolve(self.pipeline)
 
     @property
-    def draws(self) -> bool:
+    def is_generator(self) -> bool:
         """Whether the architecture draws images, so that `mvar sample` and `mvar train --arch` take it."""
         return self.pipeline is not None
 
@@ -150,14 +150,14 @@ def marked(names: Container[str]) -> Architecture | None:
     )
 
 
-def drawing_names() -> list[str]:
+def generator_names() -> list[str]:
     """Names of the architectures that draw images, in the table's order: the choices of `--arch`."""
-    return [row.name for row in ARCHITECTURES.values() if row.draws]
+    return [row.name for row in ARCHITECTURES.values() if row.is_generator]
 
 
-def drawing_titles() -> str:
+def generator_titles() -> str:
     """Their titles for messages: "VAR or MVAR"."""
-    *most, last = [row.title for row in ARCHITECTURES.values() if row.draws]
+    *most, last = [row.title for row in ARCHITECTURES.values() if row.is_generator]
     return f"{', '.join(most)} or {last}" if most else last
 
 

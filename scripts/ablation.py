@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core.activations import held_per_image
-from mvar_models.checkpoints.peek import open_checkpoint
+from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.config import released_dense_scales
 from mvar_models.files import claim, replacing, write_text
 from mvar_models.networks.transformer import ScaleTransformer

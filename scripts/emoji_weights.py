@@ -257,7 +257,7 @@ class Chain:
         target.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(target, dtype=torch.float16)
         loader = f"{class_name}Pipeline" if draws else class_name
-        facts = CardFacts(loader, model.config, model.num_parameters(), draws=draws)
+        facts = CardFacts(loader, model.config, model.num_parameters(), generates=draws)
         card = str(model_card(facts, name, license="mit"))
         write_text(target / "README.md", card + "\n".join(["", *self._how(name), ""]))
         shutil.copyfile(HERE / "emoji_notice.txt", self.weights / "NOTICE")

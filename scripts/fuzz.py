@@ -37,7 +37,7 @@ from mutations import mutate
 from PIL import Image
 
 from mvar_models import MVAR, VQVAE, MVARConfig, MVARPipeline, VQVAEConfig
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.cli.common import in_one_line
 from mvar_models.cli.main import main as mvar
 from mvar_models.cli.samples_folder import Sampling, read_samples, write_samples

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from mvar_models.checkpoints import zoo
-from mvar_models.checkpoints.read_tensors import INDEX_SUFFIX
+from mvar_models.checkpoints.tensor_files import INDEX_SUFFIX
 from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".distcp")

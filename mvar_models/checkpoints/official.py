@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar_models.config import RELEASED_SIDES, Config, MarkovVARConfig, TransformerConfig, VQVAEConfig
-from mvar_models.registry import architecture, drawing_titles, marked
+from mvar_models.registry import architecture, generator_titles, marked
 
 C = TypeVar("C", bound=Config)
 
@@ -148,7 +148,7 @@ def infer_config(state: Mapping[str, Tensor], config_class: type[C]) -> C:
     """
     if issubclass(config_class, VQVAEConfig):
         if "quantize.embedding.weight" not in state:
-            raise ValueError(f"this is a transformer ({drawing_titles()}), not a VQVAE")
+            raise ValueError(f"this is a transformer ({generator_titles()}), not a VQVAE")
         return config_class(**_infer_vqvae(state))
     if "class_emb.weight" not in state:
         raise ValueError("this is a VQVAE, not a transformer")

@@ -40,13 +40,13 @@ class CardFacts:
         class_name: Class in `mvar_models` whose `from_pretrained` loads the repository.
         config: Configuration of the network that gives the repository its name.
         parameters: Number of its parameters.
-        draws: Whether calling the loaded object draws images.
+        generates: Whether calling the loaded object generates images.
     """
 
     class_name: str
     config: Config
     parameters: int
-    draws: bool = False
+    generates: bool = False
 
 
 def push_to_hub(
@@ -115,7 +115,7 @@ def model_card(
     row = architecture(facts.config.model_type)
     # The Hub has no pipeline tag for class-conditional generation, and "unconditional" would be wrong.
     tags = [row.name, "visual-autoregressive", "image-generation"]
-    tags += ["class-conditional-image-generation"] if row.draws else []
+    tags += ["class-conditional-image-generation"] if row.is_generator else []
     data = ModelCardData(library_name="mvar", license=license, base_model=base_model, tags=tags)
     lines = [
         "---",
@@ -144,6 +144,6 @@ def _settings(config: Config) -> list[str]:
 def _usage(facts: CardFacts, repository: str) -> list[str]:
     load = f'{facts.class_name}.from_pretrained("{repository}")'
     lines = [f"from mvar_models import {facts.class_name}", ""]
-    if facts.draws:
+    if facts.generates:
         return [*lines, f"images = {load}([0, 1], seed=0)", 'images[0].save("0.png")']
     return [*lines, f"model = {load}"]

@@ -1,16 +1,21 @@
-"""The models that have a name: where their weights are, what they are, and how to sample them. Data only."""
+"""The models that have a name, and the class names of ImageNet, which most of them know. Data only."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 from mvar_models.config import SIDES_512
 
 EMBEDDED = "embedded"
 RELEASED_VQVAE = "vae-ch160v4096z32"
+IMAGENET_CLASSES = 1000
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -215,3 +220,18 @@ def of_file(file: str, model_type: str | None = None) -> Entry | None:
 def in_repository(repository: str) -> list[str]:
     """Return the names whose files lie in a Hub repository."""
     return [entry.name for entry in ENTRIES.values() if entry.repository == repository]
+
+
+@lru_cache(maxsize=1)
+def imagenet_names() -> tuple[str, ...]:
+    """Return ImageNet's class names by label: "golden retriever" is 207.
+
+    They are WordNet lemmas; synonyms are separated by ", ".
+    """
+    text = (resources.files("mvar_models.checkpoints") / "imagenet_names.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+def are_wordnet_ids(names: Sequence[str]) -> bool:
+    """Return whether all names are WordNet ids, as ImageNet's folders often are, in its labels' order."""
+    return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)

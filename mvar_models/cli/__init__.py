@@ -1,4 +1,4 @@
-"""The `mvar` command: one file per subcommand in this folder, and one row per subcommand in COMMANDS.
+"""The `mvar` command: one row per subcommand in COMMANDS.
 
 Nothing is imported here, so that `mvar --help` does not wait for torch.
 """
@@ -22,10 +22,10 @@ class Row(NamedTuple):
 
 COMMANDS: dict[str, Row] = {
     "demo": Row("mvar_models.cli.demo:demo", "Fine-tune the embedded VAR into MVAR and compare the two."),
-    "doctor": Row("mvar_models.cli.doctor:doctor", "Check this installation."),
+    "doctor": Row("mvar_models.cli.demo:doctor", "Check this installation."),
     "edit": Row("mvar_models.cli.edit:edit", "In-paint, out-paint or vary an image."),
     "evaluate": Row("mvar_models.cli.evaluate:evaluate_command", "Compare drawn images with a reference."),
-    "export": Row("mvar_models.cli.export:export", "Write a model for the released programs."),
+    "export": Row("mvar_models.cli.models:export", "Write a model for the released programs."),
     "finetune": Row("mvar_models.cli.finetune:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
     "gallery": Row("mvar_models.cli.gallery:gallery", "Draw contact sheets of a model."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),

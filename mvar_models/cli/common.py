@@ -1,17 +1,32 @@
-"""What every subcommand shares: which errors are the user's, and how they are shown."""
+"""Shared by the subcommands: errors in one line, lists with commas, progress bars."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 from safetensors import SafetensorError
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped, lost_process
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
+# A metric of a step, and what the bar calls it.
+_SHOWN = {
+    "loss": "loss",
+    "val_loss": "val_loss",
+    "val_psnr": "val_psnr",
+    "fd": "fd",
+    "skipped_steps": "skipped",
+    "images_per_second": "images/s",
+    "memory_gb": "GB",
+}
 
 
 def in_one_line(error: Exception, remedy: str = "use a machine with more") -> Exception:
@@ -60,3 +75,84 @@ def _shortage(text: str) -> str:
         return f"the memory{place} is full"
     amount = f"{int(asked[1]) / 1e9:,.2f} GB" if asked[2] == "bytes" else f"{asked[1]} {asked[2]}"
     return f"the memory{place} is full, {amount} more were needed"
+
+
+class CommaList(click.ParamType[tuple[Any, ...]]):
+    """Click's type of values separated by commas.
+
+    Args:
+        kind: Type of the values: str, int or float.
+        be: What an option must be, for its error; needed with `counts`.
+        counts: How many values there may be; any number by default.
+    """
+
+    name = "text"
+
+    def __init__(self, kind: type[str | int | float], be: str = "", counts: Collection[int] = ()) -> None:
+        words = {int: "whole numbers", float: "numbers", str: "names"}
+        self._kind = kind
+        self._be = be or f"{words[kind]} separated by commas"
+        self._counts = counts
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        try:
+            parts = tuple(self._kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            parts = ()
+        if not parts or (self._counts and len(parts) not in self._counts):
+            self.fail(f"must be {self._be}, got {value!r}", param, ctx)
+        return parts
+
+
+@contextmanager
+def count_progress(unit: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while open; yields `report(done, total)`.
+
+    Args:
+        unit: What is counted.
+        shown: Whether this process shows it: under torchrun only rank 0 does.
+    """
+    with _bar(unit, shown=shown and sys.stderr.isatty()) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+@contextmanager
+def step_progress(steps: int, *, shown: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show a bar over optimizer steps while open; yields `report(metrics)`, to be called after each step.
+
+    Log lines are printed above the bar.
+
+    Args:
+        steps: Steps of the whole run.
+        shown: Whether this process shows it: under torchrun only rank 0 does.
+    """
+    bar: tqdm[Any] | None = None
+
+    def report(metrics: dict[str, Any]) -> None:
+        nonlocal bar
+        if bar is None:
+            # Starting after the first step keeps compilation, and the steps before a resume, out of the rate.
+            bar = _bar("step", shown=shown, total=steps, initial=metrics["step"])
+        bar.update(metrics["step"] - bar.n)
+        figures = {title: f"{metrics[name]:.4g}" for name, title in _SHOWN.items() if name in metrics}
+        bar.set_postfix(figures, refresh=False)
+
+    with logging_redirect_tqdm():
+        try:
+            yield report
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+def _bar(unit: str, *, shown: bool, **options: Any) -> tqdm[Any]:
+    return tqdm(unit=unit, dynamic_ncols=True, disable=not shown, **options)

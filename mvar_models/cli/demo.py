@@ -1,12 +1,15 @@
-"""The command `mvar demo`."""
+"""The commands `mvar demo` and `mvar doctor`, which show that an installation works."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
+from mvar_kernels import selfcheck
 from mvar_models.demo import run_demo
+from mvar_models.pipeline import MVARPipeline
 
 
 @click.command()
@@ -29,3 +32,12 @@ def demo(out: Path, steps: int | None, samples: int) -> None:
     """Fine-tune the embedded VAR into MVAR on handwritten digits and compare the two."""
     for line in run_demo(out, steps=steps, samples=samples):
         click.echo(line)
+
+
+@click.command()
+def doctor() -> None:
+    """Check this installation: versions, devices, kernels against float64, embedded weights."""
+    code = selfcheck.main()
+    MVARPipeline.from_pretrained("mvar-digits")([0], seed=0)
+    click.echo("embedded models: load and sample")
+    sys.exit(code)

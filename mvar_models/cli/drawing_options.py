@@ -11,7 +11,7 @@ import click
 
 from mvar_models.config import TransformerConfig
 from mvar_models.records import converted, within
-from mvar_models.registry import drawing_names
+from mvar_models.registry import generator_names
 from mvar_models.sampling.guidance import SCHEDULES
 from mvar_models.sampling.preset import preset_of, recorded
 from mvar_models.sampling.sampler import SAMPLERS
@@ -42,7 +42,7 @@ _CHECKPOINT = (
     ),
     click.option(
         "--arch",
-        type=click.Choice(drawing_names()),
+        type=click.Choice(generator_names()),
         default=None,
         help="Architecture of a released .pth that does not say which it is.",
     ),
@@ -50,7 +50,7 @@ _CHECKPOINT = (
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),
         default="float32",
-        help="Type of the weights.",
+        help="Type of the model's weights.",
     ),
     click.option("--device", default=None, help="Default: cuda if available, else cpu."),
 )

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import filled
-from mvar_models.cli.progress import count_progress
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet, open_set
 from mvar_models.evaluation.npz import write_npz
@@ -115,7 +115,7 @@ def _draw(
             pipeline, file, rank=processes.rank, world_size=processes.world_size, report=report, **settings
         )
     # All parts are there now, if not yet joined.
-    processes.on_first(lambda: write_npz(pipeline, file, **settings))
+    processes.run_on_rank0(lambda: write_npz(pipeline, file, **settings))
 
 
 def _stem(place: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import torch
 
+from mvar_models.cli.common import CommaList
 from mvar_models.cli.drawing_options import checkpoint_options, filter_options, seed_option
 from mvar_models.devices import default_device
 from mvar_models.files import replacing
@@ -24,23 +25,6 @@ _ONLY_FOR = {
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class _Padding(click.ParamType[tuple[int, ...]]):
-    """One number of pixels, or four separated by commas."""
-
-    name = "text"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        try:
-            parts = value if isinstance(value, tuple) else tuple(int(part) for part in value.split(","))
-        except ValueError:
-            parts = ()
-        if len(parts) not in (1, 4):
-            self.fail(f"must be one number, or left,top,right,bottom, got {value!r}", param, ctx)
-        return parts * 4 if len(parts) == 1 else parts
-
-
 @click.command()
 @click.option(
     "--image", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The image to edit."
@@ -53,7 +37,7 @@ class _Padding(click.ParamType[tuple[int, ...]]):
 )
 @click.option(
     "--padding",
-    type=_Padding(),
+    type=CommaList(int, be="one number, or left,top,right,bottom", counts=(1, 4)),
     default=None,
     help="Out-paint: add this many pixels on every side, or as left,top,right,bottom.",
 )
@@ -123,6 +107,8 @@ def edit(
         raise FileNotFoundError(f"{out.parent} is no folder")
     pixels = images_of(image)
     target = masks_of(given[kind]) if kind == "mask_image" else given[kind]
+    if kind == "padding" and len(target) == 1:
+        (target,) = target
     place, kind_of_weights = default_device() if device is None else device, getattr(torch, dtype)
     pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
     options = {name: given[name] for name in _ONLY_FOR[kind]}

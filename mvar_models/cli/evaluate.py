@@ -12,6 +12,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from mvar_models.cli.common import CommaList
 from mvar_models.cli.drawing_options import schedule_option, seed_option
 from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
 from mvar_models.data.open import check_data_exists, open_images
@@ -25,17 +26,6 @@ from mvar_models.evaluation.metrics import COMPARED
 from mvar_models.evaluation.statistics_file import has_statistics
 from mvar_models.evaluation.table import table
 from mvar_models.files import write_text
-
-
-class _Names(click.ParamType[tuple[str, ...]]):
-    """Names separated by commas."""
-
-    name = "text"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
 
 
 @click.command("evaluate")
@@ -60,11 +50,11 @@ class _Names(click.ParamType[tuple[str, ...]]):
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
-    help="Type that features are computed in. Published figures are of float32.",
+    help="Type that features are computed in, not of a model's weights. Published figures are of float32.",
 )
 @click.option(
     "--metrics",
-    type=_Names(),
+    type=CommaList(str),
     default=None,
     help=f"Some of {','.join(COMPARED)}. Default: all that images and features allow.",
 )
@@ -209,7 +199,7 @@ def evaluate_command(
                 )
                 if held_out is not None and each.pipeline is not None:
                     results[-1]["likelihood"] = _likelihood(each, held_out, batch_size, processes)
-        processes.on_first(lambda: _show(results, json_file))
+        processes.run_on_rank0(lambda: _show(results, json_file))
     finally:
         processes.close()
 

@@ -1,11 +1,16 @@
-"""The command `mvar models`."""
+"""The commands `mvar models` and `mvar export`: list the zoo; write a model for the released programs."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
+from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.zoo import Entry, find, list_models
-from mvar_models.registry import architecture
+from mvar_models.pipeline import model_for
+from mvar_models.registry import ARCHITECTURES, architecture
 
 _HEADER = (
     f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5} {'IS':>6}  "
@@ -31,10 +36,34 @@ def models(pattern: str) -> None:
 def _line(name: str, entry: Entry) -> str:
     fid = f"{entry.scores['FID']:.2f}" if "FID" in entry.scores else "-"
     inception = f"{entry.scores['IS']:.1f}" if "IS" in entry.scores else "-"
-    preset = "in its config" if architecture(entry.model_type).draws else ""
+    preset = "in its config" if architecture(entry.model_type).is_generator else ""
     if "top_k" in entry.preset:
         preset = "{guidance_scale:8.1f} {top_k:5} {top_p:5.2f}".format(**entry.preset)
     return (
         f"{name:20} {entry.model_type:6} {entry.resolution:4} {entry.parameters:>10} "
         f"{fid:>5} {inception:>6}  {preset:20}  {entry.licence:12}  {entry.repository}/{entry.file}"
     )
+
+
+@click.command()
+@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write."
+)
+@click.option(
+    "--arch",
+    type=click.Choice(list(ARCHITECTURES)),
+    default=None,
+    help="Architecture of a released .pth that does not say which it is.",
+)
+def export(model: str, out: Path, arch: str | None) -> None:
+    """Write a model as a .pth that the released VAR and MVAR programs load strictly."""
+    checkpoint = open_checkpoint(model)
+    kind = checkpoint.kind(arch)
+    if kind in ARCHITECTURES and not ARCHITECTURES[kind].is_generator:
+        network: Any = ARCHITECTURES[kind].network_class().from_pretrained(checkpoint)
+    else:
+        network = model_for(checkpoint, arch)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is no folder")
+    click.echo(f"{network.num_parameters():,} parameters in {network.export_official(out)}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mvar_models.cli.common import CommaList
 from mvar_models.training.settings import RunSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,20 +22,6 @@ INTERNAL = {
     "num_residual_convolutions": "as released: the released programs load no other number",
     "restart_below": "decides how soon a dead code is replaced, which nobody has wanted to vary",
 }
-
-
-class _Integers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers separated by commas."""
-
-    name = "text"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        try:
-            return value if isinstance(value, tuple) else tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"must be whole numbers separated by commas, got {value!r}", param, ctx)
 
 
 def settings_options(kind: type[RunSettings], *, without: Collection[str] = ()) -> Callable[[F], F]:
@@ -78,7 +65,7 @@ def _value_type(hint: Any) -> Any:
     """Return click's type for an annotation such as `int | None` or `tuple[int, ...]`."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of annotated types
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    return _Integers() if typing.get_origin(hint) is tuple else hint
+    return CommaList(int) if typing.get_origin(hint) is tuple else hint
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

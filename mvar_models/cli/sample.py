@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options, seed_option
-from mvar_models.cli.progress import count_progress
 from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.npz import write_npz

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from mvar_models.cli.progress import count_progress
+from mvar_models.cli.common import count_progress
 from mvar_models.files import replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for

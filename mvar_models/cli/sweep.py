@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mvar_models.cli.common import CommaList, count_progress
 from mvar_models.cli.drawing_options import schedule_option, seed_option
-from mvar_models.cli.progress import count_progress
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference
 from mvar_models.evaluation.features.network import (
@@ -24,24 +23,6 @@ from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 
 
-class _Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas."""
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-        self.name = "integers" if kind is int else "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} must be {self.name} separated by commas", param, ctx)
-
-
 @click.command("sweep")
 @click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
 @click.option(
@@ -51,11 +32,14 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     "--metric", type=click.Choice(COMPARED), default="fd", show_default=True, help="The figure that decides."
 )
 @click.option(
-    "--guidance-scale", type=_Numbers(float), default="0,0.5,1,1.5,2,3,4", help="Values, with commas between."
+    "--guidance-scale",
+    type=CommaList(float),
+    default="0,0.5,1,1.5,2,3,4",
+    help="Values, with commas between.",
 )
 @schedule_option
-@click.option("--top-k", type=_Numbers(int), default=None, help="Values. Default: the checkpoint's.")
-@click.option("--top-p", type=_Numbers(float), default=None, help="Values. Default: the checkpoint's.")
+@click.option("--top-k", type=CommaList(int), default=None, help="Values. Default: the checkpoint's.")
+@click.option("--top-p", type=CommaList(float), default=None, help="Values. Default: the checkpoint's.")
 @click.option(
     "--features",
     type=click.Choice(list(FEATURES)),

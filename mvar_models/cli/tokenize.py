@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import seed_option
-from mvar_models.cli.progress import count_progress
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from mvar_models.cli.common import step_progress
 from mvar_models.cli.options import flag_of
-from mvar_models.cli.progress import step_progress
 from mvar_models.cli.training import run_options, show_distance, start
 from mvar_models.training import runs
 from mvar_models.training.settings import VQVAESettings

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mvar_models.checkpoints.imagenet import are_wordnet_ids
+from mvar_models.checkpoints.zoo import are_wordnet_ids
 from mvar_models.sampling.labels import composed, label_number
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.source import ImageSource
+from mvar_models.files import digest
 from mvar_models.images import to_tensor
 from mvar_models.optional import require
 

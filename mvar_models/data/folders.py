@@ -13,11 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from mvar_models.data.class_names import class_order, printable, warn_once
-from mvar_models.data.decode import SUFFIXES, load_image, read_file
-from mvar_models.data.fingerprint import content_fingerprint, digest
 from mvar_models.data.listing import Listing, plain_path
-from mvar_models.data.source import ImageSource
-from mvar_models.data.split import Split
+from mvar_models.data.source import ImageSource, Split, content_fingerprint
+from mvar_models.data.transforms import SUFFIXES, load_image, read_file
+from mvar_models.files import digest
 from mvar_models.records import read_text
 from mvar_models.sampling.labels import composed
 
@@ -38,7 +37,7 @@ class ClassFolders(ImageSource):
 
     Classes are numbered as `class_order` says. A file `held_out.txt` in the folder names the images to
     validate on, one path below the folder per line; nothing is trained on those. Without it a fixed share of
-    each class is held out (`draw_split`).
+    each class is held out (`make_split`).
 
     Images are found at any depth below a class, also behind links, and read on demand. Hidden files are
     ignored. Folders of systems (`Listing`), empty files, links to nothing, images outside the class folders

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from mvar_models.data.class_names import class_order
-from mvar_models.data.decode import load_image, read_file
-from mvar_models.data.fingerprint import content_fingerprint, digest
-from mvar_models.data.source import ImageSource
+from mvar_models.data.source import ImageSource, content_fingerprint
+from mvar_models.data.transforms import load_image, read_file
+from mvar_models.files import digest
 from mvar_models.images import UnreadableImage
 from mvar_models.optional import require
 from mvar_models.sampling.labels import composed

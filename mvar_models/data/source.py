@@ -12,16 +12,16 @@ import abc
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_models.data.fingerprint import digest
-from mvar_models.data.split import Split, draw_split
+from mvar_models.files import digest
 from mvar_models.images import UnreadableImage
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 _READERS = 8
 # Problems written to the log one by one; the rest are only counted.
 _LOGGED = 5
+_SPLIT_SEED = 0
+_HELD_OUT_SHARE = 0.25
+# Validation on more images than this costs time and tells nothing new.
+_MOST_HELD_OUT = 10_000
 
 
 class ImageSource(abc.ABC):
@@ -96,7 +100,7 @@ class ImageSource(abc.ABC):
     @cached_property
     def split(self) -> Split:
         """Which examples are for training and which are reserved for validation."""
-        return draw_split(self.labels, len(self.class_names))
+        return make_split(self.labels, len(self.class_names))
 
     @property
     def train(self) -> np.ndarray:
@@ -195,3 +199,61 @@ class ImageSource(abc.ABC):
             raise self._unusable("no held-out image can be read", candidates)
         name = self.class_names[self.labels[index]]
         raise self._unusable(f"class {name!r} has no training image that can be read", candidates)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the examples to train on and of those to validate on, the same in every command.
+
+    Attributes:
+        train: (n,) int64, ascending.
+        reserved: (m,) int64, ascending: the examples kept out of training; empty where none can be spared.
+    """
+
+    train: np.ndarray
+    reserved: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not len(self.reserved):
+            logger.warning(
+                "%d images are too few to hold any out; validation is on the training images",
+                len(self.train),
+            )
+
+    @classmethod
+    def of_flags(cls, reserved: np.ndarray) -> Split:
+        """Return the split that (N,) bool flags describe."""
+        return cls(np.flatnonzero(~reserved), np.flatnonzero(reserved))
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Examples to validate on: the reserved ones, or the training examples if none are reserved."""
+        return self.reserved if len(self.reserved) else self.train
+
+
+def make_split(labels: np.ndarray, num_classes: int) -> Split:
+    """Hold out the same share of every class: a quarter, and about 10,000 examples in total at most."""
+    share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / max(1, len(labels)))
+    rng = np.random.default_rng(_SPLIT_SEED)
+    train, reserved = [], []
+    for label in range(num_classes):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(len(members) * share)
+        reserved.append(members[:cut])
+        train.append(members[cut:])
+    return Split(np.sort(np.concatenate(train)), np.sort(np.concatenate(reserved)))
+
+
+def content_fingerprint(
+    class_names: Sequence[str], labels: np.ndarray, names: Iterable[str], sizes: np.ndarray
+) -> str:
+    """Return the digest of a list of examples, without reading one.
+
+    Args:
+        class_names: one name per label.
+        labels: (N,) class of each example.
+        names: N names, which do not depend on where the data is stored.
+        sizes: (N,) bytes of each example.
+    """
+    parts = "\0".join(class_names), "\0".join(names)
+    return digest(*parts, np.asarray(labels, dtype="<i8").tobytes(), np.asarray(sizes, dtype="<i8").tobytes())

@@ -126,7 +126,7 @@ class Processes:
             # torchrun says how many processes this host has; if all, nobody else needs to reach them.
             one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
             host = "127.0.0.1" if one_host else os.environ["MASTER_ADDR"]
-            meeting = self.on_first(lambda: heartbeat.listen(host if one_host else ""))
+            meeting = self.run_on_rank0(lambda: heartbeat.listen(host if one_host else ""))
             with self.raising_together():
                 heartbeat.start(host, meeting)
         return self
@@ -177,7 +177,7 @@ class Processes:
         dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and broadcast its result. If it raises, rank 0 raises and the others end."""
         if self.alone:
             return work()
@@ -201,7 +201,7 @@ class Processes:
         if self.alone:
             return work()
         kept: list[T] = []
-        self.on_first(lambda: kept.append(work()))
+        self.run_on_rank0(lambda: kept.append(work()))
         with self.raising_together():
             if not self.first:
                 kept.append(work())
@@ -267,15 +267,15 @@ class Processes:
             (path / name).touch()
             return name
 
-        mark_file = path / self.on_first(mark)
+        mark_file = path / self.run_on_rank0(mark)
         patience = time.monotonic() + _VISIBLE_AFTER
         while not (seen := mark_file.exists()) and time.monotonic() < patience:
             time.sleep(0.2)
         without = [rank for rank, sees in enumerate(self.exchange(seen)) if not sees]
-        self.on_first(mark_file.unlink)
+        self.run_on_rank0(mark_file.unlink)
         if without:
             # Leave no empty folder behind.
-            self.on_first(lambda: path.rmdir() if not any(path.iterdir()) else None)
+            self.run_on_rank0(lambda: path.rmdir() if not any(path.iterdir()) else None)
             self.stop(
                 ValueError(
                     f"{path} of {self.name_of(0)} is not that of {self.name_of(without[0])}: "

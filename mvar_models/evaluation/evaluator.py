@@ -170,9 +170,9 @@ def evaluate(
             reference, network, metrics=metrics, per_class=per_class, training=training,
             resolution=resolution or images.size[0], batch_size=batch_size, workers=workers, report=report,
         )  # fmt: skip
-    workers.on_first(lambda: _check_sizes(images, prepared))
+    workers.run_on_rank0(lambda: _check_sizes(images, prepared))
     if statistics is not None:
-        workers.on_first(lambda: save_statistics(_known(prepared.summary), statistics))
+        workers.run_on_rank0(lambda: save_statistics(_known(prepared.summary), statistics))
     keep = bool(set(names) - FROM_STATISTICS) or bootstrap > 0 or bool(per_class)
     summary = summarize(
         images,
@@ -202,7 +202,7 @@ def evaluate(
             write_images(comparison, results, prepared.training, Path(images_to))
         return results
 
-    return workers.on_first(compare)
+    return workers.run_on_rank0(compare)
 
 
 def prepare_reference(
@@ -328,10 +328,10 @@ def _nearest(
                 return None
             return leave_one_out(known, _known(drawn), device)
 
-        return workers.on_first(alone)
+        return workers.run_on_rank0(alone)
     training = prepared.training
     # Real images to compare with: the reference's, which are then not for training, or the training images.
-    vectors = workers.on_first(
+    vectors = workers.run_on_rank0(
         lambda: [each.features for each in (_known(drawn), _known(reference)) if each.features is not None]
     )
     if len(vectors) < 2:

@@ -18,11 +18,11 @@ from typing import Annotated, Any, ClassVar, Protocol, cast
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.folders import ClassFolders
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.npz_images import NpzImages
+from mvar_models.files import digest
 from mvar_models.images import UnreadableImage, decode, to_uint8
 from mvar_models.pipeline.inputs import images_of
 from mvar_models.pipeline.output import PipelineOutput

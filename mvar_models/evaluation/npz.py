@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mvar_models.data.arrays import npz_comment, read_npy
-from mvar_models.files import OtherSettings, claim, compare, replacing
+from mvar_models.files import SettingsMismatch, claim, compare, replacing
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
 
@@ -81,7 +81,7 @@ def write_npz(
     if file.exists():
         try:
             compare(file, _settings_of(file), settings, "images")
-        except OtherSettings as error:
+        except SettingsMismatch as error:
             raise FileExistsError(
                 f"{file} exists already and was made with other settings ({', '.join(error.changed)} "
                 "differ); remove it or choose another name"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvar_kernels.pyramid import Neighborhood
-from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.plain import input_dtype

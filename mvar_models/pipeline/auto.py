@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mvar_models.checkpoints.peek import Checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.base import Pipeline

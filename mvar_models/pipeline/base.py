@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_models.checkpoints.peek import Checkpoint
-from mvar_models.checkpoints.save import save_model
+from mvar_models.checkpoints.checkpoint import Checkpoint
+from mvar_models.checkpoints.pretrained import save_model
 from mvar_models.config import VQVAE_FOLDER
 from mvar_models.devices import checked_device
 from mvar_models.networks.markov_var import MarkovVAR
@@ -113,7 +113,7 @@ class Pipeline(Editing):
         # Imported here, because huggingface_hub is slow to import and sampling does not need it.
         from mvar_models.checkpoints.push import CardFacts, push_to_hub
 
-        facts = CardFacts(type(self).__name__, self.model.config, self.model.num_parameters(), draws=True)
+        facts = CardFacts(type(self).__name__, self.model.config, self.model.num_parameters(), generates=True)
         return push_to_hub(self.save_pretrained, facts, repository, **options)
 
     @property

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.config import RELEASED_SIDES
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE

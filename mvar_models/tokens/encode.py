@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.augment import affine, random_affine
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
+from mvar_models.data.transforms import affine, random_affine
 from mvar_models.devices import fit_batch
+from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.randomness import Purpose, generator

@@ -26,11 +26,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from mvar_models.data.arrays import read_npy
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.open import open_images
-from mvar_models.data.source import ImageSource
-from mvar_models.data.split import Split
-from mvar_models.files import file_digest, replacing, write_text
+from mvar_models.data.source import ImageSource, Split
+from mvar_models.files import digest, file_digest, replacing, write_text
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.records import FileName, read_record, within

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mvar_models.data.arrays import read_npy
-from mvar_models.data.fingerprint import digest
+from mvar_models.files import digest
 
 Indices = np.ndarray | int
 # Shards mapped at a time: Linux gives a process some 65,000 maps.

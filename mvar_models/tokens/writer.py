@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
-from mvar_models.files import OtherSettings, claim, compare, write_text
+from mvar_models.files import SettingsMismatch, claim, compare, digest, write_text
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.records import read_record
 from mvar_models.tokens.encode import (
@@ -217,7 +216,7 @@ class TokenWriter:
         """Compare images that were written again since they were encoded, byte by byte and once.
 
         Raises:
-            OtherSettings: some are not what they were.
+            SettingsMismatch: some are not what they were.
         """
         stamps = [self._stamps(indices) for indices in self._ranges]
         pairs = enumerate(zip(index.shards, stamps))
@@ -237,7 +236,7 @@ class TokenWriter:
             if self._changed(index.shards[number], self._ranges[number])
         ]
         if changed:
-            raise OtherSettings(
+            raise SettingsMismatch(
                 f"{self.folder} holds codes of images that have changed since, under the same names, in "
                 f"{len(changed)} shards ({', '.join(changed[:3])}); encode into another folder, or remove "
                 f"{self.folder / INDEX} to encode these again",

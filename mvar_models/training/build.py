@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.config import RELEASED_SIDES, VQVAEConfig, released_dense_scales
 from mvar_models.data.class_names import listed, same_classes
 from mvar_models.networks.transformer import ScaleTransformer

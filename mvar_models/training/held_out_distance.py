@@ -59,7 +59,7 @@ class HeldOutDistance:
         """
         if self._alone:
             place = self._processes.device
-            return self._processes.on_first(lambda: self._measure(model.to(place), Processes()))
+            return self._processes.run_on_rank0(lambda: self._measure(model.to(place), Processes()))
         return self._measure(model, self._processes)
 
     def _measure(self, model: nn.Module, workers: Processes) -> dict[str, float]:
@@ -70,7 +70,7 @@ class HeldOutDistance:
             self._reference = prepare_reference(real, self._network, metrics=["fd"], **shared)
         summary = summarize(made, self._network, keep=False, **shared)
         reference = self._reference
-        return workers.on_first(lambda: {"fd": _distance(summary, reference, first)})
+        return workers.run_on_rank0(lambda: {"fd": _distance(summary, reference, first)})
 
 
 def decided(settings: S, processes: Processes) -> S:
@@ -89,7 +89,7 @@ def decided(settings: S, processes: Processes) -> S:
     if settings.evaluate_every is None:
         return settings
     if settings.evaluate_features is None:
-        name = processes.on_first(lambda: _default(settings))
+        name = processes.run_on_rank0(lambda: _default(settings))
         settings = replace(settings, evaluate_features=name)
     _network(settings, processes)
     return settings

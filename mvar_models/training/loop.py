@@ -105,8 +105,8 @@ class Loop:
         Raises:
             RunStopped: the data is not what the run was trained on.
         """
-        self.processes.on_first(self.folder.remove_leftovers)
-        step = self.processes.on_first(self.folder.last_step)
+        self.processes.run_on_rank0(self.folder.remove_leftovers)
+        step = self.processes.run_on_rank0(self.folder.last_step)
         if step:
             with self.processes.raising_together():
                 checkpoint = self.folder.checkpoint(step)
@@ -121,9 +121,9 @@ class Loop:
             self.loss_scale.load_state_dict(checkpoint.progress["loss_scale"])
             self.best = checkpoint.progress["best"]
             self.start = step
-        elif self.processes.on_first(self.folder.has_logged):
+        elif self.processes.run_on_rank0(self.folder.has_logged):
             logger.warning("%s was stopped before its first checkpoint; it starts again", self.folder.path)
-        self.processes.on_first(lambda: self.folder.forget_after(step))
+        self.processes.run_on_rank0(lambda: self.folder.forget_after(step))
 
     def _check_data(self, progress: dict[str, Any]) -> None:
         count, fingerprint = progress["examples"], progress["fingerprint"]
@@ -208,16 +208,16 @@ class Loop:
         """Validate, evaluate and sample the checkpoint of `step`, where a signal left no time to."""
         results: dict[str, Any] = {}
         distance: dict[str, float] = {}
-        settings, folder, on_first = self.settings, self.folder, self.processes.on_first
+        settings, folder, run_on_rank0 = self.settings, self.folder, self.processes.run_on_rank0
         if _due(step, settings.validate_every):
-            figure = on_first(lambda: folder.figure(step, self.task.best_figure))
+            figure = run_on_rank0(lambda: folder.figure(step, self.task.best_figure))
             if figure is None:
                 results = self.validate(step)
             elif self._is_best(figure):  # of a validation that was caught up before
                 self.best = figure
-        if _due(step, settings.evaluate_every) and on_first(lambda: folder.figure(step, "fd")) is None:
+        if _due(step, settings.evaluate_every) and run_on_rank0(lambda: folder.figure(step, "fd")) is None:
             distance = self.evaluate(step)
-        if _due(step, settings.sample_every) and not on_first(lambda: folder.has_samples(step)):
+        if _due(step, settings.sample_every) and not run_on_rank0(lambda: folder.has_samples(step)):
             self.sample(step)
         return results, distance
 
@@ -365,7 +365,7 @@ class Loop:
                         step,
                     )
 
-            self.processes.on_first(draw)
+            self.processes.run_on_rank0(draw)
         self.writer.samples(step, drawn[0] if drawn else None)
 
     def save_model(self, what: str, target: Path) -> None:

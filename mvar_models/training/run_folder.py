@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from safetensors import SafetensorError
 
-from mvar_models.checkpoints.read_tensors import read_values
+from mvar_models.checkpoints.tensor_files import read_values
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped
 from mvar_models.files import held, sweep, write_text
@@ -36,11 +36,12 @@ from mvar_models.records import (
     parse_json,
     read_lines,
     read_record,
+    read_yaml,
     record_of,
     within,
+    yaml_of,
 )
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
-from mvar_models.yaml_text import read_yaml, yaml_of
 
 logger = logging.getLogger(__name__)
 

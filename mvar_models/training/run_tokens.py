@@ -11,7 +11,7 @@ from mvar_models.data.open import DIGITS, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.reconstruction import check_reconstruction
-from mvar_models.files import OtherSettings
+from mvar_models.files import SettingsMismatch
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.tokens.encode import tokenize_split
@@ -87,7 +87,7 @@ def _encode(
             writer = TokenWriter(
                 vqvae, source, folder, names=names, num_variants=settings.copies, seed=settings.seed
             )
-        except OtherSettings as error:
+        except SettingsMismatch as error:
             raise ValueError(
                 f"what {run.path} trains on has changed since it began ({', '.join(error.changed)}); "
                 f"restore it to continue, or start a new run from {run.best}"
@@ -101,7 +101,7 @@ def _encode(
         writer.write(processes)
     # On a network disk, two processes that finish together may each miss the other's last shard, so that
     # neither writes the index.
-    processes.on_first(writer.write)
+    processes.run_on_rank0(writer.write)
     with processes.raising_together():
         made = TokenFolder(folder)
         sets = made.token_sets(vqvae)

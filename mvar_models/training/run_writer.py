@@ -75,7 +75,7 @@ class RunWriter:
             with self.folder.clear_failure(what):
                 return self.folder.begin_checkpoint(step)
 
-        temporary = self.processes.on_first(begin)
+        temporary = self.processes.run_on_rank0(begin)
         with self.processes.raising_together(), self.folder.clear_failure(what):
             if everywhere or self.processes.first:
                 save(temporary)
@@ -86,4 +86,4 @@ class RunWriter:
             with self.folder.clear_failure(what):
                 write()
 
-        self.processes.on_first(guarded)
+        self.processes.run_on_rank0(guarded)

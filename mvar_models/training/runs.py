@@ -23,7 +23,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 
-from mvar_models.checkpoints.peek import Checkpoint, open_checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.devices import usual_defaults
@@ -260,11 +260,11 @@ def _create(settings: S, processes: Processes) -> Run[S]:
         if settings.fsdp and (reason := cannot_shard(processes.device)):
             raise ValueError(reason)
 
-    processes.on_first(check)
+    processes.run_on_rank0(check)
     processes.connect(always=settings.fsdp)
     settings = decided(settings, processes)
     processes.require_shared(settings.out)
-    folder = processes.on_first(lambda: RunFolder.create(settings))
+    folder = processes.run_on_rank0(lambda: RunFolder.create(settings))
     return Run(replace(settings, device=str(processes.device)), folder, processes)
 
 
@@ -298,8 +298,8 @@ def _held(run: Run[Any]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(usual_defaults())
-        run.processes.on_first(lambda: stack.enter_context(run.folder.held()))
-        if not run.processes.on_first(lambda: run.folder.has_settings(run.settings)):
+        run.processes.run_on_rank0(lambda: stack.enter_context(run.folder.held()))
+        if not run.processes.run_on_rank0(lambda: run.folder.has_settings(run.settings)):
             run.processes.stop(
                 ValueError(f"{run.folder.path} has other settings by now; choose another --out")
             )
@@ -338,7 +338,7 @@ def _same_vqvae(own: str, vqvae: str) -> bool:
 def _fit(task: Task, run: Run[Any], report: Report | None) -> dict[str, Any]:
     loop = Loop(task, run.settings, run.folder, report, run.processes)
     loop.resume()
-    run.processes.on_first(lambda: run.folder.add_start(_start_record(run, loop.start)))
+    run.processes.run_on_rank0(lambda: run.folder.add_start(_start_record(run, loop.start)))
     try:
         results = loop.fit()
     except Exception:

@@ -11,7 +11,7 @@ import torch
 from mvar_models.config import TransformerConfig, residual_assignment
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.records import Must, check_fields, record_of, within
-from mvar_models.registry import architecture, drawing_names
+from mvar_models.registry import architecture, generator_names
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "progressive", "alternating")
@@ -148,7 +148,7 @@ class TransformerSettings(RunSettings):
     arch: str = setting(
         "mvar",
         "Architecture to end with. From a VAR, mvar converts its weights and var trains on as it is.",
-        choices=drawing_names,
+        choices=generator_names,
     )
     init: str | None = setting(
         None,

@@ -20,8 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from mvar_models.checkpoints.read_tensors import read_state
-from mvar_models.checkpoints.save import save_safetensors
+from mvar_models.checkpoints.tensor_files import read_state, save_safetensors
 from mvar_models.data.arrays import damage_named
 from mvar_models.training.ema import WeightAverage
 

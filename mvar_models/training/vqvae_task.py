@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_models.data.augment import affine, random_affine
-from mvar_models.data.fingerprint import digest
 from mvar_models.data.prefetch import Prefetcher
 from mvar_models.data.source import ImageSource
+from mvar_models.data.transforms import affine, random_affine
 from mvar_models.devices import fit_batch
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.codebook import code_counts, codes_used, perplexity
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages, spread
 from mvar_models.evaluation.reconstruction import Reconstructions, psnr, side_by_side
+from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.training.dead_codes import DeadCodes

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mvar_models import MVAR, MVARPipeline
-from mvar_models.checkpoints import peek
+from mvar_models.checkpoints import checkpoint as opening
 
 from checkpoint_cases import one_line
 from tiny_models import tiny_mvar
@@ -90,7 +90,7 @@ def test_what_is_loaded_is_the_model_of_one_save(rewritten, how):
 
 def test_a_configuration_of_another_save_is_said(tmp_path, monkeypatch, caplog):
     """A save that was killed between its files, or an edited configuration: which one, nobody can tell."""
-    monkeypatch.setattr(peek, "_PATIENCE", 0.05)
+    monkeypatch.setattr(opening, "_PATIENCE", 0.05)
     model = tiny_mvar()
     model.save_pretrained(tmp_path / "one")
     model.config = model.config.replace(guidance_scale=9.0)
@@ -106,9 +106,9 @@ def test_a_configuration_of_another_save_is_said(tmp_path, monkeypatch, caplog):
 
 
 def test_a_file_that_vanishes_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(peek, "_PATIENCE", 0.05)
+    monkeypatch.setattr(opening, "_PATIENCE", 0.05)
     tiny_mvar().save_pretrained(tmp_path)
-    checkpoint = peek.open_checkpoint(tmp_path)
+    checkpoint = opening.open_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors") as error:
         MVAR.from_pretrained(checkpoint)

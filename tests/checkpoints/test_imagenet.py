@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mvar_models import MVARConfig, MVARPipeline
-from mvar_models.checkpoints import imagenet
+from mvar_models.checkpoints import zoo
 
 
 def test_imagenet_names():
-    names = imagenet.class_names()
-    assert len(names) == imagenet.NUM_CLASSES == 1000
+    names = zoo.imagenet_names()
+    assert len(names) == zoo.IMAGENET_CLASSES == 1000
     assert names[0] == "tench, Tinca tinca"
     assert names[207] == "golden retriever"
     assert names[980] == "volcano"
@@ -19,7 +19,7 @@ def test_imagenet_names():
 
 def test_labels_by_synonym_and_by_number():
     pipeline = object.__new__(MVARPipeline)
-    pipeline.model = argparse.Namespace(config=MVARConfig(depth=1, class_names=imagenet.class_names()))
+    pipeline.model = argparse.Namespace(config=MVARConfig(depth=1, class_names=zoo.imagenet_names()))
     labels = "Golden Retriever", "tench", "TENCH, tinca tinca", "207", 3, np.int64(4)
     assert [pipeline.label_of(label) for label in labels] == [207, 0, 0, 207, 3, 4]
     with pytest.raises(ValueError, match=r"'golden retreiver': .*'golden retriever'"):

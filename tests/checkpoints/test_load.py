@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mvar_models import MVAR, VAR
-from mvar_models.checkpoints import imagenet, locate
+from mvar_models.checkpoints import locate, zoo
 from mvar_models.checkpoints.official import to_official
 from mvar_models.config import SIDES_256
 
@@ -92,7 +92,7 @@ def test_a_released_file_brings_its_preset_and_imagenet_s_names(tmp_path, file, 
     model = small(kind)
     loaded = kind.from_pretrained(official_file(tmp_path / file, to_official(model, model.config)))
     assert (loaded.config.guidance_scale, loaded.config.top_k, loaded.config.top_p) == preset
-    assert loaded.config.class_names == imagenet.class_names()
+    assert loaded.config.class_names == zoo.imagenet_names()
     assert loaded.config.sides == SIDES_256
     assert loaded.config.num_heads == 2
 

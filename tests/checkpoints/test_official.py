@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MarkovVAR, MarkovVARPipeline
+from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.official import from_official, infer_config, to_official
-from mvar_models.checkpoints.peek import open_checkpoint
-from mvar_models.checkpoints.save import export_official
+from mvar_models.checkpoints.pretrained import export_official
 from mvar_models.config import SIDES_512
 from mvar_models.pipeline import pipeline_for
 

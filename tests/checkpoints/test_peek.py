@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline, VARPipeline
-from mvar_models.checkpoints import peek, read_tensors
+from mvar_models.checkpoints import checkpoint as opening
+from mvar_models.checkpoints import tensor_files
+from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.official import to_official
-from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.pipeline import model_for, pipeline_for
 from mvar_models.training.runs import start_transformer_run, train_transformer
 
@@ -23,8 +24,8 @@ from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 def reads(monkeypatch):
     """Counts of weights read, whoever reads them, and of config.json read."""
     counts = Counter()
-    load_file, load = read_tensors.load_file, torch.load
-    read_config = peek.read_config
+    load_file, load = tensor_files.load_file, torch.load
+    read_config = opening.read_config
 
     def counted_load_file(path, *args, **options):
         counts[Path(path).parent.name + "/" + Path(path).name] += 1
@@ -38,9 +39,9 @@ def reads(monkeypatch):
         counts[path.parent.name + "/" + path.name] += 1
         return read_config(path)
 
-    monkeypatch.setattr(read_tensors, "load_file", counted_load_file)
+    monkeypatch.setattr(tensor_files, "load_file", counted_load_file)
     monkeypatch.setattr(torch, "load", counted_load)
-    monkeypatch.setattr(peek, "read_config", counted_read_config)
+    monkeypatch.setattr(opening, "read_config", counted_read_config)
     return counts
 
 
@@ -127,7 +128,7 @@ def test_an_opened_checkpoint_is_opened_as_it_is(tmp_path):
     tiny_var().save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     assert open_checkpoint(checkpoint) is checkpoint
-    assert isinstance(checkpoint, peek.Checkpoint)
+    assert isinstance(checkpoint, opening.Checkpoint)
 
 
 def test_a_bare_state_dict_needs_its_architecture(tmp_path):
@@ -140,7 +141,7 @@ def test_a_bare_state_dict_needs_its_architecture(tmp_path):
 
 
 def test_the_vqvae_of_a_checkpoint_is_known_without_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr(peek, "read_values", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(opening, "read_values", lambda path: pytest.fail(f"{path} was read"))
     assert open_checkpoint("var-digits").vqvae_name == "vae-digits"
     assert open_checkpoint("mvar-d16").vqvae_name == "vae-ch160v4096z32"
     assert open_checkpoint("vae-digits").vqvae_name is None

@@ -76,7 +76,8 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
         assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
         if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
             script = (
-                "from mvar_models.checkpoints.peek import open_checkpoint; from mvar_models import VQVAE; "
+                "from mvar_models import VQVAE; "
+                "from mvar_models.checkpoints.checkpoint import open_checkpoint; "
                 "VQVAE.from_pretrained(open_checkpoint('someone/ants').vqvae_name)"
             )
             done = run(script, server=server, cache=saved / "cache", cwd=saved / "empty")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline, VARConfig
+from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.official import to_official
-from mvar_models.checkpoints.peek import open_checkpoint
 from mvar_models.config import SIDES_256
 from mvar_models.pipeline import pipeline_for
 

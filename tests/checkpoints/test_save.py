@@ -5,7 +5,8 @@ import torch
 
 from mvar_models import MVAR, VAR
 from mvar_models.checkpoints.official import from_official, to_official
-from mvar_models.checkpoints.save import export_official, save_safetensors
+from mvar_models.checkpoints.pretrained import export_official
+from mvar_models.checkpoints.tensor_files import save_safetensors
 
 from checkpoint_cases import small, small_vqvae
 from tiny_models import tiny_mvar

@@ -64,8 +64,8 @@ def test_another_metric_decides(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ("--guidance-scale 1,x", "'1,x' must be numbers separated by commas"),
-        ("--top-k 1.5", "'1.5' must be integers separated by commas"),
+        ("--guidance-scale 1,x", "must be numbers separated by commas, got '1,x'"),
+        ("--top-k 1.5", "must be whole numbers separated by commas, got '1.5'"),
         ("--top-k=-1", "top_k must be a whole number from 0 to 4,194,304, got -1"),
         ("--top-p 2", "top_p must be a number from 0 to 1, got 2.0"),
         ("--guidance-scale inf", "guidance_scale must be a finite number, got inf"),

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mvar_models.data.augment import MAX_SHIFT, affine, random_affine
+from mvar_models.data.transforms import MAX_SHIFT, affine, random_affine
 
 
 def test_parameters_of_zero_change_nothing(seed):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvar_models.data.decode import center_crop, load_image
+from mvar_models.data.transforms import center_crop, load_image
 from mvar_models.images import UnreadableImage, decode, to_pil
 
 from odd_images import BROKEN, ODD, encoded

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from mvar_models.data.digits import Digits
-from mvar_models.data.fingerprint import content_fingerprint, digest
 from mvar_models.data.open import open_images
+from mvar_models.data.source import content_fingerprint
+from mvar_models.files import digest
 
 from odd_images import plain_folder
 

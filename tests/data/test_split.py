@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from mvar_models.data.digits import Digits
-from mvar_models.data.split import Split, draw_split
+from mvar_models.data.source import Split, make_split
 
 
 def test_the_split_is_that_of_version_0_1():
     """Another split would validate 0.1.0's models on images that they were trained on."""
     labels = np.array([2, 1, 2, 2, 1, 2, 2, 0, 0, 0, 0, 2, 2, 0, 1, 2, 0, 2, 0, 1])
-    split = draw_split(labels, 3)
+    split = make_split(labels, 3)
     assert split.train.tolist() == [0, 1, 2, 5, 6, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19]
     assert split.held_out.tolist() == [3, 4, 9, 13, 17]
     digits = Digits(16)
@@ -33,14 +33,14 @@ def test_a_quarter_of_every_class_is_held_out():
 
 @pytest.mark.parametrize("count, expected", [(2_000, 500), (40_000, 10_000), (400_000, 10_000)])
 def test_no_more_than_ten_thousand_are_held_out(count, expected):
-    split = draw_split(np.arange(count) % 100, 100)
+    split = make_split(np.arange(count) % 100, 100)
     assert len(split.held_out) == expected
     assert len(split.train) + len(split.held_out) == count
     assert set(split.held_out % 100) == set(range(100))
 
 
 def test_where_none_can_be_spared_validation_uses_the_training_examples(caplog):
-    split = draw_split(np.array([0]), 1)
+    split = make_split(np.array([0]), 1)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert split.train.tolist() == split.held_out.tolist() == [0]

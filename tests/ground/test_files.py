@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mvar_models import files
-from mvar_models.checkpoints.save import save_safetensors
+from mvar_models.checkpoints.tensor_files import save_safetensors
 from mvar_models.files import (
     FolderInUse,
-    OtherSettings,
+    SettingsMismatch,
     claim,
     compare,
     create_text,
@@ -86,7 +86,7 @@ def test_other_settings_are_named_and_change_nothing(tmp_path, settings, changed
     record = tmp_path / "settings.json"
     claim(record, {"size": 1, "name": "a"}, "codes")
     before = record.read_bytes()
-    with pytest.raises(OtherSettings, match=", ".join(changed)) as error:
+    with pytest.raises(SettingsMismatch, match=", ".join(changed)) as error:
         claim(record, settings, "codes")
     assert error.value.changed == changed
     assert str(tmp_path) in str(error.value)
@@ -102,7 +102,7 @@ def race(folder, number, start):
     outcome = "claimed"
     try:
         claim(folder / "settings.json", {"number": number % 3}, "codes")
-    except OtherSettings:
+    except SettingsMismatch:
         outcome = "refused"
     (folder / f"{number}.{outcome}").touch()
 

@@ -36,7 +36,7 @@ def test_alone(launched):
     values = torch.arange(3.0)
     assert torch.equal(processes.total(values.clone()), values)
     assert torch.equal(processes.mean(values.clone()), values)
-    assert processes.on_first(lambda: 5) == processes.first_then_others(lambda: 5) == 5
+    assert processes.run_on_rank0(lambda: 5) == processes.first_then_others(lambda: 5) == 5
     assert processes.gather("part") == ["part"]
 
 

@@ -19,7 +19,7 @@ def test_every_row_resolves_and_agrees_with_its_classes(name):
     assert issubclass(config, Config)
     assert issubclass(network, PretrainedModel)
     assert network.config_class is config
-    if row.draws:
+    if row.is_generator:
         pipeline = row.pipeline_class()
         assert issubclass(pipeline, Pipeline)
         assert pipeline.model_class is network
@@ -58,12 +58,12 @@ def test_a_row_without_pipeline_says_so():
 
 
 def test_choices_follow_the_table(monkeypatch):
-    assert registry.drawing_names() == ["var", "mvar", "markov-var"]
-    assert registry.drawing_titles() == "VAR, MVAR or Markov-VAR"
+    assert registry.generator_names() == ["var", "mvar", "markov-var"]
+    assert registry.generator_titles() == "VAR, MVAR or Markov-VAR"
     toy = registry.Architecture("toy", "Toy", "a:A", "b:B", "c:C", paper="0000.00000", description="A toy.")
     monkeypatch.setitem(registry.ARCHITECTURES, "toy", toy)
-    assert registry.drawing_names() == ["var", "mvar", "markov-var", "toy"]
-    assert registry.drawing_titles() == "VAR, MVAR, Markov-VAR or Toy"
+    assert registry.generator_names() == ["var", "mvar", "markov-var", "toy"]
+    assert registry.generator_titles() == "VAR, MVAR, Markov-VAR or Toy"
 
 
 def test_reading_the_table_imports_no_network():
@@ -73,7 +73,7 @@ def test_reading_the_table_imports_no_network():
         f"spec = importlib.util.spec_from_file_location('registry', {registry.__file__!r})\n"
         "module = importlib.util.module_from_spec(spec); sys.modules['registry'] = module\n"
         "spec.loader.exec_module(module)\n"
-        "assert module.drawing_names(), 'empty table'\n"
+        "assert module.generator_names(), 'empty table'\n"
         "assert 'torch' not in sys.modules and 'mvar_models' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

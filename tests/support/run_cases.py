@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.cli.main import main
 from mvar_models.training.run_folder import RunFolder
 

@@ -48,7 +48,7 @@ def new_loop(folder, processes=None, report=None, **settings):
     config = TransformerSettings(**{**given, **settings, "out": str(folder)})
     processes = processes or Processes.from_environment("cpu").connect(always=config.fsdp)
     begun = (Path(folder) / "config.yaml").exists()
-    run = processes.on_first(lambda: RunFolder(folder) if begun else RunFolder.create(config))
+    run = processes.run_on_rank0(lambda: RunFolder(folder) if begun else RunFolder.create(config))
     task = TransformerTask(tiny_mvar(), tiny_vqvae(), tiny_tokens(), tiny_tokens(1, 17), config)
     loop = Loop(task, config, run, report, processes)
     loop.resume()
@@ -64,7 +64,7 @@ def new_vqvae_loop(folder, processes=None, **settings):
     processes = processes or Processes.from_environment("cpu").connect()
     given = dict(steps=22, batch_size=7, lr=1e-4, vocab_size=32, z_channels=4, sides=(1, 2, 4))
     config = VQVAESettings(data="digits", out=str(folder), **{**given, **settings})
-    run = processes.on_first(lambda: RunFolder.create(config))
+    run = processes.run_on_rank0(lambda: RunFolder.create(config))
     source = Digits(16)
     return Loop(
         VQVAETask(build_vqvae(config), source, source.train, source.held_out[:40], config),

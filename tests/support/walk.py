@@ -88,7 +88,7 @@ def shorten(run) -> None:
         shutil.rmtree(run.folder.checkpoints / "step-000002")
         shutil.rmtree(run.folder.model)
 
-    Processes.from_environment("cpu").connect().on_first(remove)
+    Processes.from_environment("cpu").connect().run_on_rank0(remove)
 
 
 def chosen(task: str, mode: str) -> list[str]:

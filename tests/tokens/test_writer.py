@@ -17,7 +17,7 @@ from PIL import Image
 from mvar_models import files
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
-from mvar_models.files import OtherSettings
+from mvar_models.files import SettingsMismatch
 from mvar_models.tokens.folder import TokenFolder
 from mvar_models.tokens.writer import TokenWriter
 
@@ -109,7 +109,7 @@ def test_codes_of_images_that_were_changed_in_place_are_not_kept(photos, tmp_pat
     edited(photos, kind)
     if kind == "edited":
         with pytest.raises(
-            OtherSettings, match=r"have changed since.* 2 shards \(shard-00000.npy, .*00001"
+            SettingsMismatch, match=r"have changed since.* 2 shards \(shard-00000.npy, .*00001"
         ) as error:
             write(open_images(photos, 16), tmp_path / "finished", writer=settings)
         assert error.value.changed == ["content of the images"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder

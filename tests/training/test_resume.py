@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mvar_models import MVAR
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder

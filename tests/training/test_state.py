@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.training.ema import WeightAverage
 from mvar_models.training.state import TrainingState, prepare_optimizer
 

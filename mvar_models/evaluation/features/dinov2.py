@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
 from mvar_models.evaluation.features.vit import VisionTransformer
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
 from mvar_models.evaluation.features.weights import check_state
 from mvar_models.optional import require

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cudnn
 
-from mvar_models.checkpoints.read_tensors import read_state
+from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.evaluation.features.network import FeatureOutputs, check_images
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest

@@ -13,7 +13,7 @@ from typing import Any
 from mvar_models.checkpoints import zoo
 from mvar_models.checkpoints.locate import HubOptions, Source, locate
 from mvar_models.checkpoints.official import is_official
-from mvar_models.checkpoints.read_tensors import (
+from mvar_models.checkpoints.tensor_files import (
     INDEX_SUFFIX,
     Contents,
     config_digest,
@@ -23,7 +23,7 @@ from mvar_models.checkpoints.read_tensors import (
     saved_with,
 )
 from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of, read_config
-from mvar_models.registry import ARCHITECTURES, Architecture, drawing_names, drawing_titles
+from mvar_models.registry import ARCHITECTURES, Architecture, generator_names, generator_titles
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +120,16 @@ class Checkpoint:
         Raises:
             ValueError: nothing tells which architecture it is, or it is one that draws no images.
         """
-        kind, titles = self.kind(arch), drawing_titles()
+        kind, titles = self.kind(arch), generator_titles()
         if kind is None:
-            alike = [name for name in drawing_names() if not ARCHITECTURES[name].released_mark]
+            alike = [name for name in generator_names() if not ARCHITECTURES[name].released_mark]
             raise ValueError(
                 f"{self} does not say which architecture it is "
                 f"({' or '.join(ARCHITECTURES[name].title for name in alike)}): "
                 f"without {CONFIG_NAME} they look alike; pass arch={' or '.join(map(repr, alike))}"
             )
         row = ARCHITECTURES.get(kind)
-        if row is None or not row.draws:
+        if row is None or not row.is_generator:
             raise ValueError(f"{self} is a {kind} model; needed is {titles}")
         return row
 
@@ -148,7 +148,7 @@ class Checkpoint:
                 return str(self.weights)
             return zoo.RELEASED_VQVAE if zoo.of_file(self.weights.name) else None
         row = ARCHITECTURES.get(model_type_of(self.config_values or {}) or "")
-        if row is not None and not row.draws:
+        if row is not None and not row.is_generator:
             return None
         inner = self._inner_vqvae
         if inner is None:

@@ -17,15 +17,17 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvar_models.devices import is_out_of_memory
+from mvar_models.files import replacing
 from mvar_models.records import FileName, read_record
 from mvar_models.registry import ARCHITECTURES, marked
 
@@ -78,14 +80,18 @@ def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
     """
     rows = [row for row in ARCHITECTURES.values() if row.released_entry is not None]
     # The kind asked for comes first, and networks that draw nothing, which lie beside the transformer, last.
-    ordered = sorted(rows, key=lambda row: (row.name != kind, not row.draws))
-    entries = [str(row.released_entry) for row in ordered if row.draws or row.name == kind]
-    entries += [*_WRAPPER_ENTRIES, *(str(row.released_entry) for row in ordered if not row.draws), *_AVERAGES]
+    ordered = sorted(rows, key=lambda row: (row.name != kind, not row.is_generator))
+    entries = [str(row.released_entry) for row in ordered if row.is_generator or row.name == kind]
+    entries += [
+        *_WRAPPER_ENTRIES,
+        *(str(row.released_entry) for row in ordered if not row.is_generator),
+        *_AVERAGES,
+    ]
     drawn_as, has_vqvae = None, False
     while isinstance(values, dict):
         held = [row for row in rows if row.released_entry in values]
-        drawn_as = drawn_as or next((row.name for row in held if row.draws), None)
-        has_vqvae = has_vqvae or any(not row.draws for row in held)
+        drawn_as = drawn_as or next((row.name for row in held if row.is_generator), None)
+        has_vqvae = has_vqvae or any(not row.is_generator for row in held)
         inner = [name for name in entries if _may_hold_tensors(values.get(name))]
         if not inner:
             break
@@ -219,6 +225,44 @@ def read_values(path: Path) -> Any:
         if is_out_of_memory(error):
             raise
         raise ValueError(_why_unreadable(path, str(error).strip() or type(error).__name__)) from None
+
+
+def save_safetensors(
+    state: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write tensors.
+
+    Args:
+        state: Tensors by name, on any device.
+        path: The .safetensors file to write.
+        dtype: Type to convert floating-point tensors to; None keeps theirs.
+        notes: Texts to keep in the file's header.
+    """
+    tensors = {}
+    for name, value in state.items():
+        value = value.detach().to("cpu")
+        if dtype is not None and value.is_floating_point():
+            value = value.to(dtype)
+        tensors[name] = value.contiguous()
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **notes})
+        if notes:
+            _sort_notes(temporary)
+
+
+def _sort_notes(path: Path) -> None:
+    """Order the notes of a .safetensors file, which safetensors writes in a random order, by name."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the header grew"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def refuse_impostors(path: Path, head: bytes) -> None:

@@ -1,10 +1,13 @@
-"""Images of a data set, whatever a folder of strangers' images holds, cropped to one size."""
+"""Images of a dataset to tensors of one size, and light augmentation."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +20,11 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 # Resizing the short side of a sliver to R would take gigabytes, of which the crop keeps a square.
 _LONGEST_OVER_SHORTEST = 50
+# Of `affine`, for classes that a mirror would change, such as digits.
+MAX_SHIFT = 0.06  # of the side
+MAX_ROTATION = 0.12  # radians
+MAX_SCALE = 0.08
+MAX_SHEAR = 0.08
 
 
 def load_image(source: str | os.PathLike[str] | bytes, resolution: int) -> Tensor:
@@ -54,3 +62,28 @@ def center_crop(image: Image.Image, resolution: int) -> Image.Image:
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
+
+
+def random_affine(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Sample (count, 6) parameters in [-1, 1]: shift x, shift y, rotation, scale x, scale y, shear."""
+    return rng.uniform(-1, 1, (count, 6))
+
+
+def affine(images: Tensor, parameters: np.ndarray) -> Tensor:
+    """Apply a small affine map to each image; pixels from outside repeat the border.
+
+    Args:
+        images: (n, 3, R, R).
+        parameters: (n, 6), as `random_affine` samples them.
+    """
+    shift_x, shift_y, rotation, scale_x, scale_y, shear = parameters.T
+    cos, sin = np.cos(rotation * MAX_ROTATION), np.sin(rotation * MAX_ROTATION)
+    grow_x, grow_y, slant = 1 + scale_x * MAX_SCALE, 1 + scale_y * MAX_SCALE, shear * MAX_SHEAR
+    # affine_grid's coordinates run from -1 to 1, so a shift by a fraction of the side counts twice.
+    rows = [
+        [cos * grow_x, (slant - sin) * grow_y, 2 * MAX_SHIFT * shift_x],
+        [sin * grow_x, cos * grow_y, 2 * MAX_SHIFT * shift_y],
+    ]
+    matrix = torch.from_numpy(np.array(rows)).permute(2, 0, 1).to(images.dtype)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
