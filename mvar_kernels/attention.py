@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels import dispatch, ops
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.pyramid import Grid, Neighborhood, Pyramid, as_pair
 
 MAX_HEAD_DIM = 256
@@ -242,11 +243,13 @@ def _attend(
         scale = float(scale)
     except (TypeError, ValueError):
         raise TypeError(f"scale must be a number or None, got {scale!r}") from None
-    if backend == "auto" and logit_scale is None and not return_lse and not ops.transformed():
-        direct = dispatch.eager_forward(query, key, value, neighborhood, scale)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, scale)
+    chosen = dispatch.resolve(backend, call)
+    if backend == "auto" and not return_lse and not ops.transformed():
+        direct = dispatch.eager_forward(chosen, call)
         if direct is not None:
             return direct, None
-    out, lse = ops.attend(query, key, value, logit_scale, neighborhood, scale, backend)
+    out, lse = ops.attend(call, chosen)
     return out, lse.transpose(1, 2) if return_lse else None
 
 

@@ -1,7 +1,7 @@
 """Backends by name, and the one rule by which "auto" picks among them.
 
-To add a backend, write a module with the three functions of `Backend` and add its row to `BACKENDS`. Public
-functions, operators, self-check and tests read that table.
+To add a backend, write a module with the three functions of `backends.Backend` and add its row to `BACKENDS`.
+Public functions, operators, self-check and tests read that table.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mvar_kernels import caches
-from mvar_kernels.backends.tiled import computed_scores
+from mvar_kernels.backends import AttentionCall, Backend
 from mvar_kernels.pyramid import Neighborhood
 
 logger = logging.getLogger("mvar_kernels")
@@ -36,59 +36,7 @@ _TILED_PER_SCORE = 2.1
 _TILED_PER_BLOCK = 20_000
 
 
-class Backend(Protocol):
-    """The functions of a backend module.
-
-    Shapes, everywhere:
-        query: (B, Lq, H, D), any strides.
-        key, value: (B, Lk, H, D), any strides.
-        logit_scale: (H,) for cosine attention, else None.
-        out: (B, Lq, H, D), contiguous, in query's type.
-        lse: (B, H, Lq), natural log, float32 (float64 for float64).
-        grad_out, grad_lse: like out and lse.
-
-    A backend may also have an `eager_forward` (see `EagerForward`): a path with PyTorch's own autograd, for
-    calls so short that the overhead of our operators shows.
-    """
-
-    def can_run(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        logit_scale: Tensor | None,
-        neighborhood: Neighborhood,
-    ) -> str | None:
-        """Return the reason why the backend cannot take these inputs, or None if it can."""
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        logit_scale: Tensor | None,
-        neighborhood: Neighborhood,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (out, lse)."""
-
-    def backward(
-        self,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        logit_scale: Tensor | None,
-        neighborhood: Neighborhood,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return the gradients of query, key, value and logit_scale (None without logit_scale)."""
-
-
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """What "auto" picked.
 
     Attributes:
@@ -98,14 +46,6 @@ class Choice(NamedTuple):
 
     backend: str
     reason: str
-
-
-class EagerForward(Protocol):
-    """The optional shortcut of a backend; returns out (B, Lq, H, D), or None if it does not apply."""
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float
-    ) -> Tensor | None: ...
 
 
 def check_name(name: str) -> None:
@@ -134,88 +74,78 @@ def _import(path: str) -> Backend:
     return cast(Backend, importlib.import_module(path))
 
 
-def choose(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-) -> Backend:
-    """Return the backend that runs `name` on these inputs.
+def choose(name: str, call: AttentionCall) -> Backend:
+    """Return the backend that runs `name` on this call.
 
     Raises:
         RuntimeError: the named backend cannot run here; the message has its reason.
     """
     if name == "auto":
-        return load(_announced(query, key, value, logit_scale, neighborhood))
+        return load(_announced(call))
     backend = load(name)
-    reason = backend.can_run(query, key, value, logit_scale, neighborhood)
+    reason = backend.can_run(call)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     return backend
 
 
-def automatic(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> Choice:
+def resolve(name: str, call: AttentionCall) -> str:
+    """Return the backend that "auto" takes for a call, which forward and backward then share.
+
+    Graphs keep "auto", as they may be traced on one device and run on another: while a compiler or a dispatch
+    mode (FLOP counters, fake tensors) looks on, `name` is returned as it is, and each operator decides.
+    """
+    if name != "auto" or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return name
+    return _announced(call)
+
+
+def automatic(call: AttentionCall) -> BackendChoice:
     """Apply the rule of "auto": the faster of tiled and sdpa on a CPU; elsewhere triton, else tiled."""
-    if query.device.type == "cpu":
-        return faster_on_cpu(neighborhood)
-    reason = load("triton").can_run(query, key, value, logit_scale, neighborhood)
+    if call.device.type == "cpu":
+        return faster_on_cpu(call.neighborhood)
+    reason = load("triton").can_run(call)
     if reason is None:
-        return Choice("triton", "the fused kernels run here")
-    return Choice("tiled", f"triton cannot run here ({reason})")
+        return BackendChoice("triton", "the fused kernels run here")
+    return BackendChoice("tiled", f"triton cannot run here ({reason})")
 
 
 @caches.remembered(256)
-def faster_on_cpu(neighborhood: Neighborhood) -> Choice:
+def faster_on_cpu(neighborhood: Neighborhood) -> BackendChoice:
     """Compare the expected costs of tiled and sdpa on a CPU. Dense blocks run the same code in both."""
+    from mvar_kernels.backends.tiled import computed_scores
+
     dense = tiled = 0.0
     for block in neighborhood.blocks:
         if not block.is_dense:
             dense += block.num_queries * block.num_keys
             tiled += _TILED_PER_SCORE * computed_scores(block) + _TILED_PER_BLOCK
     if tiled < dense:
-        return Choice("tiled", f"its tiles take about {tiled / dense:.0%} of the time of dense attention")
-    return Choice("sdpa", "grids this small are faster dense")
+        return BackendChoice(
+            "tiled", f"its tiles take about {tiled / dense:.0%} of the time of dense attention"
+        )
+    return BackendChoice("sdpa", "grids this small are faster dense")
 
 
 _logged: set[tuple[str, str]] = set()
 
 
-def _announced(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> str:
+def _announced(call: AttentionCall) -> str:
     """Return the backend that "auto" picks, and log it the first time it is picked on this type of device."""
-    choice = automatic(query, key, value, logit_scale, neighborhood)
-    key_of_log = (choice.backend, query.device.type)
-    if key_of_log not in _logged:
-        _logged.add(key_of_log)
-        logger.info("backend 'auto' takes %r on %s: %s", choice.backend, query.device.type, choice.reason)
+    choice, device = automatic(call), call.device.type
+    if (choice.backend, device) not in _logged:
+        _logged.add((choice.backend, device))
+        logger.info("backend 'auto' takes %r on %s: %s", choice.backend, device, choice.reason)
     return choice.backend
 
 
-def eager_forward(
-    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float
-) -> Tensor | None:
-    """Return out by the eager shortcut of the backend that "auto" picks, or None where the operators have to
-    run.
+def eager_forward(name: str, call: AttentionCall) -> Tensor | None:
+    """Return out by the eager shortcut of the backend that "auto" took, or None where operators have to run.
 
-    The shortcut is taken on a CPU only: that is where our operators' Python takes most of the time of a small
-    grid.
+    The shortcut is taken on a CPU only, where our operators' Python takes most of the time of a small grid,
+    and never in a graph, which must see our operators, not what they are made of (`resolve` has kept "auto").
     """
-    # Compilers and dispatch modes (FLOP counters, fake tensors) must see our operators, not what they are
-    # made of.
-    if (
-        query.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or _get_current_dispatch_mode() is not None
-    ):
+    if name == "auto" or call.cosine or call.device.type != "cpu" or not call.query.numel():
         return None
-    if not query.numel():
-        return None
-    shortcut: EagerForward | None = getattr(
-        load(_announced(query, key, value, None, neighborhood)), "eager_forward", None
-    )
-    return None if shortcut is None else shortcut(query, key, value, neighborhood, scale)
+    shortcut = getattr(load(name), "eager_forward", None)
+    return None if shortcut is None else shortcut(call)

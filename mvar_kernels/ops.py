@@ -4,15 +4,14 @@ here.
 `mvar_kernels::attention` and `mvar_kernels::attention_backward` carry the neighborhood as ints, so that they
 trace, compile and export. Autograd keeps q, k, v, out, lse and logit_scale, nothing else.
 
-An operator carries the backend's name as it was asked for, "auto" too: a graph may be traced on one device
-and run on another. Forward and backward both ask `dispatch.choose`, whose answer depends on device, type and
-neighborhood alone.
+An operator carries the backend's name. In graphs that may be "auto" (see `dispatch.resolve`): then both
+operators decide, by device, type and neighborhood alone, so they decide alike.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from mvar_kernels import dispatch
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.tiled import formulas
 from mvar_kernels.pyramid import Neighborhood
 
@@ -34,14 +34,17 @@ _BACKWARD = (
 )
 
 
-def _lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _call_of(operands: Iterable[Any], geometry: Sequence[int], scale: float) -> AttentionCall:
+    """Return query, key, value and logit_scale as a call, whose neighborhood is decoded and checked."""
+    query, key, value, logit_scale = operands
+    return AttentionCall(query, key, value, logit_scale, Neighborhood.decode(geometry), scale)
 
 
-def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = query.shape
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    return out, torch.empty((batch, heads, length), dtype=_lse_dtype(query.dtype), device=query.device)
+    out = torch.empty((batch, length, heads, value.shape[3]), dtype=query.dtype, device=query.device)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    return out, torch.empty((batch, heads, length), dtype=precise, device=query.device)
 
 
 def autocasts(device_type: str) -> bool:
@@ -60,16 +63,16 @@ def _in_own_types(query: Tensor) -> contextlib.AbstractContextManager[Any]:
 def attention(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
     """Return out (B, Lq, H, D) and lse (B, H, Lq), natural log."""
     if query.numel() == 0:
-        return _empty_outputs(query)
-    neighborhood = Neighborhood.decode(geometry)
-    chosen = dispatch.choose(backend, query, key, value, logit_scale, neighborhood)
+        return _empty_outputs(query, value)
+    call = _call_of((query, key, value, logit_scale), geometry, scale)
+    chosen = dispatch.choose(backend, call)
     with _in_own_types(query):
-        return chosen.forward(query, key, value, logit_scale, neighborhood, scale)
+        return chosen.forward(call)
 
 
 @attention.register_fake
 def _(query, key, value, logit_scale, geometry, scale, backend):  # type: ignore[no-untyped-def]
-    return _empty_outputs(query)
+    return _empty_outputs(query, value)
 
 
 @torch.library.custom_op("mvar_kernels::attention_backward", mutates_args=(), schema=_BACKWARD)
@@ -81,12 +84,9 @@ def attention_backward(
         return tuple(
             torch.zeros_like(tensor) for tensor in (query, key, value, _factor_like(logit_scale, query))
         )
-    neighborhood = Neighborhood.decode(geometry)
-    chosen = dispatch.choose(backend, query, key, value, logit_scale, neighborhood)
+    call = _call_of((query, key, value, logit_scale), geometry, scale)
     with _in_own_types(query):
-        dq, dk, dv, dfactor = chosen.backward(
-            grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale
-        )
+        dq, dk, dv, dfactor = dispatch.choose(backend, call).backward(call, out, lse, grad_out, grad_lse)
     return (
         dq.contiguous(),
         dk.contiguous(),
@@ -119,7 +119,7 @@ def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tu
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     tensors = grad_out, grad_lse, query, key, value, out, lse, logit_scale
-    *gradients, dfactor = _call(attention_backward, _Backward, *tensors, *ctx.arguments)
+    *gradients, dfactor = _apply(attention_backward, _Backward, *tensors, *ctx.arguments)
     return *gradients, None if logit_scale is None else dfactor, None, None, None
 
 
@@ -150,7 +150,7 @@ def _derivable_gradients(ctx: Any) -> tuple[Callable[..., tuple[Tensor, ...]], d
     def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(given, tensors))
         (_, lse), pull, *_ = torch.func.vjp(
-            lambda *operands: formulas.attend((*operands, None)[:4], Neighborhood.decode(geometry), scale),
+            lambda *operands: formulas.attend(_call_of((*operands, None)[:4], geometry, scale)),
             *(named[place] for place in places[2:] if place in named),
         )
         return pull((named[0], named.get(1, torch.zeros_like(lse))))
@@ -179,9 +179,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, *directions):  # type: ignore[no-untyped-def]
         operands, (geometry, scale, _) = ctx.saved_tensors[:4], ctx.arguments
-        along = tuple(map(_or_zeros, directions, operands))
+        along = map(_or_zeros, directions, operands)
         with _in_own_types(operands[0]):
-            return formulas.tangents(operands, along, Neighborhood.decode(geometry), scale)
+            return formulas.tangents(_call_of(operands, geometry, scale), _call_of(along, geometry, scale))
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
@@ -259,20 +259,13 @@ def _mapped(
     ), out_dims
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def attend(call: AttentionCall, backend: str) -> tuple[Tensor, Tensor]:
     """Return out and lse of `attention`, which may be derived in every way."""
-    return _call(attention, _Forward, query, key, value, logit_scale, neighborhood.encode(), scale, backend)
+    *tensors, neighborhood, scale = call
+    return _apply(attention, _Forward, *tensors, neighborhood.encode(), scale, backend)
 
 
-def _call(operator: Any, function: type[torch.autograd.Function], *inputs: Any) -> Any:
+def _apply(operator: Any, function: type[torch.autograd.Function], *inputs: Any) -> Any:
     if not transformed():
         return operator(*inputs)
     if torch.compiler.is_compiling():

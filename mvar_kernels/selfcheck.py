@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from mvar_kernels import __version__, dispatch
-from mvar_kernels.dispatch import Backend
-from mvar_kernels.pyramid import Neighborhood, Pyramid
+from mvar_kernels.backends import AttentionCall, Backend
+from mvar_kernels.pyramid import Pyramid
 
 _PYRAMID = Pyramid((1, 2, 3, 4, 6, 8, 16), kernel_size=5, dense_scales=4)
 _ALLOWED = 1e-4
@@ -59,36 +59,36 @@ def _check(device: str) -> bool:
     shape = (2, neighborhood.num_queries, 4, 32)
     q, k, v, grad = (torch.randn(shape, generator=generator).to(device) for _ in range(4))
     factor = torch.tensor([1.0, 4.0, 10.0, 50.0], device=device)
-    chosen, why = dispatch.automatic(q, k, v, factor, neighborhood)
+    call = AttentionCall(q, k, v, factor, neighborhood, 1.0)
+    chosen, why = dispatch.automatic(call)
     print(f"{device}: auto takes {chosen!r} for {_PYRAMID}: {why}")
-    truth = _run(
-        dispatch.load("reference"), [t.double().cpu() for t in (q, k, v, grad, factor)], neighborhood
-    )
+    q, k, v, factor, true_grad = (tensor.double().cpu() for tensor in (q, k, v, factor, grad))
+    precise = AttentionCall(q, k, v, factor, neighborhood, 1.0)
+    truth = _run(dispatch.load("reference"), precise, true_grad)
     all_right = True
     for name in dispatch.BACKENDS:
         backend = dispatch.load(name)
-        reason = backend.can_run(q, k, v, factor, neighborhood)
+        reason = backend.can_run(call)
         if reason is not None:
             print(f"  {name:10} not here: {reason}")
             continue
         try:
-            results = _run(backend, [q, k, v, grad, factor], neighborhood)
+            results = _run(backend, call, grad)
         except Exception as failure:  # one broken backend must not end the report
             first_line = str(failure).partition("\n")[0][:200]
             print(f"  {name:10} failed: {type(failure).__name__}: {first_line}")
             all_right = False
             continue
         error = max(_relative_error(result, true) for result, true in zip(results, truth))
-        seconds = _time(functools.partial(_run, backend, [q, k, v, grad, factor], neighborhood), device)
+        seconds = _time(functools.partial(_run, backend, call, grad), device)
         print(f"  {name:10} largest relative error {error:.1e}, forward + backward {seconds * 1e3:.2f} ms")
         all_right &= error < _ALLOWED
     return all_right
 
 
-def _run(backend: Backend, inputs: list[torch.Tensor], neighborhood: Neighborhood) -> list[torch.Tensor]:
-    q, k, v, grad, factor = inputs
-    out, lse = backend.forward(q, k, v, factor, neighborhood, 1.0)
-    gradients = backend.backward(grad, None, q, k, v, out, lse, factor, neighborhood, 1.0)
+def _run(backend: Backend, call: AttentionCall, grad: torch.Tensor) -> list[torch.Tensor]:
+    out, lse = backend.forward(call)
+    gradients = backend.backward(call, out, lse, grad, None)
     return [out, lse, *(gradient for gradient in gradients if gradient is not None)]
 
 

@@ -18,6 +18,7 @@ from benchmarks.core.attention_report import REFERENCE
 from benchmarks.core.cases import Case
 from benchmarks.core.measure import Clock
 from mvar_kernels import neighborhood_attn
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -71,7 +72,8 @@ class Ours(Baseline):
         # One batch element and head is enough to ask; values do not matter.
         query = torch.empty((1, case.tokens, 1, case.head_dim), dtype=case.dtype, device=device)
         logit_scale = torch.ones(1, device=device) if case.cosine else None
-        return load(self.backend).can_run(query, query, query, logit_scale, case.neighborhood)
+        call = AttentionCall(query, query, query, logit_scale, case.neighborhood, 1.0)
+        return load(self.backend).can_run(call)
 
     def prepare(self, case: Case, device: torch.device) -> Attention:
         neighborhood = case.neighborhood

@@ -15,6 +15,7 @@ from benchmarks.core.cases import Case
 from benchmarks.core.ceilings import Ceilings
 from benchmarks.core.measure import measure
 from benchmarks.peers.baselines import Attention, Baseline
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 # Largest difference from float64 that rounding explains, relative to the largest value, with room.
@@ -122,10 +123,14 @@ def oracle(
     scale = 1.0 if case.cosine else case.head_dim**-0.5
     q, k, v, do = (tensor[:1, :, :1].detach().double().cpu() for tensor in (query, key, value, grad))
     factor = None if logit_scale is None else logit_scale[:1].double().cpu()
-    out, lse = backend.forward(q, k, v, factor, case.neighborhood, scale)
+    call = AttentionCall(q, k, v, factor, case.neighborhood, scale)
+    out, lse = backend.forward(call)
     if case.direction == "forward":
         return [out]
-    return [out, *backend.backward(do, None, q, k, v, out, lse, factor, case.neighborhood, scale)[:3]]
+    return [
+        out,
+        *backend.backward(call, out, lse, do, None)[:3],
+    ]
 
 
 def largest_error(actual: list[Tensor], expected: list[Tensor]) -> float:

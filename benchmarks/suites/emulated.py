@@ -23,6 +23,7 @@ from benchmarks.core.cases import Case
 from benchmarks.core.report import Record, header, row
 from benchmarks.estimates.executed import counted_cases, title
 from benchmarks.suites.settings import Settings
+from mvar_kernels.backends import AttentionCall
 
 EMULATOR = Path(__file__).parents[2] / "tests" / "emulator"
 TRITON = "3.7.1"
@@ -83,9 +84,9 @@ def count(case: Case, capability: int) -> list[Record]:
     scale = 1.0 if case.cosine else case.head_dim**-0.5
     with emulated_gpu.emulated(capability, unit_warps=0) as gpu:
         gpu.counts = True
-        given = query, key, value
-        out, lse = backend.forward(*given, logit_scale, case.neighborhood, scale)
-        backend.backward(grad, None, *given, out, lse, logit_scale, case.neighborhood, scale)
+        call = AttentionCall(query, key, value, logit_scale, case.neighborhood, scale)
+        out, lse = backend.forward(call)
+        backend.backward(call, out, lse, grad, None)
     return [_record(case, capability, each) for each in gpu.launches if each.kernel in KERNELS]
 
 

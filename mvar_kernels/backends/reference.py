@@ -5,64 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
-from mvar_kernels.pyramid import Neighborhood
 
 
-def can_run(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> str | None:
+def can_run(call: AttentionCall) -> str | None:
     return None
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Return out (B, Lq, H, D) and lse (B, H, Lq), in at least float32; differentiable by autograd."""
-    precise = torch.promote_types(query.dtype, torch.float32)
-    q, k = normalized(query.to(precise), key.to(precise), logit_scale)
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, value.to(precise)))
-    logits = (q @ k.transpose(-2, -1)) * scale
-    logits = logits.masked_fill(~neighborhood.mask().to(query.device), float("-inf"))
+    precise = call.precise
+    q, k = normalized(call.query.to(precise), call.key.to(precise), call.logit_scale)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, call.value.to(precise)))
+    logits = (q @ k.transpose(-2, -1)) * call.scale
+    logits = logits.masked_fill(_hidden(call), float("-inf"))
     out = logits.softmax(dim=-1) @ v
-    return out.transpose(1, 2).to(query.dtype).contiguous(), logits.logsumexp(dim=-1)
+    return out.transpose(1, 2).to(call.query.dtype).contiguous(), logits.logsumexp(dim=-1)
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _hidden(call: AttentionCall) -> Tensor:
+    return ~call.neighborhood.mask().to(call.device)
+
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return attend(query, key, value, logit_scale, neighborhood, scale)
+        return attend(call)
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Compute the textbook gradient of a softmax, dense. Tests compare with autograd through `attend`."""
+    query, key, value, logit_scale, _, scale = call
     precise = lse.dtype
     q, k = normalized(query.to(precise), key.to(precise), logit_scale)
     q, k, v, o, do = (tensor.transpose(1, 2).to(precise) for tensor in (q, k, value, out, grad_out))
     logits = (q @ k.transpose(-2, -1)) * scale
-    probability = torch.exp(logits - lse.unsqueeze(-1)).masked_fill(~neighborhood.mask().to(query.device), 0)
+    probability = torch.exp(logits - lse.unsqueeze(-1)).masked_fill(_hidden(call), 0)
     delta = (do * o).sum(dim=-1)
     if grad_lse is not None:
         delta = delta - grad_lse

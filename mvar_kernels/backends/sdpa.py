@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_kernels import caches
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.backends.common.dense import attend, attend_backward
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 
-def can_run(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> str | None:
+def can_run(call: AttentionCall) -> str | None:
     return None
 
 
@@ -72,14 +71,8 @@ def _mask(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor:
     return bias.to(device)
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    query, key, value, logit_scale, neighborhood, scale = call
     query, key = normalized(query, key, logit_scale)
     outs, lses = [], []
     for dense in _dense(neighborhood):
@@ -98,16 +91,15 @@ def forward(
     return torch.cat(outs, dim=1), torch.cat(lses, dim=2)
 
 
-def eager_forward(
-    query: Tensor, key: Tensor, value: Tensor, neighborhood: Neighborhood, scale: float
-) -> Tensor | None:
+def eager_forward(call: AttentionCall) -> Tensor | None:
     """Call PyTorch's own operator, with its own autograd; None unless all queries are one grid."""
-    dense, *others = _dense(neighborhood)
+    dense, *others = _dense(call.neighborhood)
     if others:
         return None
-    q, k, v = (each.transpose(1, 2) for each in (query, key[:, dense.keys], value[:, dense.keys]))
-    bias = _bias(dense, query.dtype, query.device)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    seen = call.query, call.key[:, dense.keys], call.value[:, dense.keys]
+    q, k, v = (tensor.transpose(1, 2) for tensor in seen)
+    bias = _bias(dense, q.dtype, q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=call.scale)
     if out.grad_fn is not None:
         out.grad_fn.register_hook(_guarded)
     return out.transpose(1, 2)
@@ -136,17 +128,9 @@ class _Once(torch.autograd.Function):
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    query, key, value, logit_scale, neighborhood, scale = call
     q, k = normalized(query, key, logit_scale)
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     # Blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, so results are

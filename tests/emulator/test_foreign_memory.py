@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
+from mvar_kernels.backends import AttentionCall
 
 from kernel_cases import draw_inputs
 from machine_code_support import MACHINE_CODE
@@ -26,8 +27,9 @@ def run(dtype, sea, cosine):
     real = torch.empty
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", lambda *args, **kwargs: real(*args, **kwargs).fill_(sea))
-        out, lse = launch.forward(query, key, value, factor, NEIGHBORHOOD, 0.3)
-        grads = launch.backward(grad_out, grad_lse, query, key, value, out, lse, factor, NEIGHBORHOOD, 0.3)
+        call = AttentionCall(query, key, value, factor, NEIGHBORHOOD, 0.3)
+        out, lse = launch.forward(call)
+        grads = launch.backward(call, out, lse, grad_out, grad_lse)
     return [out, lse, *(grad for grad in grads if grad is not None)]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
+from mvar_kernels.backends import AttentionCall
 
 from kernel_cases import PYRAMID_DIGITS, draw_inputs, errors_beside_plain_pytorch, in_float64, largest_error
 from machine_code_support import MACHINE_CODE
@@ -18,7 +19,7 @@ def forward(neighborhood, dtype, cosine, scale=1.0, **options):
     from mvar_kernels.dispatch import load
 
     inputs = draw_inputs(neighborhood, batch=1, heads=1, dtype=dtype, cosine=cosine, **options)
-    out, lse = load("triton").forward(*inputs[:4], neighborhood, scale)
+    out, lse = load("triton").forward(AttentionCall(*inputs[:4], neighborhood, scale))
     return inputs, out, lse
 
 
@@ -47,7 +48,7 @@ def test_no_factor_and_no_norm_of_float16_lets_hidden_keys_in(gpu, factor, norm)
         inputs[index] = (unit * norm).half()
     from mvar_kernels.dispatch import load
 
-    out, lse = load("triton").forward(*inputs[:4], neighborhood, 1.0)
+    out, lse = load("triton").forward(AttentionCall(*inputs[:4], neighborhood, 1.0))
     expected, _, _ = in_float64(inputs, neighborhood, 1.0, use_lse=False)
     assert lse.isfinite().all()
     # float32 knows logits of 1e8 to 4, so another key of the window may come out largest, but no foreign one.

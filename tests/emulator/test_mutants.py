@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
+from mvar_kernels.backends import AttentionCall
 
 from kernel_cases import draw_inputs, in_float64, largest_error
 from machine_code_support import MACHINE_CODE
@@ -21,7 +22,7 @@ def forward():
     from mvar_kernels.dispatch import load
 
     inputs = draw_inputs(WINDOWS, batch=1, heads=1, dim=64, dtype=torch.float16)
-    return inputs, load("triton").forward(*inputs[:3], None, WINDOWS, SCALE)[0]
+    return inputs, load("triton").forward(AttentionCall(*inputs[:3], None, WINDOWS, SCALE))[0]
 
 
 def another_swizzle(match):

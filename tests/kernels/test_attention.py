@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import (
@@ -97,19 +98,9 @@ def test_random_neighborhoods_against_float64(backend, seed):
         inputs = draw_inputs(neighborhood, heads=rng.randint(1, 3), seed=index, **random_head(rng))
         query, key, value, logit_scale, grad_out, grad_lse = inputs
         module, use_lse = load(backend), rng.random() < 0.5
-        out, lse = module.forward(query, key, value, logit_scale, neighborhood, 0.4)
-        grads = module.backward(
-            grad_out,
-            grad_lse if use_lse else None,
-            query,
-            key,
-            value,
-            out,
-            lse,
-            logit_scale,
-            neighborhood,
-            0.4,
-        )
+        call = AttentionCall(query, key, value, logit_scale, neighborhood, 0.4)
+        out, lse = module.forward(call)
+        grads = module.backward(call, out, lse, grad_out, grad_lse if use_lse else None)
         expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 0.4, use_lse)
         for name, actual, truth in (
             ("out", out, expected_out),
@@ -213,7 +204,7 @@ def test_windows_exactly_in_half_precision(backend, dtype, seed):
         n_q, n_k = neighborhood.num_queries, neighborhood.num_keys
         query, key = torch.zeros(1, n_q, 1, n_k, dtype=dtype), torch.randn(1, n_k, 1, n_k, dtype=dtype)
         value = torch.eye(n_k, dtype=dtype).view(1, n_k, 1, n_k)
-        out, _ = load(backend).forward(query, key, value, None, neighborhood, 1.0)
+        out, _ = load(backend).forward(AttentionCall(query, key, value, None, neighborhood, 1.0))
         assert torch.equal(out.view(n_q, n_k) != 0, neighborhood.mask()), (index, neighborhood)
 
 
@@ -242,8 +233,9 @@ def test_nan_around_the_inputs_and_in_fresh_memory_never_leaks(backend, monkeypa
         module = load(backend)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "empty", poisoned)
-            out, lse = module.forward(*islands[:3], None, neighborhood, 0.3)
-            grads = module.backward(islands[3], inputs[5], *islands[:3], out, lse, None, neighborhood, 0.3)
+            call = AttentionCall(*islands[:3], None, neighborhood, 0.3)
+            out, lse = module.forward(call)
+            grads = module.backward(call, out, lse, islands[3], inputs[5])
         for name, actual, truth in (
             ("out", out, expected_out),
             ("lse", lse, expected_lse),

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from mvar_kernels import Pyramid, SpatialMarkovAttention, neighborhood_attn, ops, spatial_markov_attn
-from mvar_kernels.backends import reference
+from mvar_kernels.backends import AttentionCall, reference
 from mvar_kernels.backends.tiled import formulas
 from mvar_kernels.pyramid import Neighborhood
 
@@ -33,7 +33,7 @@ def attention(neighborhood, backend, cosine):
 
     def call(query, key, value, factor=None):
         if backend == "truth":
-            return reference.attend(query, key, value, factor, neighborhood, scale)
+            return reference.attend(AttentionCall(query, key, value, factor, neighborhood, scale))
         out, lse = neighborhood_attn(
             query, key, value, neighborhood, scale=scale, logit_scale=factor, return_lse=True, backend=backend
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Pyramid, ops, pyramid_markov_attn, spatial_markov_attn
-from mvar_kernels.backends import reference
+from mvar_kernels.backends import AttentionCall, reference
 from mvar_kernels.pyramid import Neighborhood
 
 from kernel_cases import (
@@ -45,7 +45,7 @@ def test_oracle_equals_a_loop(seed, cosine):
     for _ in range(5):
         neighborhood = random_grid_neighborhood(rng, largest=4)
         query, key, value, logit_scale, *_ = draw_inputs(neighborhood, 1, 1, 6, torch.float64, cosine)
-        out, lse = reference.attend(query, key, value, logit_scale, neighborhood, 0.7)
+        out, lse = reference.attend(AttentionCall(query, key, value, logit_scale, neighborhood, 0.7))
         factor = None if logit_scale is None else logit_scale[0].double()
         expected = loop_attention(query[0, :, 0], key[0, :, 0], value[0, :, 0], factor, neighborhood, 0.7)
         assert_close(out[0, :, 0], expected[0], 1e-12, "out")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, spatial_markov_attn
-from mvar_kernels.backends import tiled
+from mvar_kernels.backends import AttentionCall, tiled
 from mvar_kernels.backends.tiled import attend, tasks, workspace
 from mvar_kernels.backends.tiled.layout import computed_scores, layout_of
 
@@ -29,9 +29,10 @@ def workers(monkeypatch):
 def results(inputs, neighborhood, use_lse=True):
     """Return out, lse and all gradients of the tiled backend."""
     query, key, value, logit_scale, grad_out, grad_lse = inputs
-    out, lse = tiled.forward(query, key, value, logit_scale, neighborhood, 0.4)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, 0.4)
+    out, lse = tiled.forward(call)
     grad_lse = grad_lse if use_lse else None
-    grads = tiled.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, 0.4)
+    grads = tiled.backward(call, out, lse, grad_out, grad_lse)
     return [out, lse, *(grad for grad in grads if grad is not None)]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mvar_kernels import Pyramid, SpatialMarkovAttention, dispatch, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import Backend
 
 from kernel_cases import assert_close
 
@@ -18,14 +19,14 @@ import torch
 from mvar_kernels.backends import reference
 
 
-def can_run(query, key, value, logit_scale, neighborhood):
-    return "the toy takes no cosine attention" if logit_scale is not None else None
+def can_run(call):
+    return "the toy takes no cosine attention" if call.cosine else None
 
 
-def forward(query, key, value, logit_scale, neighborhood, scale):
-    hidden = ~neighborhood.mask()
-    logits = torch.einsum("bqhd,bkhd->bhqk", query, key).mul(scale).masked_fill(hidden, float("-inf"))
-    out = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
+def forward(call):
+    logits = torch.einsum("bqhd,bkhd->bhqk", call.query, call.key) * call.scale
+    logits = logits.masked_fill(~call.neighborhood.mask(), float("-inf"))
+    out = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), call.value)
     return out.contiguous(), logits.logsumexp(-1)
 
 
@@ -81,5 +82,5 @@ def test_it_is_listed_among_the_names(toy):
 
 def test_it_follows_the_protocol(toy):
     for name in ("can_run", "forward", "backward"):
-        expected = list(inspect.signature(getattr(dispatch.Backend, name)).parameters)[1:]
+        expected = list(inspect.signature(getattr(Backend, name)).parameters)[1:]
         assert list(inspect.signature(getattr(dispatch.load("toy"), name)).parameters) == expected

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, pyramid_markov_attn
-from mvar_kernels.backends import reference
+from mvar_kernels.backends import AttentionCall, reference
 from mvar_kernels.dispatch import BACKENDS, load
 
 # Every backend that runs on a CPU without an interpreter.
@@ -94,7 +94,7 @@ def in_float64(inputs, neighborhood, scale, use_lse=True):
     """Return out, lse and gradients (dq, dk, dv, dlogit_scale) of the oracle, by autograd in float64."""
     *operands, grad_out, grad_lse = (None if t is None else t.detach().cpu().double() for t in inputs)
     leaves = [None if t is None else t.requires_grad_() for t in operands]
-    out, lse = reference.attend(*leaves, neighborhood, scale)
+    out, lse = reference.attend(AttentionCall(*leaves, neighborhood, scale))
     outputs, gradients = ([out, lse], [grad_out, grad_lse]) if use_lse else ([out], [grad_out])
     given = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], gradients))
     return out.detach(), lse.detach(), tuple(None if leaf is None else next(given) for leaf in leaves)
@@ -160,8 +160,9 @@ def errors_beside_plain_pytorch(
     plain_out, plain_grads = plain_pytorch(inputs, neighborhood, scale)
     query, key, value, logit_scale, grad_out, _ = inputs
     module = load(backend)
-    out, lse = module.forward(query, key, value, logit_scale, neighborhood, scale)
-    grads = module.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, scale)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, scale)
+    out, lse = module.forward(call)
+    grads = module.backward(call, out, lse, grad_out, None)
     results = [("out", out, plain_out, true_out)]
     results += [
         (name, *three)

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import assert_close, draw_inputs, in_float64
@@ -34,11 +35,10 @@ def compare(neighborhood, scale=0.3, use_lse=True, **options):
     inputs = draw_inputs(neighborhood, device=DEVICE, **options)
     query, key, value, logit_scale, grad_out, grad_lse = inputs
     backend = load("triton")
-    assert backend.can_run(query, key, value, logit_scale, neighborhood) is None
-    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, scale)
-    grads = backend.backward(
-        grad_out, grad_lse if use_lse else None, query, key, value, out, lse, logit_scale, neighborhood, scale
-    )
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, scale)
+    assert backend.can_run(call) is None
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, grad_out, grad_lse if use_lse else None)
     expected_out, expected_lse, expected = in_float64(inputs, neighborhood, scale, use_lse)
     results = [("out", out, expected_out), ("lse", lse, expected_lse), *zip(NAMES, grads, expected)]
     for name, actual, truth in results:

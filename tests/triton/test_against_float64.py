@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood, Pyramid, ops, pyramid_markov_attn, spatial_markov_attn
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import (
@@ -102,6 +103,6 @@ def test_the_tensors_gpu_is_used_when_another_is_current():
     neighborhood = PYRAMID_DIGITS.neighborhood()
     with torch.cuda.device(0):
         here = draw_inputs(neighborhood, device="cuda:1")
-        out, _ = load("triton").forward(*here[:3], None, neighborhood, 0.3)
+        out, _ = load("triton").forward(AttentionCall(*here[:3], None, neighborhood, 0.3))
     assert out.device.index == 1
     assert_close(out, in_float64(here, neighborhood, 0.3)[0], 1e-5, "out")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import PYRAMID_DIGITS
@@ -37,5 +38,6 @@ def test_gpus_without_bfloat16_products_are_refused_with_the_reason(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
     monkeypatch.setattr(torch.version, "hip", None)
     query = SimpleNamespace(dtype=torch.float16, device=torch.device("cuda", 0), is_cuda=True)
-    reason = load("triton").can_run(query, query, query, None, PYRAMID_DIGITS.neighborhood())
+    call = AttentionCall(query, query, query, None, PYRAMID_DIGITS.neighborhood(), 1.0)
+    reason = load("triton").can_run(call)
     assert "Tesla T4" in reason and "8.0" in reason

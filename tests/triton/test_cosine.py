@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, errors_beside_plain_pytorch, in_float64
@@ -18,8 +19,9 @@ def test_zero_vectors_have_finite_gradients():
     key[:, 5] = 0
     query[:, 9] = 0
     backend = load("triton")
-    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, 1.0)
-    grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, 1.0)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, 1.0)
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, grad_out, None)
     assert all(tensor.isfinite().all() for tensor in (out, lse, *grads))
 
 
@@ -33,8 +35,9 @@ def test_short_vectors_leave_cosine_attention_finite_and_right(short):
     inputs[3] = torch.full_like(inputs[3], 10.0)
     query, key, value, logit_scale, grad_out, _ = inputs
     backend = load("triton")
-    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, 1.0)
-    grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, 1.0)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, 1.0)
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, grad_out, None)
     expected_out, expected_lse, expected = in_float64(inputs, neighborhood, 1.0, use_lse=False)
     assert_close(out, expected_out, 1e-5, "out")
     assert_close(lse, expected_lse, 1e-5, "lse")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood, Pyramid, pyramid_markov_attn
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import PYRAMID_DIGITS, draw_inputs
@@ -18,13 +19,17 @@ def test_packed_views_and_expanded_gradient():
     assert not query.is_contiguous()
     grad_out = torch.ones(1, device=DEVICE).expand(query.shape)
     backend = load("triton")
-    out, lse = backend.forward(query, key, value, None, neighborhood, 0.3)
-    grads = backend.backward(grad_out, None, query, key, value, out, lse, None, neighborhood, 0.3)
+    call = AttentionCall(query, key, value, None, neighborhood, 0.3)
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, grad_out, None)
     copies = [tensor.contiguous() for tensor in (query, key, value)]
-    again = backend.forward(*copies, None, neighborhood, 0.3)
+    again = backend.forward(AttentionCall(*copies, None, neighborhood, 0.3))
     assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
     for first, second in zip(
-        grads[:3], backend.backward(grad_out.contiguous(), None, *copies, out, lse, None, neighborhood, 0.3)
+        grads[:3],
+        backend.backward(
+            AttentionCall(*copies, None, neighborhood, 0.3), out, lse, grad_out.contiguous(), None
+        ),
     ):
         assert torch.equal(first, second)
 
@@ -35,18 +40,19 @@ def test_nan_around_the_inputs_never_leaks(cosine):
     neighborhood = PYRAMID_DIGITS.neighborhood()
     *plain, _ = draw_inputs(neighborhood, heads=2, dim=5, cosine=cosine, device=DEVICE)
     factor, backend = plain[3], load("triton")
-    expected = backend.forward(*plain[:3], factor, neighborhood, 0.3)
+    expected = backend.forward(AttentionCall(*plain[:3], factor, neighborhood, 0.3))
     islands = []
     for tensor in (*plain[:3], plain[4]):
         b, length, h, d = tensor.shape
         sea = torch.full((b + 2, length + 40, h + 2, d + 11), float("nan"), device=DEVICE)
         sea[1:-1, 20:-20, 1:-1, 4 : 4 + d] = tensor
         islands.append(sea[1:-1, 20:-20, 1:-1, 4 : 4 + d])
-    out, lse = backend.forward(*islands[:3], factor, neighborhood, 0.3)
+    call = AttentionCall(*islands[:3], factor, neighborhood, 0.3)
+    out, lse = backend.forward(call)
     assert_same(out, expected[0], cosine, "out")
     assert_same(lse, expected[1], cosine, "lse")
-    grads = backend.backward(islands[3], None, *islands[:3], out, lse, factor, neighborhood, 0.3)
-    again = backend.backward(plain[4], None, *plain[:3], *expected, factor, neighborhood, 0.3)
+    grads = backend.backward(call, out, lse, islands[3], None)
+    again = backend.backward(AttentionCall(*plain[:3], factor, neighborhood, 0.3), *expected, plain[4], None)
     for name, first, second in zip(NAMES, grads, again):
         if first is not None:
             assert_same(first, second, cosine, name)
@@ -70,12 +76,13 @@ def test_offsets_past_two_to_the_31(far_axis, cosine):
         far[-1].copy_(tensor)
     assert sum((size - 1) * stride for size, stride in zip(far[0].shape, far[0].stride())) > 2**31
     backend, factor = load("triton"), plain[3]
-    out, lse = backend.forward(*far[:3], factor, neighborhood, 0.3)
-    grads = backend.backward(far[3], None, *far[:3], out, lse, factor, neighborhood, 0.3)
-    expected = backend.forward(*plain[:3], factor, neighborhood, 0.3)
+    call = AttentionCall(*far[:3], factor, neighborhood, 0.3)
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, far[3], None)
+    expected = backend.forward(AttentionCall(*plain[:3], factor, neighborhood, 0.3))
     assert_same(out, expected[0], cosine, "out")
     assert_same(lse, expected[1], cosine, "lse")
-    again = backend.backward(plain[4], None, *plain[:3], *expected, factor, neighborhood, 0.3)
+    again = backend.backward(AttentionCall(*plain[:3], factor, neighborhood, 0.3), *expected, plain[4], None)
     for name, first, second in zip(NAMES[:3], grads, again):
         assert_same(first, second, cosine, name)
 
@@ -93,8 +100,9 @@ def test_every_element_is_written(monkeypatch, cosine):
     for neighborhood in (PYRAMID_DIGITS.neighborhood(), Neighborhood.of_grids((2, 3), (9, 12), (2, 2))):
         query, key, value, factor, grad_out, _ = draw_inputs(neighborhood, cosine=cosine, device=DEVICE)
         backend = load("triton")
-        out, lse = backend.forward(query, key, value, factor, neighborhood, 0.3)
-        grads = backend.backward(grad_out, None, query, key, value, out, lse, factor, neighborhood, 0.3)
+        call = AttentionCall(query, key, value, factor, neighborhood, 0.3)
+        out, lse = backend.forward(call)
+        grads = backend.backward(call, out, lse, grad_out, None)
         assert all(tensor.isfinite().all() for tensor in (out, lse, *grads) if tensor is not None)
         unseen = ~neighborhood.mask().any(0)
         assert not grads[1][:, unseen.to(DEVICE)].any() and not grads[2][:, unseen.to(DEVICE)].any()
@@ -133,7 +141,7 @@ def test_a_nan_reaches_the_queries_of_its_tiles_and_no_others(what):
     query, key, value, *_ = draw_inputs(neighborhood, batch=1, heads=1, dim=16, device=DEVICE)
     place = pyramid.offsets[1] + 5 * 20 + 5
     {"key": key, "value": value}[what][0, place] = float("nan")
-    out, _ = load("triton").forward(query, key, value, None, neighborhood, 0.25)
+    out, _ = load("triton").forward(AttentionCall(query, key, value, None, neighborhood, 0.25))
     reached = out.isnan().any(-1).flatten().cpu()
     assert reached[pyramid.mask()[:, place]].all()
     launch = importlib.import_module("mvar_kernels.backends.triton.launch")

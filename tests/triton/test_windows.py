@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
 from kernel_cases import (
@@ -52,8 +53,9 @@ def test_no_factor_weakens_the_mask(factor, scale):
     inputs[3] = torch.full_like(inputs[3], factor)
     query, key, value, logit_scale, grad_out, _ = inputs
     backend = load("triton")
-    out, lse = backend.forward(query, key, value, logit_scale, neighborhood, scale)
-    grads = backend.backward(grad_out, None, query, key, value, out, lse, logit_scale, neighborhood, scale)
+    call = AttentionCall(query, key, value, logit_scale, neighborhood, scale)
+    out, lse = backend.forward(call)
+    grads = backend.backward(call, out, lse, grad_out, None)
     expected_out, _, expected = in_float64(inputs, neighborhood, scale, use_lse=False)
     assert_close(out, expected_out, 1e-4, "out")
     for name, actual, truth in zip(NAMES, grads, expected):

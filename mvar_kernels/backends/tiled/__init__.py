@@ -18,6 +18,7 @@ import functools
 import torch
 from torch import Tensor
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.common import buffers
 from mvar_kernels.backends.common.cosine import normalized, normalized_backward
 from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_task, forward_task, scratch
@@ -31,7 +32,6 @@ from mvar_kernels.backends.tiled.tasks import (
     token_tasks,
 )
 from mvar_kernels.backends.tiled.workers import Wait, run
-from mvar_kernels.pyramid import Neighborhood
 
 __all__ = ["backward", "can_run", "computed_scores", "forward"]
 
@@ -41,27 +41,17 @@ _FORWARD_ELEMENTS = 7 << 16
 _BACKWARD_ELEMENTS = 1 << 18
 
 
-def can_run(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> str | None:
+def can_run(call: AttentionCall) -> str | None:
     return None
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    query, key, value, logit_scale, neighborhood, scale = call
     cut = cut_for(query, neighborhood)
     query, key = _normalized(query, key, logit_scale, cut)
     query, key, value = (_in_rows(tensor, cut) for tensor in (query, key, value))
-    batch, _, heads, _ = query.shape
-    precise = torch.promote_types(query.dtype, torch.float32)
-    out = buffers.empty(query.shape, query.dtype, query.device)
-    lse = torch.empty((batch, heads, neighborhood.num_queries), dtype=precise, device=query.device)
+    out = buffers.empty(call.out_shape, query.dtype, query.device)
+    lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
     )
@@ -72,17 +62,9 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    query, key, value, logit_scale, neighborhood, scale = call
     cut = cut_for(query, neighborhood)
     q, k = _normalized(query, key, logit_scale, cut)
     dq = buffers.empty(query.shape, query.dtype, query.device)

@@ -13,34 +13,33 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.common.cosine import normalized, normalized_tangents
 from mvar_kernels.backends.tiled.layout import layout_of
 from mvar_kernels.pyramid import Neighborhood
 
-Operands = tuple[Tensor, Tensor, Tensor, Tensor | None]
 # Reads rows of (B, L, H, D) for T tiles at once: (B, T, H, slots, D).
 Rows = Callable[[Tensor], Tensor]
 
 
-def attend(operands: Operands, neighborhood: Neighborhood, scale: float) -> tuple[Tensor, Tensor]:
-    """Return out (B, Lq, H, D) in query's type and lse (B, H, Lq) of query, key, value and logit_scale."""
-    query, key, value = _precise(operands)
-    q, k = normalized(query, key, operands[3])
+def attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Return out (B, Lq, H, D) in query's type and lse (B, H, Lq)."""
+    query, key, value = _precise(call)
+    q, k = normalized(query, key, call.logit_scale)
 
     def of_tiles(rows: Rows, cols: Rows, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = _logits(rows(q), cols(k), bias, scale)
+        logits = _logits(rows(q), cols(k), bias, call.scale)
         return logits.softmax(-1) @ cols(value), logits.logsumexp(-1, keepdim=True)
 
-    return _assembled(of_tiles, operands[0], neighborhood)
+    return _assembled(of_tiles, call)
 
 
-def tangents(
-    operands: Operands, directions: Operands, neighborhood: Neighborhood, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of out and lse along `directions`, which are shaped like the operands."""
-    (query, key, value), (dquery, dkey, dvalue) = _precise(operands), _precise(directions)
-    q, k = normalized(query, key, operands[3])
-    dq, dk = normalized_tangents(query, key, operands[3], dquery, dkey, directions[3])
+def tangents(call: AttentionCall, along: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of out and lse along the operands of another call."""
+    (query, key, value), (dquery, dkey, dvalue) = _precise(call), _precise(along)
+    scale = call.scale
+    q, k = normalized(query, key, call.logit_scale)
+    dq, dk = normalized_tangents(query, key, call.logit_scale, dquery, dkey, along.logit_scale)
 
     def of_tiles(rows: Rows, cols: Rows, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         probability = _logits(rows(q), cols(k), bias, scale).softmax(-1)
@@ -48,13 +47,11 @@ def tangents(
         dlse = (probability * dlogits).sum(-1, keepdim=True)
         return probability * (dlogits - dlse) @ cols(value) + probability @ cols(dvalue), dlse
 
-    return _assembled(of_tiles, operands[0], neighborhood)
+    return _assembled(of_tiles, call)
 
 
-def _precise(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, _ = operands
-    precise = torch.promote_types(query.dtype, torch.float32)
-    return query.to(precise), key.to(precise), value.to(precise)
+def _precise(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    return call.query.to(call.precise), call.key.to(call.precise), call.value.to(call.precise)
 
 
 def _logits(rows: Tensor, cols: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -68,13 +65,11 @@ def _rows(tokens: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _assembled(
-    of_tiles: Callable[[Rows, Rows, Tensor | None], tuple[Tensor, Tensor]],
-    query: Tensor,
-    neighborhood: Neighborhood,
+    of_tiles: Callable[[Rows, Rows, Tensor | None], tuple[Tensor, Tensor]], call: AttentionCall
 ) -> tuple[Tensor, Tensor]:
     """Bring what `of_tiles` returns for all tiles, (B, T, H, slots, D or 1), into the order of queries."""
     outs, lses, tokens = [], [], []
-    for queries, keys, bias in _tiles(neighborhood, query):
+    for queries, keys, bias in _tiles(call.neighborhood, call.query):
         out, lse = of_tiles(functools.partial(_rows, queries), functools.partial(_rows, keys), bias)
         outs.append(out.transpose(2, 3).flatten(1, 2))
         lses.append(lse.transpose(2, 3).flatten(1, 2))
@@ -82,11 +77,10 @@ def _assembled(
     # A query that a tile holds twice is taken from its first slot.
     slots = torch.cat(tokens)
     order = slots.argsort(stable=True)
-    first = order[
-        torch.searchsorted(slots[order], torch.arange(neighborhood.num_queries, device=query.device))
-    ]
+    queries = torch.arange(call.neighborhood.num_queries, device=call.device)
+    first = order[torch.searchsorted(slots[order], queries)]
     out, lse = torch.cat(outs, 1)[:, first], torch.cat(lses, 1)[:, first]
-    return out.to(query.dtype), lse.squeeze(-1).transpose(1, 2)
+    return out.to(call.query.dtype), lse.squeeze(-1).transpose(1, 2)
 
 
 def _tiles(neighborhood: Neighborhood, query: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

@@ -13,15 +13,14 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from mvar_kernels.pyramid import Neighborhood
+from mvar_kernels.backends import AttentionCall
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LEAST_CAPABILITY = (8, 0)
 
 
-def can_run(
-    query: Tensor, key: Tensor, value: Tensor, logit_scale: Tensor | None, neighborhood: Neighborhood
-) -> str | None:
+def can_run(call: AttentionCall) -> str | None:
+    query = call.query
     if importlib.util.find_spec("triton") is None:
         return (
             "triton is not installed (CUDA and ROCm builds of torch bring it; elsewhere: pip install triton)"
@@ -41,7 +40,7 @@ def can_run(
         return f"the mask is a bfloat16 product, which {name} lacks (8.0 and newer have it)"
     from mvar_kernels.backends.triton.tile_parts import unsupported
 
-    return unsupported(neighborhood)
+    return unsupported(call.neighborhood)
 
 
 def _interpreted() -> bool:
@@ -52,31 +51,15 @@ def _interpreted() -> bool:
 
 # No module of this package may be called "forward" or "backward": importing it would replace the functions
 # below.
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     from mvar_kernels.backends.triton import launch
 
-    return launch.forward(query, key, value, logit_scale, neighborhood, scale)
+    return launch.forward(call)
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     from mvar_kernels.backends.triton import launch
 
-    return launch.backward(grad_out, grad_lse, query, key, value, out, lse, logit_scale, neighborhood, scale)
+    return launch.backward(call, out, lse, grad_out, grad_lse)

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
 from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
@@ -108,25 +109,23 @@ def _same_kv_stride(key: Tensor, value: Tensor) -> bool:
     return key.stride(1) == value.stride(1)
 
 
-def _foldable(scale: float, logit_scale: Tensor | None) -> bool:
-    return logit_scale is None and scale < _SMALLEST_SCALE
+def _foldable(call: AttentionCall) -> bool:
+    return not call.cosine and call.scale < _SMALLEST_SCALE
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    if _foldable(scale, logit_scale):
-        return forward(query * scale, key, value, None, neighborhood, 1.0)
-    batch, length, heads, _ = query.shape
+def _folded(call: AttentionCall) -> AttentionCall:
+    return call._replace(query=call.query * call.scale, scale=1.0)
+
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    if _foldable(call):
+        return forward(_folded(call))
+    query, key, value, logit_scale, neighborhood, scale = call
+    batch, heads, length = call.lse_shape
     config = _row(query, logit_scale).forward
     by_query = _tables(neighborhood, "query", config, query)
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
+    out = torch.empty(call.out_shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty(call.lse_shape, dtype=torch.float32, device=query.device)
     with on_device_of(query):
         inverses = _inverses(query, key, logit_scale, scale)
         forward_kernel[(by_query.num_tiles * batch * heads,)](
@@ -134,40 +133,29 @@ def forward(
             *by_query.pointers,
             by_query.num_tiles, heads, length, key.shape[1], scale,
             *query.stride(), *key.stride(), *value.stride(),
-            COSINE=logit_scale is not None, SAME_KV_STRIDE=_same_kv_stride(key, value),
+            COSINE=call.cosine, SAME_KV_STRIDE=_same_kv_stride(key, value),
             **_constants(query, (query, key, value)), **_options(config, by_query),
         )  # fmt: skip
     return out, lse
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    logit_scale: Tensor | None,
-    neighborhood: Neighborhood,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    if _foldable(scale, logit_scale):
-        dq, dk, dv, _ = backward(
-            grad_out, grad_lse, query * scale, key, value, out, lse, None, neighborhood, 1.0
-        )
-        return dq * scale, dk, dv, None
-    batch, length, heads, _ = query.shape
+    if _foldable(call):
+        dq, dk, dv, _ = backward(_folded(call), out, lse, grad_out, grad_lse)
+        return dq * call.scale, dk, dv, None
+    query, key, value, logit_scale, neighborhood, scale = call
+    batch, heads, length = call.lse_shape
     row = _row(query, logit_scale)
-    cosine = logit_scale is not None
     dq, dk, dv = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
     )
     delta, lse_base_2 = torch.empty_like(lse), torch.empty_like(lse)
     # `lse` is a placeholder for what the kernel does not touch.
-    per_query = torch.empty_like(lse) if cosine else lse
+    per_query = torch.empty_like(lse) if call.cosine else lse
     dlse = lse if grad_lse is None else grad_lse.contiguous()
-    constants = {"COSINE": cosine, **_constants(query, (query, key, value, grad_out))}
+    constants = {"COSINE": call.cosine, **_constants(query, (query, key, value, grad_out))}
     shapes = heads, length, key.shape[1], scale
     strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
     with on_device_of(query):
