@@ -28,15 +28,13 @@ from tqdm import tqdm
 from mvar_models.data.class_names import renumbered
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
-from mvar_models.evaluation.comparison import Comparison, NearestTraining
+from mvar_models.evaluation.comparison import Comparison, metric
 from mvar_models.evaluation.features.network import FeatureNetwork, feature_network
-from mvar_models.evaluation.figures import write_images
+from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ArrayImages, ImageSet, SourceImages, batches
-from mvar_models.evaluation.metrics import metric
-from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.nearest import Nearest
-from mvar_models.evaluation.network_images import DrawnImages
-from mvar_models.evaluation.reconstruction import Reconstructions
+from mvar_models.evaluation.nearest import Nearest, NearestTraining
+from mvar_models.evaluation.reconstruction import reconstructed_images, sampled_images
+from mvar_models.evaluation.report import write_images
 from mvar_models.evaluation.summary import Summary, summarize
 from mvar_models.files import claim, file_names, replacing, write_text
 from mvar_models.images import grid
@@ -82,7 +80,7 @@ class Judge:
         """Compute the features of a set."""
         with tqdm(total=len(images), desc=f"features, {images.name}", unit="image", leave=False) as bar:
 
-            def report(done: int, total: int) -> None:
+            def report(name: str, done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
             found = summarize(images, self.network, batch_size=_BATCH, report=report)
@@ -142,7 +140,7 @@ def drawn_set(
         ours = renumbered(labels, class_names, pipeline.model.config.class_names)
         if ours.min() < 0:
             raise SystemExit(f"{name} does not have all the classes of --data")
-        images = DrawnImages(pipeline, ours, seed=seed * _STRIDE)
+        images = sampled_images(pipeline, ours, seed=seed * _STRIDE)
         starts = -(-len(labels) // _BATCH)
         parts = [
             each for _, each in tqdm(batches(images, _BATCH), f"{name}, seed {seed}", starts, leave=False)
@@ -158,7 +156,7 @@ def compare(judge: Judge, pipelines: dict[str, Pipeline], seeds: int, out: Path)
     labels, names = judge.held_out.labels, judge.held_out.class_names
     assert labels is not None
     vqvae = next(iter(pipelines.values())).vqvae
-    through = judge.summary(Reconstructions(judge.held_out, vqvae, "reconstructed"))
+    through = judge.summary(reconstructed_images(judge.held_out, vqvae, "reconstructed"))
     rows = []
     for name, summary in (("real", judge.real), ("reconstructed", through)):
         rows += [{"set": name, "seed": seed, **judge.figures(summary, seed)} for seed in range(seeds)]

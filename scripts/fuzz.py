@@ -44,7 +44,8 @@ from mvar_models.cli.samples_folder import Sampling, read_samples, write_samples
 from mvar_models.data.open import open_images
 from mvar_models.environment import peak_resident_bytes
 from mvar_models.evaluation.features.network import feature_network
-from mvar_models.evaluation.image_sets import batches, open_set
+from mvar_models.evaluation.image_sets import batches
+from mvar_models.evaluation.open_sets import open_set
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics
 from mvar_models.evaluation.sweep import preset_grid, sweep, write_summary
 from mvar_models.files import write_text

@@ -32,7 +32,7 @@ from mvar_models.evaluation.features.network import (
     FeatureOutputs,
     feature_network,
 )
-from mvar_models.evaluation.image_sets import open_set
+from mvar_models.evaluation.open_sets import open_set
 
 # The largest sets: reference, training set and every damaged set have as many images.
 _IMAGES, _QUICK_IMAGES = 400, 60

@@ -12,19 +12,19 @@ import click
 import torch
 from tqdm import tqdm
 
-from mvar_models.cli.common import CommaList
+from mvar_models.cli.common import CommaList, count_progress
 from mvar_models.cli.drawing_options import schedule_option, seed_option
-from mvar_models.cli.drawn_sets import DrawnSet, drawn_sets
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
-from mvar_models.evaluation.evaluator import Report, evaluate, prepare_reference
+from mvar_models.evaluation.comparison import METRICS
+from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
-from mvar_models.evaluation.image_sets import open_set
 from mvar_models.evaluation.likelihood import held_out_likelihood
-from mvar_models.evaluation.metrics import COMPARED
+from mvar_models.evaluation.open_sets import open_set, resolve_sets
+from mvar_models.evaluation.report import table
 from mvar_models.evaluation.statistics_file import has_statistics
-from mvar_models.evaluation.table import table
+from mvar_models.evaluation.summary import SetProgress
 from mvar_models.files import write_text
 
 
@@ -56,7 +56,7 @@ from mvar_models.files import write_text
     "--metrics",
     type=CommaList(str),
     default=None,
-    help=f"Some of {','.join(COMPARED)}. Default: all that images and features allow.",
+    help=f"Some of {','.join(METRICS)}. Default: all that images and features allow.",
 )
 @click.option("--training", default=None, help="Where to look for near-copies. Default: the reference.")
 @click.option("--model", "models", multiple=True, help="Also draw with this model; may be repeated.")
@@ -125,6 +125,10 @@ def evaluate_command(
     dtype: str,
     metrics: tuple[str, ...] | None,
     training: str | None,
+    models: tuple[str, ...],
+    per_class: int | None,
+    seed: int,
+    reconstruct: str | None,
     held_out: str | None,
     resolution: int | None,
     by_class: bool | None,
@@ -135,7 +139,7 @@ def evaluate_command(
     json_file: Path | None,
     save_statistics: Path | None,
     out: Path,
-    **drawing: Any,
+    **options: Any,
 ) -> None:
     """Compare drawn images with a reference: Frechet distance, precision, recall and more, in one table.
 
@@ -144,9 +148,13 @@ def evaluate_command(
     first, in parts, so that a stopped command continues. Under torchrun the processes share the work; the
     figures are the same.
     """
-    if not drawn and not drawing["models"]:
+    if not drawn and not models:
         raise click.UsageError("what is to be evaluated? Name DRAWN, or --model with --per-class")
-    if held_out is not None and not drawing["models"]:
+    if bool(models) != (per_class is not None):
+        raise click.UsageError("--model and --per-class go together")
+    if reconstruct is not None and not drawn:
+        raise click.UsageError("--reconstruct needs DRAWN images to reconstruct")
+    if held_out is not None and not models:
         raise click.UsageError("--held-out is for --model: images have no likelihood without one")
     if held_out is not None:
         check_data_exists(held_out)
@@ -159,73 +167,48 @@ def evaluate_command(
             name: str(value) for name, value in click.get_current_context().params.items() if name != "device"
         }
         processes.require_same({**given, **versions()})
-        if drawing["models"]:  # each process draws its share into `out`
+        if models:  # each process samples its share into `out`
             processes.require_shared(out)
         place = processes.device
         network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
-        if drawing["models"] and not has_statistics(reference):
-            # What is not there should be known before hours of drawing; the side does not matter yet.
+        if models and not has_statistics(reference):
+            # A missing reference should be known before hours of sampling; the side does not matter yet.
             processes.first_then_others(lambda: open_set(reference, resolution=resolution or 1))
-        sets = drawn_sets(drawn, out=out, resolution=resolution, processes=processes, **drawing)
-        shared: dict[str, Any] = {
-            "metrics": metrics,
-            "per_class": by_class,
-            "batch_size": batch_size,
-            "workers": processes,
-        }
+        with count_progress("batch", shown=processes.first and bool(models)) as sampled:
+            sets = resolve_sets(
+                drawn, models, per_class=per_class or 0, seed=seed, options=options, reconstruct=reconstruct,
+                resolution=resolution, out=out, processes=processes, report=sampled,
+            )  # fmt: skip
         results = []
         with _progress(processes.first) as report:
-            prepared = prepare_reference(
-                reference,
-                network,
-                training=training,
-                resolution=resolution or sets[0].images.size[0],
-                report=report,
-                **shared,
-            )
+            shared: dict[str, Any] = {
+                "metrics": metrics, "per_class": by_class, "batch_size": batch_size, "processes": processes,
+                "report": report,
+            }  # fmt: skip
+            side = resolution or sets[0].images.size[0]
+            prepared = prepare_reference(reference, network, training=training, resolution=side, **shared)
             for each in sets:
                 results.append(
                     evaluate(
-                        each.images,
-                        prepared,
-                        bootstrap=bootstrap,
-                        half_distances=float16_distances,
-                        device=place,
-                        statistics=save_statistics,
-                        images_to=out if len(sets) == 1 else out / each.folder,
-                        report=report,
-                        **shared,
+                        each.images, prepared, bootstrap=bootstrap, half_distances=float16_distances,
+                        device=place, statistics=save_statistics,
+                        images_to=out if len(sets) == 1 else out / each.folder, **shared,
                     )
-                )
+                )  # fmt: skip
                 if held_out is not None and each.pipeline is not None:
-                    results[-1]["likelihood"] = _likelihood(each, held_out, batch_size, processes)
+                    vqvae = each.pipeline.vqvae
+                    results[-1]["likelihood"] = held_out_likelihood(
+                        each.pipeline.model, vqvae, open_images(held_out, vqvae.config.resolution),
+                        batch_size=batch_size, processes=processes,
+                    )  # fmt: skip
         processes.run_on_rank0(lambda: _show(results, json_file))
     finally:
         processes.close()
 
 
-def _likelihood(drawn: DrawnSet, data: str, batch_size: int, processes: Processes) -> dict[str, Any]:
-    assert drawn.pipeline is not None
-    vqvae = drawn.pipeline.vqvae
-    return held_out_likelihood(
-        drawn.pipeline.model,
-        vqvae,
-        open_images(data, vqvae.config.resolution),
-        batch_size=batch_size,
-        processes=processes,
-    )
-
-
 def _show(results: list[dict[str, Any]], json_file: Path | None) -> None:
     for line in table(results):
         click.echo(line)
-    for name, reason in results[0]["left_out"].items():
-        if all(name in each["left_out"] for each in results):
-            click.echo(f"no {name}: {reason}")
-    for each in results:
-        for name, reason in each["left_out"].items():
-            if any(name not in other["left_out"] for other in results):
-                click.echo(f"{each['sets']['drawn']['name']}: no {name}: {reason}")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         content = results[0] if len(results) == 1 else {"sets": results}
@@ -233,7 +216,7 @@ def _show(results: list[dict[str, Any]], json_file: Path | None) -> None:
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[Report]:
+def _progress(shown: bool) -> Iterator[SetProgress]:
     """Show a bar per set on a terminal."""
     bars: dict[str, tqdm[Any]] = {}
 

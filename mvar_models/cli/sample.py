@@ -154,15 +154,14 @@ def _write_folder(pipeline: Pipeline, sampling: Sampling, out: Path, columns: in
 
 
 def _write_npz(pipeline: Pipeline, npz: Path, per_class: int, processes: Processes, **options: Any) -> None:
-    rank, world_size = processes.rank, processes.world_size
     with count_progress("batch", shown=processes.first) as report:
         complete = write_npz(
-            pipeline, npz, per_class=per_class, rank=rank, world_size=world_size, report=report, **options
+            pipeline, npz, per_class=per_class, processes=processes, report=report, **options
         )
     if complete:
         click.echo(f"{pipeline.model.config.num_classes * per_class} images in {npz}")
     else:
         click.echo(
-            f"process {rank} is done; the file appears when all {world_size} are, "
+            f"process {processes.rank} is done; the file appears when all {processes.world_size} are, "
             "or when the command is run again"
         )

@@ -10,15 +10,19 @@ import click
 from mvar_models.cli.common import CommaList, count_progress
 from mvar_models.cli.drawing_options import schedule_option, seed_option
 from mvar_models.distributed import Processes
+from mvar_models.environment import versions
+from mvar_models.evaluation.comparison import METRICS
 from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference
-from mvar_models.evaluation.features.network import (
-    DEFAULT_FEATURES,
-    FEATURES,
-    feature_network,
+from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
+from mvar_models.evaluation.sweep import (
+    Cell,
+    draw_heat_map,
+    preset_grid,
+    pyplot,
+    read_cells,
+    sweep,
+    write_summary,
 )
-from mvar_models.evaluation.heat_map import draw_heat_map, pyplot
-from mvar_models.evaluation.metrics import COMPARED
-from mvar_models.evaluation.sweep import Cell, preset_grid, sweep, write_summary
 from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.guidance import RELEASED_SCHEDULE
 
@@ -29,7 +33,11 @@ from mvar_models.sampling.guidance import RELEASED_SCHEDULE
     "--reference", required=True, help='What to compare with, as for `mvar evaluate`: "digits@train".'
 )
 @click.option(
-    "--metric", type=click.Choice(COMPARED), default="fd", show_default=True, help="The figure that decides."
+    "--metric",
+    type=click.Choice(list(METRICS)),
+    default="fd",
+    show_default=True,
+    help="The figure that decides.",
 )
 @click.option(
     "--guidance-scale",
@@ -90,44 +98,48 @@ def sweep_command(
     `mvar sample --preset` takes. A stopped sweep continues, and a finished one takes further values. Under
     torchrun the processes share the work; the figures are the same.
     """
-    pyplot()  # its absence should be known before hours of drawing
-    processes = Processes.from_environment(device)
-    place = str(processes.device)
-    network = feature_network(features, device=place, weights=weights)
-    pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
-    config = pipeline.model.config
-    schedule = guidance_schedule or config.guidance_schedule
-    presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), schedule)
-    prepared = prepare_reference(
-        reference,
-        network,
-        metrics=[metric],
-        resolution=pipeline.vqvae.config.resolution,
-        batch_size=batch_size,
-    )
-    assert prepared.summary is not None, "every process prepares the reference alone"
-    total = config.num_classes * per_class
-    if processes.first:
-        click.echo(f"{len(presets)} presets, {total:,} images each, by {metric} of {features}")
-    settings = {
-        "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": metric,
-        "reference_digest": prepared.summary.digest, "features": features, "weights": network.weights,
-    }  # fmt: skip
-    with count_progress("batch", shown=processes.first) as report:
-        cells = sweep(
-            pipeline, _judge(metric, prepared, batch_size, place), presets, out, settings=settings,
-            per_class=per_class, seed=seed, batch_size=batch_size, rank=processes.rank,
-            world_size=processes.world_size, report=report,
-            on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
-        )  # fmt: skip
-    if len(cells) < len(presets):
-        click.echo(
-            f"process {processes.rank} is done; the heat map appears when all {processes.world_size} are, "
-            "or when the command is run again"
+    pyplot()  # its absence should be known before hours of sampling
+    processes = Processes.from_environment(device).connect()
+    try:
+        # Devices are numbered per host.
+        given = {
+            name: str(value) for name, value in click.get_current_context().params.items() if name != "device"
+        }
+        processes.require_same({**given, **versions()})
+        processes.require_shared(out)
+        place = str(processes.device)
+        network = processes.first_then_others(
+            lambda: feature_network(features, device=place, weights=weights)
         )
-        return
-    title = f"{model}, {total:,} images per preset: {metric} of {features}"
-    _finish(out, cells, metric, title if schedule == RELEASED_SCHEDULE else f"{title}, {schedule} guidance")
+        pipeline = processes.first_then_others(
+            lambda: pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
+        )
+        config = pipeline.model.config
+        schedule = guidance_schedule or config.guidance_schedule
+        presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), schedule)
+        total = config.num_classes * per_class
+        with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
+            # Each process judges presets of its own, so each prepares the reference alone.
+            prepared = prepare_reference(
+                reference, network, metrics=[metric], resolution=pipeline.vqvae.config.resolution,
+                batch_size=batch_size,
+            )  # fmt: skip
+            if processes.first:
+                click.echo(f"{len(presets)} presets, {total:,} images each, by {metric} of {features}")
+            settings = {
+                "model": model, "arch": arch, "vqvae": vqvae, "reference": reference, "metric": metric,
+                "reference_digest": prepared.summary.digest, "features": features, "weights": network.weights,
+            }  # fmt: skip
+            sweep(
+                pipeline, _judge(metric, prepared, batch_size, place), presets, out, settings=settings,
+                per_class=per_class, seed=seed, batch_size=batch_size, processes=processes, report=report,
+                on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
+            )  # fmt: skip
+        title = f"{model}, {total:,} images per preset: {metric} of {features}"
+        title += "" if schedule == RELEASED_SCHEDULE else f", {schedule} guidance"
+        processes.run_on_rank0(lambda: _finish(out, read_cells(out, presets), metric, title))
+    finally:
+        processes.close()
 
 
 def _judge(

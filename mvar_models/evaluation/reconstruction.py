@@ -1,8 +1,9 @@
-"""How well a VQVAE reconstructs images, in numbers and side by side."""
+"""Measure how a VQVAE reconstructs images and uses its codes; sets of images that networks make."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
-from mvar_models.evaluation.image_sets import ImageSet
+from mvar_models.evaluation.image_sets import ImageSet, evenly_spaced
 from mvar_models.files import replacing
 from mvar_models.images import grid, to_pil, to_uint8
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline.identity import network_identity
+from mvar_models.pipeline import Pipeline
+from mvar_models.pipeline.identity import determinants, network_identity
+from mvar_models.tokens.token_set import TokenSet
 
 _SHOWN = 8
 _CHECKED = 16
@@ -50,10 +53,7 @@ class Reconstruction:
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     """Encode and decode images (n, 3, R, R) in [-1, 1], and compare."""
-    parts = images.split(fit_batch(_PIXELS, vqvae.config.resolution**2, most=_BATCH))
-    back = torch.cat(
-        [vqvae.decode(vqvae.encode(part.to(vqvae.device, vqvae.dtype))).to(images) for part in parts]
-    )
+    back = _through(vqvae, images).to(images)
     flat = images.mean((2, 3), keepdim=True).expand_as(images)
     return Reconstruction(
         psnr(back, images).mean().item(), psnr(flat, images).mean().item(), side_by_side(images, back)
@@ -61,33 +61,31 @@ def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
 
 
 def check_reconstruction(vqvae: VQVAE, source: ImageSource, file: Path) -> Reconstruction:
-    """Measure how well a VQVAE fits a dataset, from up to 16 images spread over it, and draw eight of them.
+    """Measure how well a VQVAE fits a dataset, from up to 16 images spaced over it, and show eight of them.
 
     Args:
-        vqvae: encodes and decodes.
-        source: gives the images.
-        file: the PNG to write.
+        vqvae: Encodes and decodes.
+        source: Gives the images.
+        file: The PNG to write.
 
     Raises:
         ValueError: none of the images can be read.
     """
-    images, _ = source.readable(np.unique(np.linspace(0, len(source) - 1, _CHECKED).astype(np.int64)))
+    images, _ = source.readable(evenly_spaced(len(source), _CHECKED))
     if not len(images):
         name, reason = next(iter(source.problems().items()))
         raise ValueError(f"none of {min(_CHECKED, len(source))} images can be read; {name} {reason}")
-    found = reconstruct(vqvae, images)
+    reconstruction = reconstruct(vqvae, images)
     with replacing(file) as temporary:
-        found.image.save(temporary)
-    return found
+        reconstruction.image.save(temporary)
+    return reconstruction
 
 
 def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:
-    """Draw up to eight originals above their reconstructions; both are (n, 3, R, R) in [-1, 1]."""
+    """Show up to eight originals above their reconstructions; both are (n, 3, R, R) in [-1, 1]."""
     shown = min(_SHOWN, len(originals))
-    return grid(
-        to_pil(torch.cat([originals[:shown].cpu().float(), reconstructions[:shown].cpu().float()])),
-        columns=shown,
-    )
+    both = [each[:shown].cpu().float() for each in (originals, reconstructions)]
+    return grid(to_pil(torch.cat(both)), columns=shown)
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
@@ -96,46 +94,125 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)
 
 
-class Reconstructions:
-    """A set of images as a VQVAE reconstructs them: the best that a model of its codes could draw.
+def code_counts(indices: Tensor, sides: Sequence[int], vocab_size: int) -> Tensor:
+    """Count how often each code occurs at each scale: indices (n, L) int64 -> (S, V) float32.
 
     Args:
-        images: The originals, of the VQVAE's resolution.
-        vqvae: Encodes and decodes.
-        name: What tables call the set.
-
-    Raises:
-        ValueError: the images have another size.
+        indices: Scales packed coarse to fine.
+        sides: Grid side of each of the S scales.
+        vocab_size: Number of codes V.
     """
+    scales = indices.split([side * side for side in sides], 1)
+    return torch.stack([torch.bincount(codes.flatten(), minlength=vocab_size).float() for codes in scales])
 
-    def __init__(self, images: ImageSet, vqvae: VQVAE, name: str) -> None:
-        side = vqvae.config.resolution
-        if tuple(images.size) != (side, side):
-            height, width = images.size
-            raise ValueError(f"{images.name} has {width} x {height} pixels, the VQVAE is for {side} x {side}")
-        self._originals, self._vqvae = images, vqvae
-        self.name = name
-        self.labels = images.labels
-        self.class_names = getattr(images, "class_names", None)
-        self.size = images.size
 
-    def __len__(self) -> int:
-        return len(self._originals)
+def codes_used(counts: Tensor) -> Tensor:
+    """Compute the share of the codes that occur at each scale: counts (..., V) -> (...)."""
+    return (counts > 0).float().mean(-1)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Compute the number of equally frequent codes with the same entropy: counts (..., V) -> (...)."""
+    share = counts / counts.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
+
+
+class NetworkImages(ImageSet):
+    """Images that networks make when they are read; two sets of equal `identity()` have the same images."""
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        side: int,
+        labels: np.ndarray | None,
+        class_names: Sequence[str] | None,
+        make: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        identity: Callable[[], str],
+    ) -> None:
+        super().__init__(name, count, (side, side), labels, class_names)
+        self._make, self._identity = make, identity
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(
-            f"{network_identity(self._vqvae)} {self._originals.digest}".encode()
-        ).hexdigest()
+        return hashlib.sha256(self._identity().encode()).hexdigest()
 
     @torch.no_grad()
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read originals, encode and decode them; as `ImageSet.read`."""
-        originals, kept = self._originals.read(indices)
+        return self._make(indices)
+
+
+def sampled_images(
+    pipeline: Pipeline, labels: Sequence[int] | np.ndarray, *, seed: int = 0, name: str = "drawn"
+) -> NetworkImages:
+    """Return images that a pipeline samples with its own settings, one for each of (N,) labels.
+
+    Image i has seed `seed` + i, so it does not depend on which images are read together or by which process.
+    """
+    numbers = np.asarray(labels, dtype=np.int64)
+
+    def make(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seeds, count = (seed + indices).tolist(), len(indices)
+        images = pipeline(numbers[indices].tolist(), seed=seeds, output_type="np", batch_size=max(1, count))
+        return images, np.arange(count)
+
+    return NetworkImages(
+        name, len(numbers), pipeline.vqvae.config.resolution, numbers, pipeline.model.config.class_names,
+        make, lambda: f"{determinants(pipeline)} {seed} {numbers.tolist()}",
+    )  # fmt: skip
+
+
+def decoded_images(
+    vqvae: VQVAE, tokens: TokenSet, members: np.ndarray, name: str = "decoded"
+) -> NetworkImages:
+    """Return images as a VQVAE decodes them from stored codes, where the images themselves are not at hand.
+
+    Args:
+        vqvae: The VQVAE that made the codes.
+        tokens: The codes, of which variant 0 is the image itself.
+        members: (N,) the images of `tokens` that make up the set.
+        name: What messages call the set.
+    """
+
+    def make(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, codes = tokens.batch(members[indices])
+        return to_uint8(_in_parts(vqvae, codes, vqvae.decode)), np.arange(len(indices))
+
+    return NetworkImages(
+        name, len(members), vqvae.config.resolution, tokens.labels[members], None, make,
+        lambda: f"{network_identity(vqvae)} {tokens.fingerprint} {members.tolist()}",
+    )  # fmt: skip
+
+
+def reconstructed_images(images: ImageSet, vqvae: VQVAE, name: str) -> NetworkImages:
+    """Return images as a VQVAE reconstructs them: the best that a model of its codes could sample.
+
+    Raises:
+        ValueError: the images have another size than the VQVAE.
+    """
+    side = vqvae.config.resolution
+    if tuple(images.size) != (side, side):
+        height, width = images.size
+        raise ValueError(f"{images.name} has {width} x {height} pixels, the VQVAE is for {side} x {side}")
+
+    def make(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        originals, kept = images.read(indices)
         values = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
-        parts = values.split(fit_batch(_PIXELS, self._vqvae.config.resolution**2, most=_BATCH))
-        decoded = [
-            to_uint8(self._vqvae.decode(self._vqvae.encode(part.to(self._vqvae.device, self._vqvae.dtype))))
-            for part in parts
-        ]
-        return np.concatenate([np.empty((0, *self.size, 3), dtype=np.uint8), *decoded]), kept
+        return to_uint8(_through(vqvae, values)), kept
+
+    return NetworkImages(
+        name, len(images), side, images.labels, images.class_names, make,
+        lambda: f"{network_identity(vqvae)} {images.digest}",
+    )  # fmt: skip
+
+
+def _through(vqvae: VQVAE, images: Tensor) -> Tensor:
+    return _in_parts(vqvae, images.to(vqvae.dtype), lambda part: vqvae.decode(vqvae.encode(part)))
+
+
+def _in_parts(vqvae: VQVAE, values: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Decode (n, ...) values, some at a time, on the VQVAE's device: (n, 3, R, R)."""
+    side = vqvae.config.resolution
+    parts = values.split(fit_batch(_PIXELS, side * side, most=_BATCH))
+    images = [decode(part.to(vqvae.device)) for part in parts if len(part)]
+    return torch.cat(images) if images else torch.empty(0, 3, side, side, device=vqvae.device)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 
 from mvar_models.data.arrays import npz_names, read_array
 from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
-from mvar_models.evaluation.image_sets import ImageSet, open_set
-from mvar_models.evaluation.moments import Moments
-from mvar_models.evaluation.npz_images import read_class_names
+from mvar_models.evaluation.frechet import Moments
+from mvar_models.evaluation.image_sets import ImageSet
+from mvar_models.evaluation.npz import read_class_names
+from mvar_models.evaluation.open_sets import open_set
 from mvar_models.evaluation.summary import Summary
 from mvar_models.files import file_digest, replacing
 
@@ -60,7 +61,7 @@ def save_statistics(summary: Summary, file: str | os.PathLike[str]) -> None:
         np.savez(opened, **arrays)
 
 
-def has_statistics(place: object) -> bool:
+def has_statistics(place: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a reference is an .npz with statistics."""
     if not isinstance(place, str | os.PathLike):
         return False

@@ -1,4 +1,4 @@
-"""One pass of a feature network over a set of images, and what is kept of it.
+"""One pass of a feature network over a set of images.
 
 Mean, covariance and the sums of the Inception score take memory that does not grow with the set. The
 metrics that ask for neighbours need the features themselves, in float32: 410 MB for 50,000 times 2,048.
@@ -6,24 +6,26 @@ metrics that ask for neighbours need the features themselves, in float32: 410 MB
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs, dtype_name
+from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet, batches
-from mvar_models.evaluation.inception_score import InceptionScore
-from mvar_models.evaluation.moments import Moments
+from mvar_models.evaluation.scores import InceptionScore
+
+# Takes the name of a set, its images that this process has done, and those it has to do.
+SetProgress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Summary:
-    """What a feature network says about a set of images.
+    """A set of images as a feature network sees it.
 
     Attributes:
         name: The set's name.
@@ -38,7 +40,7 @@ class Summary:
         class_names: One name per class, "" where one is not known; None where none is.
         size: Height and width of the images; None where unknown.
         digest: Hex digits that identify the content, or "".
-        weights: What identifies the network's weights, as its own attribute does.
+        weights: Identifies the network's weights, as its own attribute does.
         dtype: Type that the features were computed in.
         images: The set itself; None where only statistics are left.
     """
@@ -60,21 +62,17 @@ class Summary:
     images: ImageSet | None = None
 
 
-class _Pass:
-    """Running statistics of this process's batches."""
+class _Statistics:
+    """Running statistics of the images that one process has seen."""
 
-    def __init__(self, images: ImageSet, keep: bool) -> None:
+    def __init__(self) -> None:
+        self.count = 0
         self.moments: Moments | None = None
         self.spatial: Moments | None = None
         self.score: InceptionScore | None = None
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []
-        self.count = 0
-        self._keep = keep
-        self._total = len(images)
-        self._labels = images.labels
 
-    def take(self, network: FeatureNetwork, indices: np.ndarray, images: np.ndarray) -> None:
-        outputs = network(torch.from_numpy(np.require(images, requirements=["C", "W"])))
+    def update(self, images: ImageSet, indices: np.ndarray, outputs: FeatureOutputs, keep: bool) -> None:
         self.count += len(indices)
         self.moments = self.moments or Moments(outputs.features.shape[1])
         self.moments.update(outputs.features)
@@ -82,14 +80,21 @@ class _Pass:
             self.spatial = self.spatial or Moments(outputs.spatial.shape[1])
             self.spatial.update(outputs.spatial)
         if outputs.logits is not None:
-            self.score = self.score or InceptionScore(self._total, self._labels)
+            self.score = self.score or InceptionScore(len(images), images.labels)
             self.score.update(outputs.logits, indices)
-        if self._keep:
+        if keep:
             self.kept.append((indices, outputs.features.cpu().numpy()))
 
-    def result(self) -> dict[str, Any]:
-        kept = ("moments", "spatial", "score", "kept", "count")
-        return {name: getattr(self, name) for name in kept}
+    def merge(self, other: _Statistics) -> None:
+        """Take in the images of another process."""
+        self.count += other.count
+        self.kept += other.kept
+        for name in ("moments", "spatial", "score"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None:
+                setattr(self, name, theirs)
+            elif theirs is not None:
+                mine.merge(theirs)
 
 
 def summarize(
@@ -98,8 +103,8 @@ def summarize(
     *,
     batch_size: int = 32,
     keep: bool = True,
-    workers: Processes | None = None,
-    report: Callable[[int, int], None] | None = None,
+    processes: Processes | None = None,
+    report: SetProgress | None = None,
 ) -> Summary | None:
     """Run a feature network over a set of images.
 
@@ -108,8 +113,8 @@ def summarize(
         network: The feature network.
         batch_size: Images at a time.
         keep: Also keep the features.
-        workers: Processes that share the work. Default: this one alone.
-        report: Called with the images that this process has done and those that it has to do.
+        processes: Those that share the work. Default: this one alone.
+        report: Called after each batch.
 
     Returns:
         The summary on rank 0, None elsewhere.
@@ -117,51 +122,55 @@ def summarize(
     Raises:
         ValueError: there are fewer than two images that can be read.
     """
-    workers = workers or Processes()
-    found = _Pass(images, keep)
-    with workers.raising_together():
-        mine = -(-len(images) // workers.world_size)
-        for indices, batch in batches(images, batch_size, workers.rank, workers.world_size):
-            found.take(network, indices, batch)
-            if report is not None:
-                report(min(found.count, mine), mine)
-    parts = workers.gather(found.result())
-    return _joined(images, network, parts, keep) if parts else None
-
-
-def _joined(images: ImageSet, network: FeatureNetwork, parts: list[dict[str, Any]], keep: bool) -> Summary:
-    source = getattr(images, "source", None)
-    if source is not None:
-        source.log_problems()
-    count = sum(part["count"] for part in parts)
-    if count < 2:
-        raise ValueError(f"{images.name} must have at least 2 images, got {count}")
-    merged: dict[str, Any] = {}
-    for name in ("moments", "spatial", "score"):
-        present = [part[name] for part in parts if part[name] is not None]
-        merged[name] = present[0] if present else None
-        for other in present[1:]:
-            merged[name].merge(other)
-    features, indices = None, np.arange(count)
+    processes, mine = processes or Processes(), _Statistics()
+    with processes.raising_together():
+        for indices, outputs in features_of(images, network, batch_size, processes, report):
+            mine.update(images, indices, outputs, keep)
+    parts = processes.gather(mine)
+    if not parts:
+        return None
+    images.log_problems()
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+    if whole.count < 2 or whole.moments is None:
+        raise ValueError(f"{images.name} must have at least 2 images, got {whole.count}")
+    features, indices, labels = None, np.arange(whole.count), None
     if keep:
-        pairs = [pair for part in parts for pair in part["kept"]]
-        indices = np.concatenate([pair[0] for pair in pairs])
+        indices, vectors = (np.concatenate(each) for each in zip(*whole.kept))
         order = np.argsort(indices)
-        features = torch.from_numpy(np.concatenate([pair[1] for pair in pairs])[order])
-        indices = indices[order]
-    labels = None if images.labels is None or not keep else images.labels[indices]
+        features, indices = torch.from_numpy(vectors[order]), indices[order]
+        labels = None if images.labels is None else images.labels[indices]
     return Summary(
         images.name,
         network.name,
-        count,
-        **merged,
-        features=features,
-        indices=indices,
-        labels=labels,
-        class_names=getattr(images, "class_names", None),
-        size=images.size,
-        digest=images.digest,
-        weights=network.weights,
-        dtype=dtype_name(network),
-        images=images,
+        whole.count,
+        whole.moments,
+        whole.spatial,
+        whole.score,
+        features,
+        indices,
+        labels,
+        images.class_names,
+        images.size,
+        images.digest,
+        network.weights,
+        dtype_name(network),
+        images,
     )
+
+
+def features_of(
+    images: ImageSet,
+    network: FeatureNetwork,
+    batch_size: int,
+    processes: Processes,
+    report: SetProgress | None,
+) -> Iterator[tuple[np.ndarray, FeatureOutputs]]:
+    """Yield the indices (n,) of this process's batches, and a feature network's outputs for their images."""
+    done, mine = 0, -(-len(images) // processes.world_size)
+    for indices, batch in batches(images, batch_size, processes):
+        yield indices, network(torch.from_numpy(np.require(batch, requirements=["C", "W"])))
+        done += len(indices)
+        if report is not None:
+            report(images.name, min(done, mine), mine)

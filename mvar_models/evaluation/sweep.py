@@ -1,8 +1,6 @@
-"""Sampling presets on a grid, each judged by one metric.
+"""Sampling presets on a grid, each judged by one metric, and their heat map.
 
-Image i has the same seed under every preset, so figures differ by less noise than each of them carries. What
-is finished is kept: a stopped sweep continues, and a larger grid in the same folder draws only what is new.
-Process r of n takes every n-th preset, and the one that finds all of them finished has them all.
+Image i has the same seed under every preset, so figures differ by less noise than each of them carries.
 """
 
 from __future__ import annotations
@@ -15,9 +13,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from mvar_models.distributed import Processes
 from mvar_models.environment import environment
 from mvar_models.evaluation.npz import write_npz
-from mvar_models.files import claim, write_text
+from mvar_models.files import claim, replacing, write_text
+from mvar_models.optional import require
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights
 from mvar_models.records import Figure, read_record
@@ -26,11 +28,12 @@ from mvar_models.sampling.preset import Preset, recorded
 
 LOWER_IS_BETTER = frozenset({"fd", "sfd", "kid", "near_copies"})
 _SETTINGS = "settings.json"
+_EXTRA = "demo"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A preset and what was found with it.
+    """A preset and its figures.
 
     Attributes:
         preset: The preset.
@@ -101,25 +104,26 @@ def sweep(
     per_class: int = 10,
     seed: int = 0,
     batch_size: int = 32,
-    rank: int = 0,
-    world_size: int = 1,
+    processes: Processes | None = None,
     report: Callable[[int, int], None] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
 ) -> list[Cell]:
-    """Draw images with each preset and judge them.
+    """Sample images with each preset and judge them.
+
+    A stopped sweep continues, and a larger grid in the same folder samples only the presets that are new.
 
     Args:
-        pipeline: Draws the images.
+        pipeline: Samples the images.
         judge: Takes the .npz of a preset's images, which is removed afterwards; returns figures by name.
         presets: The presets.
         folder: Where a file per finished preset is kept, and the images of those in work.
-        settings: What decides the figures besides these arguments, such as the reference; a folder made with
+        settings: Determine the figures besides these arguments, such as the reference; a folder made with
             others, or with other weights or by another version, is refused.
         per_class: Images of each class.
         seed: Seed of the first image under every preset.
-        batch_size: Images drawn at a time.
-        rank, world_size: Which process of how many this is.
-        report: Called with the number of batches that this process has drawn, and of those it has to draw.
+        batch_size: Images sampled at a time.
+        processes: Those that share the presets; nothing is communicated.
+        report: Called with the number of batches that this process has sampled, and of those it has to.
         on_cell: Called after each preset of this process, finished before or now.
 
     Returns:
@@ -130,21 +134,22 @@ def sweep(
     """
     if not presets:
         raise ValueError("presets must be at least one, got none")
+    processes = processes or Processes()
     drawing = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
     claim(folder / _SETTINGS, {**settings, **drawing, **drawing_weights(pipeline)}, "a sweep")
-    mine = presets[rank::world_size]
+    mine = presets[processes.rank :: processes.world_size]
     parts = -(-pipeline.model.config.num_classes * per_class // batch_size)
     for index, preset in enumerate(mine):
         record = _record(folder, preset)
         if not record.exists():
             images = record.with_suffix(".npz")
 
-            def drawn(done: int, _: int, before: int = index * parts) -> None:
+            def sampled(done: int, _: int, before: int = index * parts) -> None:
                 if report is not None:
                     report(before + done, len(mine) * parts)
 
             options = recorded(preset.to_dict(), pipeline.model.config)
-            write_npz(pipeline, images, report=drawn, **drawing, **options)  # type: ignore[arg-type]
+            write_npz(pipeline, images, report=sampled, **drawing, **options)  # type: ignore[arg-type]
             cell = Cell(preset, dict(judge(images)))
             write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
             images.unlink()
@@ -152,6 +157,11 @@ def sweep(
             report((index + 1) * parts, len(mine) * parts)
         if on_cell is not None:
             on_cell(_read(record, preset))
+    return read_cells(folder, presets)
+
+
+def read_cells(folder: Path, presets: Sequence[Preset]) -> list[Cell]:
+    """Read the cell of each preset that is finished, in order."""
     finished = ((_record(folder, preset), preset) for preset in presets)
     return [_read(record, preset) for record, preset in finished if record.exists()]
 
@@ -170,6 +180,77 @@ def write_summary(folder: Path, cells: Sequence[Cell], metric: str) -> Cell:
     write_text(folder / "sweep.json", json.dumps(summary, indent=2) + "\n")
     best.preset.write(folder / "preset.json")
     return best
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing without a screen.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    require("matplotlib", _EXTRA).use("Agg")
+    return require("matplotlib.pyplot", _EXTRA)
+
+
+def draw_heat_map(file: Path, cells: Sequence[Cell], metric: str, title: str) -> None:
+    """Draw the metric of every cell: guidance across, top-p down, a panel per top-k, the best in a frame.
+
+    Args:
+        file: The PNG to write.
+        cells: A full grid or part of one; presets without a cell stay white.
+        metric: Name of the figure.
+        title: Stands above it.
+    """
+    plt = pyplot()
+    presets = [cell.preset for cell in cells]
+    guidance = sorted({preset.guidance_scale for preset in presets})
+    # A filter that is off lets through more than any other.
+    tops, shares = (
+        sorted({getattr(preset, name) for preset in presets}, key=lambda value: value or np.inf)
+        for name in ("top_k", "top_p")
+    )
+    # [top_k, top_p, guidance_scale]
+    table = np.full((len(tops), len(shares), len(guidance)), np.nan)
+    for cell, preset in zip(cells, presets):
+        place = tops.index(preset.top_k), shares.index(preset.top_p), guidance.index(preset.guidance_scale)
+        table[place] = cell.figure(metric)
+    best = best_cell(cells, metric).preset
+    width, height = 1.6 + len(tops) * (1 + 0.8 * len(guidance)), 1.8 + 0.6 * len(shares)
+    figure, axes = plt.subplots(1, len(tops), figsize=(width, height), squeeze=False, layout="constrained")
+    lower = metric in LOWER_IS_BETTER
+    for axis, top_k, values in zip(axes[0], tops, table):
+        image = axis.imshow(
+            values, cmap="viridis_r" if lower else "viridis", vmin=np.nanmin(table), vmax=np.nanmax(table),
+            aspect="auto",
+        )  # fmt: skip
+        axis.set_title(f"top_k {_or_off(top_k)}")
+        axis.set_xticks(range(len(guidance)), [f"{value:g}" for value in guidance])
+        axis.set_yticks(range(len(shares)), [_or_off(value) for value in shares])
+        axis.set_xlabel("guidance_scale")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = image.norm(value) > 0.5 if lower else image.norm(value) < 0.5
+                color = "white" if dark else "black"
+                axis.text(column, row, _three_digits(value), ha="center", va="center", color=color)
+        if top_k == best.top_k:
+            corner = guidance.index(best.guidance_scale) - 0.5, shares.index(best.top_p) - 0.5
+            axis.add_patch(
+                plt.Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=3, clip_on=False)
+            )
+    axes[0][0].set_ylabel("top_p")
+    figure.colorbar(image, ax=axes, label=metric)
+    figure.suptitle(title)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _or_off(value: float) -> str:
+    return f"{value:g}" if value else "off"
 
 
 def _record(folder: Path, preset: Preset) -> Path:

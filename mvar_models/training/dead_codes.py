@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.codebook import code_counts
+from mvar_models.evaluation.reconstruction import code_counts
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, generator
 from mvar_models.training.settings import VQVAESettings

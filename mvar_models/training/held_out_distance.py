@@ -64,7 +64,7 @@ class HeldOutDistance:
 
     def _measure(self, model: nn.Module, workers: Processes) -> dict[str, float]:
         made, real = self._task.compared(model, self._count)
-        shared: dict[str, Any] = {"batch_size": _BATCH, "workers": workers}
+        shared: dict[str, Any] = {"batch_size": _BATCH, "processes": workers}
         first = self._reference is None
         if self._reference is None:
             self._reference = prepare_reference(real, self._network, metrics=["fd"], **shared)
@@ -73,7 +73,7 @@ class HeldOutDistance:
         return workers.run_on_rank0(lambda: {"fd": _distance(summary, reference, first)})
 
 
-def decided(settings: S, processes: Processes) -> S:
+def resolve_features(settings: S, processes: Processes) -> S:
     """Return the settings with the features that a run's curve will be measured in.
 
     Where none are named these are the default features, or pixels if their packages are not installed. The

@@ -43,7 +43,7 @@ from mvar_models.training.build import (
     new_vqvae_config,
     released_vqvae_shape,
 )
-from mvar_models.training.held_out_distance import decided
+from mvar_models.training.held_out_distance import resolve_features
 from mvar_models.training.loop import Loop, Report
 from mvar_models.training.parallel import cannot_shard, pieces
 from mvar_models.training.run_folder import RunFolder
@@ -262,7 +262,7 @@ def _create(settings: S, processes: Processes) -> Run[S]:
 
     processes.run_on_rank0(check)
     processes.connect(always=settings.fsdp)
-    settings = decided(settings, processes)
+    settings = resolve_features(settings, processes)
     processes.require_shared(settings.out)
     folder = processes.run_on_rank0(lambda: RunFolder.create(settings))
     return Run(replace(settings, device=str(processes.device)), folder, processes)

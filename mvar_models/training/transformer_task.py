@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from mvar_models.config import VQVAE_FOLDER
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import fit_batch
-from mvar_models.evaluation.image_sets import ImageSet, SourceImages, spread
+from mvar_models.evaluation.image_sets import ImageSet, SourceImages, evenly_spaced
 from mvar_models.evaluation.likelihood import held_out_losses, per_scale
-from mvar_models.evaluation.network_images import DecodedImages, DrawnImages
+from mvar_models.evaluation.reconstruction import decoded_images, sampled_images
 from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -223,13 +223,13 @@ class TransformerTask(Task):
         assert isinstance(model, ScaleTransformer)
         real: ImageSet
         if self.source is None:
-            members = spread(len(self.val), count)
-            real, labels = DecodedImages(self.vqvae, self.val, members, "held-out"), self.val.labels[members]
+            members = evenly_spaced(len(self.val), count)
+            real, labels = decoded_images(self.vqvae, self.val, members, "held-out"), self.val.labels[members]
         else:
-            members = self.source.held_out[spread(len(self.source.held_out), count)]
+            members = self.source.held_out[evenly_spaced(len(self.source.held_out), count)]
             side = self.vqvae.config.resolution
             real, labels = SourceImages(self.source, members, "held-out", side), self.source.labels[members]
-        return DrawnImages(self._pipeline(model), labels, seed=self.settings.seed), real
+        return sampled_images(self._pipeline(model), labels, seed=self.settings.seed), real
 
     def _pipeline(self, model: ScaleTransformer) -> Pipeline:
         return architecture(model.config.model_type).pipeline_class()(model, self.vqvae)

@@ -19,9 +19,15 @@ from mvar_models.data.source import ImageSource
 from mvar_models.data.transforms import affine, random_affine
 from mvar_models.devices import fit_batch
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.codebook import code_counts, codes_used, perplexity
-from mvar_models.evaluation.image_sets import ImageSet, SourceImages, spread
-from mvar_models.evaluation.reconstruction import Reconstructions, psnr, side_by_side
+from mvar_models.evaluation.image_sets import ImageSet, SourceImages, evenly_spaced
+from mvar_models.evaluation.reconstruction import (
+    code_counts,
+    codes_used,
+    perplexity,
+    psnr,
+    reconstructed_images,
+    side_by_side,
+)
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
@@ -245,15 +251,15 @@ class VQVAETask(Task):
     def sample(self, model: nn.Module) -> Image.Image:
         """Return held-out images above their reconstructions."""
         assert isinstance(model, VQVAE)
-        images = self.source.images(self.val[spread(len(self.val), _SHOWN)])
+        images = self.source.images(self.val[evenly_spaced(len(self.val), _SHOWN)])
         return side_by_side(images, model.decode(model.encode(images.to(self.settings.device))))
 
     def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:
         """Return reconstructions of held-out images, and these images."""
         assert isinstance(model, VQVAE)
-        members = self.val[spread(len(self.val), count)]
+        members = self.val[evenly_spaced(len(self.val), count)]
         real = SourceImages(self.source, members, "held-out", model.config.resolution)
-        return Reconstructions(real, model, "reconstructed"), real
+        return reconstructed_images(real, model, "reconstructed"), real
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.adversary is None else {"adversary": self.adversary.state_dict()}

@@ -1,10 +1,13 @@
-"""The Frechet distance against the closed form for Gaussians whose moments are known."""
+"""Frechet distance against the closed form for Gaussians whose moments are known, and running moments."""
 
 import numpy as np
 import pytest
 
-from mvar_models.evaluation.frechet import frechet_between, frechet_distance, rank_warning
-from mvar_models.evaluation.moments import Moments
+from mvar_models.evaluation.frechet import FrechetReference, Moments, frechet_distance, rank_warning
+
+
+def frechet_between(first, second):
+    return FrechetReference(second).distance(first)
 
 
 def vectors(mean, covariance, count=40):
@@ -71,9 +74,8 @@ def test_another_dimension_is_refused():
         frechet_between(Moments.of(np.eye(3)), Moments.of(np.eye(2)))
 
 
-def test_too_few_images_are_warned_of_with_the_number_that_would_do(caplog):
-    frechet_between(Moments.of(np.eye(3)), Moments.of(np.eye(3)))
-    assert "4 images for full rank" in caplog.text
+def test_too_few_images_are_warned_of_with_the_number_that_would_do():
+    assert "4 images for full rank" in rank_warning(Moments.of(np.eye(3)), "drawn")
     assert "201 images for full rank" in rank_warning(Moments.ready(np.zeros(200), np.eye(200), 50), "drawn")
     assert rank_warning(Moments.ready(np.zeros(200), np.eye(200), 201), "drawn") is None
 
@@ -86,3 +88,36 @@ def test_no_distance_of_a_set_to_itself_is_negative(count, dimension, scale):
         moments = Moments.of(values)
         for found in (frechet_distance(values, values), frechet_between(moments, moments)):
             assert 0 <= found < 1e-4 * scale**2
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [10, 11, 60]])
+def test_batches_and_processes_give_the_same_moments(cuts):
+    vectors = np.random.default_rng(0).normal(1e4, 1, (100, 5))
+    parts = np.split(vectors, cuts)
+    batched, merged = Moments(5), Moments(5)
+    for part in parts:
+        batched.update(part)
+        merged.merge(Moments.of(part))
+    for moments in (batched, merged):
+        assert moments.count == 100
+        np.testing.assert_allclose(moments.mean, vectors.mean(0), rtol=1e-14)
+        # Sums of raw outer products would be wrong by 1e-8 here.
+        np.testing.assert_allclose(moments.covariance, np.cov(vectors, rowvar=False), rtol=1e-10, atol=1e-12)
+
+
+def test_empty_batches_change_nothing():
+    moments = Moments.of(np.eye(3))
+    moments.update(np.empty((0, 3)))
+    moments.merge(Moments(3))
+    assert moments.count == 3
+
+
+def test_one_image_has_no_covariance():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        _ = Moments.of(np.zeros((1, 3))).covariance
+
+
+def test_ready_moments_are_taken_as_they_are():
+    moments = Moments.ready(np.arange(2), np.eye(2), None)
+    assert (moments.count, moments.dimension) == (None, 2)
+    assert np.array_equal(moments.covariance, np.eye(2))

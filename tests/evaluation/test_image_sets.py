@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from mvar_models import MVARPipeline
-from mvar_models.evaluation import image_sets
-from mvar_models.evaluation.image_sets import ArrayImages, batches, open_set, spread
+from mvar_models.distributed import Processes
+from mvar_models.evaluation import open_sets
+from mvar_models.evaluation.image_sets import ArrayImages, batches, evenly_spaced
+from mvar_models.evaluation.open_sets import open_set
 from mvar_models.pipeline.output import PipelineOutput
 
 from feature_cases import random_images
@@ -76,7 +78,7 @@ TENSOR = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
     ],
 )
 def test_images_in_memory_are_those_of_the_array(monkeypatch, given):
-    monkeypatch.setattr(image_sets, "_CONVERTED", 2)
+    monkeypatch.setattr(open_sets, "_CONVERTED", 2)
     found = open_set(given)
     assert np.array_equal(found.read(np.arange(5))[0], IMAGES)
     assert found.digest == ArrayImages(IMAGES).digest
@@ -129,7 +131,7 @@ def test_nothing_of_that_name():
 def test_batches_do_not_depend_on_the_processes():
     images = ArrayImages(random_images(11))
     alone = [indices.tolist() for indices, _ in batches(images, 4)]
-    shared = [indices.tolist() for rank in (0, 1) for indices, _ in batches(images, 4, rank, 2)]
+    shared = [indices.tolist() for rank in (0, 1) for indices, _ in batches(images, 4, Processes(rank, 2))]
     assert sorted(shared) == alone == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
@@ -151,6 +153,6 @@ def test_the_digest_of_a_dataset_is_that_of_its_images(tmp_path):
 
 
 def test_a_spread_is_even_and_no_more_than_there_is():
-    assert spread(9, 3).tolist() == [0, 4, 8]
-    assert spread(3, 9).tolist() == [0, 1, 2]
-    assert spread(1, 5).tolist() == [0]
+    assert evenly_spaced(9, 3).tolist() == [0, 4, 8]
+    assert evenly_spaced(3, 9).tolist() == [0, 1, 2]
+    assert evenly_spaced(1, 5).tolist() == [0]

@@ -1,4 +1,4 @@
-"""The file for FID programs: every class equally often, the same bytes for any number of processes."""
+"""The file for FID programs: the same bytes for any number of processes, and read a piece at a time."""
 
 import json
 import zipfile
@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from mvar_models import MVARPipeline
-from mvar_models.evaluation.npz import write_npz
+from mvar_models.distributed import Processes
+from mvar_models.evaluation.image_sets import batches
+from mvar_models.evaluation.npz import NpzImages, write_npz
 
+from feature_cases import random_images
 from tiny_models import tiny_mvar, tiny_vqvae
 
 
@@ -42,8 +45,7 @@ def test_any_number_of_processes_writes_the_same_file(pipeline, tmp_path, batch_
                 path,
                 per_class=5,
                 batch_size=2,
-                rank=rank,
-                world_size=world_size,
+                processes=Processes(rank, world_size),
                 batch_invariant=batch_invariant,
             )
             for rank in reversed(range(world_size))
@@ -88,7 +90,7 @@ def test_other_settings_are_refused(pipeline, tmp_path):
         tmp_path / "b.npz",
         per_class=2,
         batch_size=1,
-        world_size=2,
+        processes=Processes(0, 2),
         checkpoint={"model": "mvar-d16"},
     )
     with pytest.raises(ValueError, match=r"b\.npz\.parts.*\(model, seed differ\)"):
@@ -98,7 +100,7 @@ def test_other_settings_are_refused(pipeline, tmp_path):
             per_class=2,
             batch_size=1,
             seed=1,
-            world_size=2,
+            processes=Processes(0, 2),
             checkpoint={"model": "mvar-d20"},
         )
     (tmp_path / "c.npz").write_bytes(b"not an archive")
@@ -142,3 +144,56 @@ def test_the_array_may_exceed_what_a_plain_zip_entry_holds(pipeline, tmp_path):
     assert write_npz(pipeline, tmp_path / "a.npz", per_class=1)
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
         assert archive.getinfo("arr_0.npy").extract_version >= zipfile.ZIP64_VERSION
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_pieces_are_the_array(tmp_path, save):
+    images, file = random_images(23), tmp_path / "images.npz"
+    save(file, labels=np.arange(23), images=images)
+    found = NpzImages(file)
+    assert len(found) == 23
+    assert found.size == (4, 4)
+    assert np.array_equal(found.labels, np.arange(23))
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            for indices, part in batches(found, 5, Processes(rank, world_size)):
+                assert np.array_equal(part, images[indices])
+    chosen = np.array([22, 3, 3, 0])
+    assert np.array_equal(found.read(chosen)[0], images[chosen])
+
+
+def test_names_of_the_released_files(tmp_path):
+    file = tmp_path / "images.npz"
+    np.savez(file, random_images(5), np.zeros(5, dtype=np.int64))
+    assert NpzImages(file).labels.tolist() == [0] * 5
+    assert len(NpzImages(file).digest) == 64
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"arr_0": np.zeros((3, 4, 4, 3))}, "uint8 from 0 to 255, got float64"),
+        ({"arr_0": np.zeros((3, 4, 4), np.uint8)}, "grey"),
+        ({"arr_0": np.zeros((3, 4, 4, 1), np.uint8)}, "grey"),
+        ({"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}, r"\(N, H, W, 3\)"),
+        ({"arr_0": np.array([{}, []], dtype=object)}, "pickled objects.*refused"),
+        ({"arr_0": np.asfortranarray(random_images(3))}, "Fortran"),
+        ({"other": random_images(3)}, "no images.*it has other"),
+        ({"arr_0": random_images(3), "arr_1": np.zeros(2, int)}, r"arr_1 must be \(3,\)"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, said):
+    file = tmp_path / "images.npz"
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=said):
+        NpzImages(file)
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path):
+    file = tmp_path / "images.npz"
+    np.savez(file, random_images(30))
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"no \.npz, or is cut off"):
+        NpzImages(file)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        NpzImages(tmp_path / "absent.npz")

@@ -1,4 +1,4 @@
-"""How well a VQVAE reconstructs: PSNR by its definition, the verdict, and the image that shows it."""
+"""How well a VQVAE reconstructs, how its codes are used, and images that networks make when read."""
 
 from types import SimpleNamespace
 
@@ -14,12 +14,20 @@ from mvar_models.evaluation import reconstruction as module
 from mvar_models.evaluation.reconstruction import (
     Reconstruction,
     check_reconstruction,
+    code_counts,
+    codes_used,
+    decoded_images,
+    perplexity,
     psnr,
     reconstruct,
+    sampled_images,
     side_by_side,
 )
+from mvar_models.images import to_uint8
+from mvar_models.pipeline import Pipeline
+from mvar_models.tokens.token_set import TokenSet
 
-from tiny_models import tiny_vqvae
+from tiny_models import tiny_mvar, tiny_vqvae
 
 
 def test_psnr_by_its_definition(seed):
@@ -125,3 +133,59 @@ def test_sixteen_images_spread_over_the_dataset_are_checked(tmp_path):
 
     check_reconstruction(tiny_vqvae(), Source(), tmp_path / "drawn.png")
     assert asked == list(range(0, 46, 3))
+
+
+def test_counts_are_kept_by_scale():
+    """Scales of 1 and 4 tokens, two images."""
+    indices = torch.tensor([[2, 0, 0, 1, 2], [2, 0, 1, 1, 1]])
+    assert code_counts(indices, (1, 2), 4).tolist() == [[0, 0, 2, 0], [3, 4, 1, 0]]
+
+
+def test_used_is_the_share_of_codes_that_occur():
+    assert codes_used(torch.tensor([[0.0, 0, 2, 0], [3, 4, 1, 0]])).tolist() == [0.25, 0.75]
+
+
+def test_counts_may_have_any_number_of_leading_axes():
+    counts = torch.tensor([[0.0, 0, 2, 0], [3, 4, 1, 0]])
+    assert codes_used(counts[0]).item() == 0.25
+    assert codes_used(counts[:, None]).tolist() == [[0.25], [0.75]]
+    assert perplexity(counts[:, None]).shape == (2, 1)
+
+
+def test_perplexity_is_the_number_of_equally_frequent_codes():
+    counts = torch.tensor([[5.0, 5, 5, 5], [7, 0, 0, 0], [3, 3, 0, 0]])
+    assert torch.allclose(perplexity(counts), torch.tensor([4.0, 1.0, 2.0]))
+
+
+def test_perplexity_of_uneven_counts():
+    """exp of the entropy of (1/2, 1/4, 1/4), which is 1.5 ln 2."""
+    assert torch.allclose(perplexity(torch.tensor([2.0, 1, 1])), torch.tensor(2**1.5))
+
+
+def test_an_image_depends_on_its_label_and_seed_alone():
+    pipeline = Pipeline(tiny_mvar(), tiny_vqvae())
+    images = sampled_images(pipeline, [2, 0, 1, 1], seed=5)
+    assert len(images) == 4
+    assert images.size == (16, 16)
+    found, kept = images.read(np.array([3, 0]))
+    assert kept.tolist() == [0, 1]
+    assert np.array_equal(found, pipeline([1, 2], seed=[8, 5], output_type="np"))
+    assert np.array_equal(images.read(np.arange(4))[0][[3, 0]], found)
+    assert not np.array_equal(*images.read(np.array([2, 3]))[0]), "equal labels have seeds of their own"
+    others = [sampled_images(pipeline, [2, 0, 1, 1], seed=6), sampled_images(pipeline, [2, 0, 1, 2], seed=5)]
+    assert len({each.digest for each in (images, *others)}) == 3
+    assert images.read(np.empty(0, dtype=np.int64))[0].shape[0] == 0
+
+
+def test_codes_are_decoded_as_their_images():
+    codes = np.random.default_rng(0).integers(0, 24, (2, 12, 21), dtype=np.uint16)
+    tokens = TokenSet(codes, np.arange(12) % 3)
+    images = decoded_images(tiny_vqvae(), tokens, np.array([1, 4, 5, 6, 7, 8, 9, 10, 11]))
+    assert images.labels.tolist() == [1, 1, 2, 0, 1, 2, 0, 1, 2]
+    with torch.no_grad():
+        expected = to_uint8(tiny_vqvae().decode(torch.from_numpy(codes[0].astype(np.int64))))
+    found, kept = images.read(np.arange(9))
+    assert np.array_equal(found, expected[[1, 4, 5, 6, 7, 8, 9, 10, 11]])
+    assert kept.tolist() == list(range(9))
+    assert images.read(np.empty(0, dtype=np.int64))[0].shape == (0, 16, 16, 3)
+    assert images.digest != decoded_images(tiny_vqvae(), tokens, np.array([1, 4])).digest

@@ -8,7 +8,7 @@ import pytest
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.features.network import FeatureOutputs
 from mvar_models.evaluation.image_sets import ArrayImages
-from mvar_models.evaluation.npz_images import NpzImages
+from mvar_models.evaluation.npz import NpzImages
 from mvar_models.evaluation.summary import summarize
 
 from feature_cases import Toy, random_images, toy
@@ -37,8 +37,8 @@ class First(Second):
 def test_two_processes_find_what_one_finds():
     images = ArrayImages(random_images(50), np.arange(50))
     second = Second(1, 2)
-    assert summarize(images, toy(), batch_size=8, workers=second) is None
-    shared = summarize(images, toy(), batch_size=8, workers=First(second))
+    assert summarize(images, toy(), batch_size=8, processes=second) is None
+    shared = summarize(images, toy(), batch_size=8, processes=First(second))
     alone = summarize(images, toy(), batch_size=8)
     np.testing.assert_allclose(shared.moments.covariance, alone.moments.covariance, rtol=1e-9, atol=1e-9)
     assert shared.score.result() == pytest.approx(alone.score.result(), rel=1e-9)
@@ -74,4 +74,4 @@ def test_memory_does_not_grow_with_the_set(tmp_path, save):
 def test_progress_is_reported():
     told = []
     summarize(ArrayImages(random_images(5)), toy(), batch_size=2, report=lambda *seen: told.append(seen))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    assert told == [("images", 2, 5), ("images", 4, 5), ("images", 5, 5)]

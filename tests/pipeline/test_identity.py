@@ -8,10 +8,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from mvar_models import MVARPipeline
 from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
+from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ArrayImages
-from mvar_models.evaluation.network_images import DecodedImages, DrawnImages
 from mvar_models.evaluation.npz import write_npz
-from mvar_models.evaluation.reconstruction import Reconstructions
+from mvar_models.evaluation.reconstruction import decoded_images, reconstructed_images, sampled_images
 from mvar_models.evaluation.sweep import sweep
 from mvar_models.pipeline import identity
 from mvar_models.pipeline.identity import determinants, network_identity
@@ -65,7 +65,7 @@ def finished_npz(pipeline, folder):
 
 
 def npz_parts(pipeline, folder):
-    write_npz(pipeline, folder / "a.npz", per_class=1, batch_size=1, world_size=2)
+    write_npz(pipeline, folder / "a.npz", per_class=1, batch_size=1, processes=Processes(0, 2))
 
 
 def swept(pipeline, folder):
@@ -127,10 +127,10 @@ def test_a_record_of_another_version_is_drawn_with_a_warning(tmp_path, monkeypat
 @pytest.mark.parametrize("change", [other_model, other_vqvae, other_type, other_preset, other_version])
 def test_digests_of_drawn_images_follow_what_draws(monkeypatch, change):
     pipeline = tiny_pipeline()
-    before = DrawnImages(pipeline, [1], seed=0).digest
-    assert before == DrawnImages(tiny_pipeline(), [1], seed=0).digest
+    before = sampled_images(pipeline, [1], seed=0).digest
+    assert before == sampled_images(tiny_pipeline(), [1], seed=0).digest
     change(pipeline, monkeypatch)
-    assert DrawnImages(pipeline, [1], seed=0).digest != before
+    assert sampled_images(pipeline, [1], seed=0).digest != before
 
 
 def test_digests_of_reconstructions_follow_the_vqvae(monkeypatch):
@@ -139,8 +139,8 @@ def test_digests_of_reconstructions_follow_the_vqvae(monkeypatch):
 
     def digests():
         return (
-            Reconstructions(originals, pipeline.vqvae, "back").digest,
-            DecodedImages(pipeline.vqvae, tokens, tokens.labels).digest,
+            reconstructed_images(originals, pipeline.vqvae, "back").digest,
+            decoded_images(pipeline.vqvae, tokens, tokens.labels).digest,
         )
 
     before = digests()

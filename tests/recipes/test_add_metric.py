@@ -3,17 +3,22 @@
 import importlib
 
 import pytest
-import torch
 
-from mvar_models.evaluation.metrics import METRICS, metric
+from mvar_models.evaluation import evaluate
+from mvar_models.evaluation.comparison import METRICS, metric
+
+from feature_cases import random_images
 
 TOY = '''
-"""Mean absolute error of images."""
+"""How far the means of both sets lie apart."""
+
+import numpy as np
 
 
-def mean_absolute_error(images, originals):
-    """Mean absolute error of each image of (n, 3, R, R): (n,)."""
-    return (images - originals).abs().mean(dim=(1, 2, 3))
+def mean_shift(comparison):
+    """Compute the distance between the mean features of both sets."""
+    drawn, reference = comparison.drawn.moments, comparison.reference.moments
+    return {"mean_shift": float(np.linalg.norm(drawn.mean - reference.mean))}
 '''
 
 
@@ -23,15 +28,16 @@ def toy(tmp_path, monkeypatch):
     (tmp_path / "toy_metric.py").write_text(TOY)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    monkeypatch.setitem(METRICS, "mae", "toy_metric:mean_absolute_error")
+    monkeypatch.setitem(METRICS, "mean_shift", "toy_metric:mean_shift")
 
 
-def test_it_is_computed_by_its_name(toy):
-    originals = torch.zeros(2, 3, 4, 4)
-    images = originals + torch.tensor([1.0, -0.5])[:, None, None, None]
-    assert metric("mae")(images, originals).tolist() == [1.0, 0.5]
+def test_evaluate_reports_it(toy):
+    dark, light = random_images(9, high=50), random_images(9, high=50) + 100
+    found = evaluate(light, dark, features="pixels")
+    assert found["mean_shift"] == pytest.approx(100 * 48**0.5)
+    assert set(evaluate(light, dark, features="pixels", metrics=["mean_shift"])) >= {"mean_shift", "fd"}
 
 
 def test_it_is_listed_among_the_names(toy):
-    with pytest.raises(ValueError, match="mae"):
+    with pytest.raises(ValueError, match="mean_shift"):
         metric("mse")

@@ -13,7 +13,7 @@ from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import evaluate
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.evaluation.image_sets import SourceImages
-from mvar_models.evaluation.reconstruction import Reconstructions
+from mvar_models.evaluation.reconstruction import reconstructed_images
 from mvar_models.pipeline import pipeline_for
 from mvar_models.training import runs
 from mvar_models.training.held_out_distance import HeldOutDistance
@@ -71,7 +71,7 @@ def test_reconstructions_of_held_out_images(tmp_path):
     source = Digits(16)
     chosen = np.linspace(0, len(source.held_out) - 1, 40).astype(int)
     real = SourceImages(source, source.held_out[chosen], "real", 16)
-    made = Reconstructions(real, VQVAE.from_pretrained(run.folder.model), "made")
+    made = reconstructed_images(real, VQVAE.from_pretrained(run.folder.model), "made")
     expected = evaluate(made, real, features="pixels", metrics=["fd"])["fd"]
     assert found == pytest.approx(expected, rel=1e-9)
 

@@ -1,10 +1,16 @@
-"""The Inception score against closed forms, and its splits."""
+"""Inception score and kernel distance against closed forms and loops."""
 
 import numpy as np
 import pytest
 import torch
 
-from mvar_models.evaluation.inception_score import InceptionScore, inception_score
+from mvar_models.evaluation.scores import InceptionScore, kernel_distance
+
+
+def inception_score(logits, labels=None, split=5_000):
+    score = InceptionScore(len(logits), labels, split)
+    score.update(logits, np.arange(len(logits)))
+    return score.result()
 
 
 def test_certain_and_even_classes_give_their_number():
@@ -43,3 +49,27 @@ def test_processes_merge():
     second.update(logits[1::2], np.arange(1, 40, 2))
     first.merge(second)
     assert first.result() == pytest.approx(inception_score(logits, split=15), rel=1e-12)
+
+
+def test_against_a_loop():
+    torch.manual_seed(0)
+    first, second = torch.randn(6, 3).double(), torch.randn(6, 3).double()
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1).item() ** 3
+
+    own = sum(kernel(s[i], s[j]) for s in (first, second) for i in range(6) for j in range(6) if i != j)
+    cross = sum(kernel(x, y) for x in first for y in second)
+    assert kernel_distance(first, second) == pytest.approx((own / 30 - 2 * cross / 36, 0))
+
+
+def test_equal_distributions_are_around_zero():
+    torch.manual_seed(0)
+    mean, deviation = kernel_distance(torch.randn(400, 4), torch.randn(400, 4), subset=100, subsets=50)
+    assert abs(mean) < deviation
+    assert np.sign(kernel_distance(torch.randn(400, 4) + 1, torch.randn(400, 4), subset=100)[0]) == 1
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(ValueError, match="at least 2 images of each, got 1"):
+        kernel_distance(torch.zeros(1, 3), torch.zeros(5, 3))
