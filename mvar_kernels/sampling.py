@@ -1,7 +1,7 @@
 """Codes from logits in one operator: guidance, top-k, top-p and the draw.
 
 `mvar_kernels::sample_codes` runs a Triton kernel on GPUs (backends/triton/kernel_sample.py), plain PyTorch
-elsewhere (backends/common/codes.py). Nothing in it waits for a GPU, so it can be captured in a CUDA graph.
+elsewhere (backends/codes.py). Nothing in it waits for a GPU, so it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def sample_codes_op(logits, unconditional, uniform, guidance, top_k, top_p):  # 
     if _has_kernel(logits.device):
         from mvar_kernels.backends.triton.kernel_sample import draw_codes
     else:
-        from mvar_kernels.backends.common.codes import draw_codes
+        from mvar_kernels.backends.codes import draw_codes
     logits = in_three_dimensions(logits)
     if unconditional is not None:
         unconditional = in_three_dimensions(unconditional)

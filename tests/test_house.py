@@ -17,7 +17,6 @@ KERNELS = (
     ("mvar_kernels.caches",),
     ("mvar_kernels.neighborhood",),
     ("mvar_kernels.pyramid",),
-    ("mvar_kernels.backends.common",),
     ("mvar_kernels.backends",),
     ("mvar_kernels.dispatch",),
     ("mvar_kernels.ops",),

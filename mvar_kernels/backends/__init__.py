@@ -1,7 +1,7 @@
 """The backends, one module each: what they are given (`AttentionCall`) and what they do with it (`Backend`).
 
-`common/` holds what several of them share. `mvar_kernels.dispatch` finds them by name and picks one for
-"auto".
+Several share `dense.py`, `cosine.py` and `rectangles.py`; `codes.py` is `sample_codes` without Triton.
+`mvar_kernels.dispatch` finds backends by name and picks one for "auto".
 """
 
 from __future__ import annotations

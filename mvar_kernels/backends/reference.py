@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+from mvar_kernels.backends.cosine import normalized, normalized_backward
 
 
 def can_run(call: AttentionCall) -> str | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mvar_kernels import caches
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.common.cosine import normalized, normalized_backward
-from mvar_kernels.backends.common.dense import attend, attend_backward
+from mvar_kernels.backends.cosine import normalized, normalized_backward
+from mvar_kernels.backends.dense import attend, attend_backward
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from mvar_kernels import spatial_markov_attn
-from mvar_kernels.backends.common import buffers
+from mvar_kernels.backends.tiled import memory
 
 
 def attention_and_gradients(inputs, backend):
@@ -15,8 +15,8 @@ def attention_and_gradients(inputs, backend):
 
 def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
     """Views, graphs, NumPy arrays and other threads hold a result; freed memory is reused, up to a limit."""
-    monkeypatch.setattr(buffers, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(buffers, "_unused", buffers._Unused())
+    monkeypatch.setattr(memory, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(memory, "_unused", memory._Unused())
     inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
     expected = attention_and_gradients(inputs, "reference")
     first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
@@ -27,9 +27,9 @@ def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
     assert place not in {tensor.data_ptr() for tensor in actual} and (seen == before).all()
     places = {tensor.data_ptr() for tensor in actual}
     del seen, actual
-    assert {piece.data_ptr() for piece in buffers._unused.pieces.values()} == places | {place}
+    assert {piece.data_ptr() for piece in memory._unused.pieces.values()} == places | {place}
 
-    for piece in buffers._unused.pieces.values():
+    for piece in memory._unused.pieces.values():
         piece.view(torch.float32).fill_(float("nan"))
     with torch.inference_mode():
         again = spatial_markov_attn(*inputs, 5, backend="tiled")
@@ -41,7 +41,7 @@ def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
             torch.testing.assert_close(actual, expected)
     del actual
     size = inputs[0].nbytes
-    assert buffers._unused.pieces and {len(piece) for piece in buffers._unused.pieces.values()} == {size}
-    monkeypatch.setattr(buffers, "_KEPT_BYTES", 2 * size)
+    assert memory._unused.pieces and {len(piece) for piece in memory._unused.pieces.values()} == {size}
+    monkeypatch.setattr(memory, "_KEPT_BYTES", 2 * size)
     attention_and_gradients(inputs, "tiled")
-    assert len(buffers._unused.pieces) == 2
+    assert len(memory._unused.pieces) == 2

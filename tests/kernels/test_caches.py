@@ -10,8 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mvar_kernels
 from mvar_kernels import Pyramid, caches, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.backends import sdpa
-from mvar_kernels.backends.common import buffers
-from mvar_kernels.backends.tiled import layout, workspace
+from mvar_kernels.backends.tiled import layout, memory, workspace
 from mvar_kernels.backends.triton import schedule
 
 from kernel_cases import CPU_BACKENDS, assert_close
@@ -39,14 +38,14 @@ def test_many_grids_hold_a_bounded_amount_and_clear_caches_frees_it(monkeypatch)
     mvar_kernels.clear_caches()
     monkeypatch.setattr(sdpa._mask.kept, "most_bytes", 1 << 20)
     monkeypatch.setattr(layout.layout_of.kept, "most_bytes", 1 << 20)
-    monkeypatch.setattr(buffers, "_LEAST_BYTES", 1 << 10)
+    monkeypatch.setattr(memory, "_LEAST_BYTES", 1 << 10)
     before = of_tensors()
     for side in range(9, 49):
         for backend in ("sdpa", "tiled"):
             attend(side, backend)
     for name in ("sdpa", "tiled"):
         assert 0 < KEPT[name].kept.held <= 1 << 20, name
-    assert buffers._unused.pieces and workspace._of_threads and any(workspace._of_threads)
+    assert memory._unused.pieces and workspace._of_threads and any(workspace._of_threads)
     mvar_kernels.clear_caches()
     assert of_tensors() == before
     assert not any(workspace._of_threads) and not any(kept.kept.results for kept in KEPT.values())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
-from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+from mvar_kernels.backends.cosine import normalized, normalized_backward
 
 from kernel_cases import CPU_BACKENDS, errors_beside_plain_pytorch
 

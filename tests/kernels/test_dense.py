@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvar_kernels.backends.common.dense import attend, attend_backward
+from mvar_kernels.backends.dense import attend, attend_backward
 
 from kernel_cases import assert_close
 

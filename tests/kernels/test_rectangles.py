@@ -2,7 +2,7 @@
 
 import random
 
-from mvar_kernels.backends.common.rectangles import key_tiles, query_tiles
+from mvar_kernels.backends.rectangles import key_tiles, query_tiles
 
 from kernel_cases import random_neighborhood
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvar_kernels import sample_codes, sampling
-from mvar_kernels.backends.common import codes as in_pytorch
+from mvar_kernels.backends import codes as in_pytorch
 
 from code_cases import EDGES, INF, NAN, disagreements, draw_case, reference
 

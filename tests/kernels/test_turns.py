@@ -3,7 +3,7 @@
 import random
 
 from mvar_kernels import Neighborhood, Pyramid
-from mvar_kernels.backends.common.rectangles import query_tiles
+from mvar_kernels.backends.rectangles import query_tiles
 from mvar_kernels.backends.tiled.turns import in_turns
 
 from kernel_cases import random_grid_neighborhood

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.common import buffers
-from mvar_kernels.backends.common.cosine import normalized, normalized_backward
+from mvar_kernels.backends.cosine import normalized, normalized_backward
+from mvar_kernels.backends.tiled import memory
 from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_task, forward_task, scratch
 from mvar_kernels.backends.tiled.layout import computed_scores
 from mvar_kernels.backends.tiled.tasks import (
@@ -50,7 +50,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     cut = cut_for(query, neighborhood)
     query, key = _normalized(query, key, logit_scale, cut)
     query, key, value = (_in_rows(tensor, cut) for tensor in (query, key, value))
-    out = buffers.empty(call.out_shape, query.dtype, query.device)
+    out = memory.empty(call.out_shape, query.dtype, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
@@ -67,10 +67,10 @@ def backward(
     query, key, value, logit_scale, neighborhood, scale = call
     cut = cut_for(query, neighborhood)
     q, k = _normalized(query, key, logit_scale, cut)
-    dq = buffers.empty(query.shape, query.dtype, query.device)
+    dq = memory.empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
-    dk, dv = (buffers.empty(key.shape, lse.dtype, key.device) for _ in range(2))
+    dk, dv = (memory.empty(key.shape, lse.dtype, key.device) for _ in range(2))
 
     def clear(task: TokenTask, wait: Wait) -> None:
         dk[:, task.keys].zero_()
@@ -92,7 +92,7 @@ def _in_rows(tensor: Tensor, cut: Cut) -> Tensor:
     """Return a tensor (B, L, H, D) whose (H, D) rows are contiguous, as tasks gather them."""
     if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]:
         return tensor
-    copied = buffers.empty(tensor.shape, tensor.dtype, tensor.device)
+    copied = memory.empty(tensor.shape, tensor.dtype, tensor.device)
 
     def copy(task: TokenTask, wait: Wait) -> None:
         copied[:, task.queries].copy_(tensor[:, task.queries])
@@ -105,7 +105,7 @@ def _normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None, cut: Cut
     """Do what `normalized` does, in tasks: PyTorch's own threads would keep spinning while ours work."""
     if logit_scale is None:
         return query, key
-    q, k = (buffers.empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
+    q, k = (memory.empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
 
     def normalize(task: TokenTask, wait: Wait) -> None:
         unit_q, unit_k = normalized(query[:, task.queries], key[:, task.keys], logit_scale)

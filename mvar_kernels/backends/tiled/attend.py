@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mvar_kernels.backends.common.dense import attend, attend_backward
+from mvar_kernels.backends.dense import attend, attend_backward
 from mvar_kernels.backends.tiled.layout import Layout, RowStrip
 from mvar_kernels.backends.tiled.tasks import HeadTask, TileTask
 from mvar_kernels.backends.tiled.workers import Wait

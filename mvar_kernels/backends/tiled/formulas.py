@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.common.cosine import normalized, normalized_tangents
+from mvar_kernels.backends.cosine import normalized, normalized_tangents
 from mvar_kernels.backends.tiled.layout import layout_of
 from mvar_kernels.pyramid import Neighborhood
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels import caches
-from mvar_kernels.backends.common.rectangles import GridTile, query_tiles
+from mvar_kernels.backends.rectangles import GridTile, query_tiles
 from mvar_kernels.backends.tiled.turns import in_turns
 from mvar_kernels.pyramid import WindowBlock
 

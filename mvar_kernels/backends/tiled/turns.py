@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from mvar_kernels.backends.common.rectangles import GridTile
+from mvar_kernels.backends.rectangles import GridTile
 
 # Tiles per turn, where the grid has that many. More turns would keep threads waiting, fewer would spread the
 # tiles that see one key over so long a time that it has left the cache.

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mvar_kernels import caches
-from mvar_kernels.backends.common.rectangles import GridTile, key_tiles, query_tiles
+from mvar_kernels.backends.rectangles import GridTile, key_tiles, query_tiles
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 # Exact in bfloat16, far below any score times any reasonable scale, and a sum of a few hundred is still
