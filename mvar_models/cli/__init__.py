@@ -21,6 +21,7 @@ class Row(NamedTuple):
 
 
 COMMANDS: dict[str, Row] = {
+    "classify": Row("mvar_models.cli.classify:classify", "Classify images by their likelihood."),
     "demo": Row("mvar_models.cli.demo:demo", "Fine-tune the embedded VAR into MVAR and compare the two."),
     "doctor": Row("mvar_models.cli.demo:doctor", "Check this installation."),
     "edit": Row("mvar_models.cli.edit:edit", "In-paint, out-paint or vary an image."),

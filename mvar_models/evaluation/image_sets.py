@@ -101,22 +101,22 @@ class SourceImages(ImageSet):
     def __init__(self, source: ImageSource, members: np.ndarray, name: str, resolution: int) -> None:
         labels = source.labels[members] if len(source.class_names) > 1 else None
         super().__init__(name, len(members), (resolution, resolution), labels, source.class_names)
-        self._source, self._members = source, members
+        self.source, self.members = source, members
 
     @cached_property
     def digest(self) -> str:  # type: ignore[override]  # mypy takes a property for more than this one
-        content = self._source.content(self._members)
-        members = np.asarray(self._members, "<i8").tobytes()
-        return digest(self._source.fingerprint, content, str(self.size), members)
+        content = self.source.content(self.members)
+        members = np.asarray(self.members, "<i8").tobytes()
+        return digest(self.source.fingerprint, content, str(self.size), members)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, kept = self._source.readable(self._members[indices])
+        images, kept = self.source.readable(self.members[indices])
         if not len(kept):
             return np.empty((0, *self.size, 3), dtype=np.uint8), kept
         return to_uint8(images), kept
 
     def log_problems(self) -> None:
-        self._source.log_problems()
+        self.source.log_problems()
 
 
 class FileImages(ImageSet):
