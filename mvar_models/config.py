@@ -234,6 +234,9 @@ class TransformerConfig(Config):
             checkpoint's own `vqvae` folder.
     """
 
+    # Whether training can take turns between dense and windowed scales.
+    alternates: ClassVar[bool] = False
+
     depth: _Depth = 16
     width: _Width = None  # type: ignore[assignment]  # never None after __post_init__
     num_heads: _Width = None  # type: ignore[assignment]  # never None after __post_init__
@@ -337,6 +340,7 @@ class MVARConfig(TransformerConfig):
     """
 
     model_type: ClassVar[str] = "mvar"
+    alternates: ClassVar[bool] = True
 
     kernel_size: _Side = 7
     dense_scales: _Index = 8

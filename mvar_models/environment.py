@@ -94,6 +94,17 @@ def peak_resident_bytes() -> int | None:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Return peak memory in 10^9 bytes, or None where the system does not report it.
+
+    On a GPU it is what PyTorch allocated there, on a CPU the resident memory of this process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = peak_resident_bytes()
+    return None if peak is None else peak / 1e9
+
+
 def reset_peak_resident() -> None:
     """Set the peak back to what is resident now.
 

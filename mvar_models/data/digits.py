@@ -20,13 +20,23 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 class Digits(ImageSource):
     """The 1,797 handwritten digits of scikit-learn (8 x 8, 17 grey levels), resized to R x R RGB."""
 
-    def __init__(self, resolution: int = 32) -> None:
+    def __init__(self, resolution: int | None = 32) -> None:
         digits = require("sklearn.datasets", "train").load_digits()
         super().__init__(digits.target, _NAMES, mirror_safe=False)
+        self.resolution = resolution
         self._grey = (digits.images * (255 / 16)).round().astype(np.uint8)
-        size = (resolution, resolution)
+
+    def at(self, resolution: int) -> Digits:
+        other = super().at(resolution)
+        vars(other).pop("_images", None)
+        return other
+
+    @cached_property
+    def _images(self) -> Tensor:
+        assert self.resolution is not None
+        size = (self.resolution, self.resolution)
         resized = [Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC) for grey in self._grey]
-        self._images = torch.stack([to_tensor(image.convert("RGB")) for image in resized])
+        return torch.stack([to_tensor(image.convert("RGB")) for image in resized])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -48,7 +48,7 @@ class ClassFolders(ImageSource):
             a link to images that count already, or `held_out.txt` names a file that is none of the images.
     """
 
-    def __init__(self, folder: Path, resolution: int) -> None:
+    def __init__(self, folder: Path, resolution: int | None) -> None:
         self.folder = folder
         self.resolution = resolution
         self.files: list[str] = []

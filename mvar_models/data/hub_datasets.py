@@ -44,7 +44,7 @@ class HubDataset(ImageSource):
 
     Args:
         place: a dataset id of the Hub as org/name, or what `is_local` accepts.
-        resolution: side of the images in pixels.
+        resolution: side of the images in pixels; None leaves it to `at`.
         part: "split" or "config:split"; empty means the split "train", or the only one.
 
     Raises:
@@ -52,7 +52,7 @@ class HubDataset(ImageSource):
         ValueError: there is no such split, or no unambiguous column of images or of labels.
     """
 
-    def __init__(self, place: str, resolution: int, part: str = "") -> None:
+    def __init__(self, place: str, resolution: int | None, part: str = "") -> None:
         self.place = place
         self.resolution = resolution
         rows = _load(place, part)

@@ -14,7 +14,7 @@ from mvar_models.data.source import ImageSource
 DIGITS = "digits"
 
 
-def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
+def open_images(data: str | os.PathLike[str], resolution: int | None = None) -> ImageSource:
     """Open a dataset of images.
 
     Args:
@@ -22,7 +22,7 @@ def open_images(data: str | os.PathLike[str], resolution: int) -> ImageSource:
             .parquet file, a folder of them, or a folder of `datasets.save_to_disk`; or a Hugging Face dataset
             as org/name. Parquet and datasets may end in ":split" (default: train), or ":config:split"; a
             folder may end in ":name", which is the folder of that name in it.
-        resolution: side of the images in pixels.
+        resolution: side of the images in pixels; None leaves it to `ImageSource.at`.
 
     Raises:
         FileNotFoundError: nothing of that name.

@@ -9,6 +9,7 @@ and nothing held out is trained on. Both log and count them.
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from mvar_models.files import digest
 from mvar_models.images import UnreadableImage
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound="ImageSource")
 
 _READERS = 8
 # Problems written to the log one by one; the rest are only counted.
@@ -42,6 +46,7 @@ class ImageSource(abc.ABC):
         labels: (N,) int64.
         class_names: one name per label.
         mirror_safe: whether a mirrored image still belongs to its class.
+        resolution: side of the images in pixels; None until `at` says it.
         skipped: name -> reason of files that opening the data found unusable; they are no examples.
         unreadable: example -> reason, for the examples that were tried so far.
     """
@@ -49,6 +54,7 @@ class ImageSource(abc.ABC):
     labels: np.ndarray
     class_names: tuple[str, ...]
     mirror_safe: bool
+    resolution: int | None = None
     skipped: dict[str, str]
     unreadable: dict[int, str]
 
@@ -60,6 +66,12 @@ class ImageSource(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self: T, resolution: int) -> T:
+        """Return the same examples with images of that side, without opening the data again."""
+        other = copy.copy(self)
+        other.resolution = resolution
+        return other
 
     @property
     @abc.abstractmethod

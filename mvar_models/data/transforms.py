@@ -27,12 +27,13 @@ MAX_SCALE = 0.08
 MAX_SHEAR = 0.08
 
 
-def load_image(source: str | os.PathLike[str] | bytes, resolution: int) -> Tensor:
+def load_image(source: str | os.PathLike[str] | bytes, resolution: int | None) -> Tensor:
     """Decode and crop a file, or a file's bytes, to (3, R, R) float32 in [-1, 1].
 
     Raises:
         UnreadableImage: the message says why.
     """
+    assert resolution is not None, "ImageSource.at says it"
     return to_tensor(center_crop(decode(source), resolution))
 
 

@@ -52,10 +52,10 @@ def is_token_folder(path: Path) -> bool:
     return False
 
 
-def open_data(data: str | os.PathLike[str], resolution: int) -> ImageSource | TokenFolder:
-    """Open a folder of codes, or anything that `open_images` takes."""
+def open_data(data: str | os.PathLike[str]) -> ImageSource | TokenFolder:
+    """Open a folder of codes, or anything that `open_images` takes, whose resolution is left to `at`."""
     path = Path(data)
-    return TokenFolder(path) if is_token_folder(path) else open_images(data, resolution)
+    return TokenFolder(path) if is_token_folder(path) else open_images(data)
 
 
 def refuse_tokens(data: str | os.PathLike[str]) -> None:

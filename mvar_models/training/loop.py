@@ -8,11 +8,11 @@ sums.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ from PIL import Image
 from mvar_models.data.arrays import damage_named
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
-from mvar_models.training.ema import WeightAverage
+from mvar_models.environment import peak_memory_gb
 from mvar_models.training.held_out_distance import HeldOutDistance
-from mvar_models.training.loss_scale import LossScale
-from mvar_models.training.metrics_log import Metrics, averaged, memory_gb
-from mvar_models.training.optimizer import learning_rate_factor, parameter_groups
+from mvar_models.training.optimizer import LossScale, WeightAverage, learning_rate_factor, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
@@ -83,16 +81,17 @@ class Loop:
             compiled=settings.compile,
             unused_parameters=task.unused_parameters(),
         )
-        groups = parameter_groups(task.model, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.lr, betas=settings.betas, fused=self.processes.device.type == "cuda"
+            parameter_groups(task.model, settings.weight_decay),
+            lr=settings.lr,
+            betas=settings.betas,
+            fused=self.processes.device.type == "cuda",
         )
         prepare_optimizer(self.optimizer)
         self.average = WeightAverage(task.model, settings.ema) if settings.ema is not None else None
         self.state = TrainingState(task.model, self.optimizer, self.average)
         self.loss_scale = LossScale(settings.precision == "fp16")
-        self.metrics = Metrics(folder, tensorboard=settings.tensorboard)
-        self.writer = RunWriter(folder, self.processes, self.metrics)
+        self.writer = RunWriter(folder, self.processes, tensorboard=settings.tensorboard)
         self.distance: HeldOutDistance | None = None
         if settings.evaluate_every is not None:
             self.distance = HeldOutDistance(task, settings, self.processes)
@@ -128,17 +127,15 @@ class Loop:
     def _check_data(self, progress: dict[str, Any]) -> None:
         count, fingerprint = progress["examples"], progress["fingerprint"]
         if (count, fingerprint) == (self.task.num_examples, self.task.fingerprint):
-            before = progress.get("stamps", self.task.stamps)
-            if before != self.task.stamps and self.processes.first:
+            if progress["stamps"] != self.task.stamps and self.processes.first:
                 logger.warning(
                     "images that %s trains on were written again since; unless they are a copy, the run "
                     "goes on with other images",
                     self.folder.path,
                 )
             return
-        now = (
-            "as many with other content" if count == self.task.num_examples else f"{self.task.num_examples:,}"
-        )
+        same = count == self.task.num_examples
+        now = "as many with other content" if same else f"{self.task.num_examples:,}"
         self.processes.stop(
             RunStopped(
                 f"the data of {self.folder.path} has changed: the run had {count:,} training examples, "
@@ -157,7 +154,7 @@ class Loop:
             FloatingPointError: the loss or the gradients are no longer finite.
         """
         try:
-            with StopSignals() as signals, self.metrics:
+            with StopSignals() as signals, self.writer:
                 return self._fit(signals)
         except RuntimeError as error:
             if self.processes.alone or isinstance(error, RunStopped) or not lost_process(error):
@@ -166,32 +163,32 @@ class Loop:
 
     def _how_to_go_on(self) -> str:
         last = self.folder.last_step()
-        if not last:
-            return "there is no checkpoint yet, start again"
-        return f"the last checkpoint is step {last}, continue with --resume {self.folder.path}"
+        go_on = f"the last checkpoint is step {last}, continue with --resume {self.folder.path}"
+        return go_on if last else "there is no checkpoint yet, start again"
 
     def _fit(self, signals: StopSignals) -> dict[str, Any]:
-        settings = self.settings
+        settings, saved = self.settings, self.start
         self.task.model.train()
-        saved = self.start
         results, distance = self._catch_up(saved) if saved else ({}, {})
         for index in range(self.start, settings.steps):
             values, signal = self.step(index, signals)
             done = index + 1
             last = done == settings.steps
+
+            def now(every: int | None) -> bool:
+                # A signal may precede a kill by half a minute: save at once, the resumed run catches up.
+                return every is not None and (last or (not signal and _due(done, every)))  # noqa: B023
+
             self.writer.log(values)
-            # A signal may precede a kill by half a minute: save at once, and let the resumed run catch up.
-            if last or (not signal and _due(done, settings.validate_every)):
+            if now(settings.validate_every):
                 results = self.validate(done)
                 values |= {name: value for name, value in results.items() if isinstance(value, float)}
                 signal = first_signal(self.processes.total(received(signals)).tolist())
-            if self.distance is not None and (last or (not signal and _due(done, settings.evaluate_every))):
+            if now(settings.evaluate_every):
                 distance = self.evaluate(done)
                 values |= distance
                 signal = signal or first_signal(self.processes.total(received(signals)).tolist())
-            if settings.sample_every is not None and (
-                last or (not signal and _due(done, settings.sample_every))
-            ):
+            if now(settings.sample_every):
                 self.sample(done)
             if last or signal or _due(done, settings.save_every):
                 self.save_checkpoint(done)
@@ -251,7 +248,7 @@ class Loop:
         if self.loss_scale.enabled:
             values |= {"loss_scale": self.loss_scale.factor, "skipped_steps": self.loss_scale.skipped_steps}
         values["images_per_second"] = settings.batch_size / (time.perf_counter() - begun)
-        memory = memory_gb(self.processes.device)
+        memory = peak_memory_gb(self.processes.device)
         if memory is not None:
             values["memory_gb"] = memory
         return values, first_signal(counts)
@@ -281,7 +278,7 @@ class Loop:
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight
             found.append(figures)
-        return share.item(), averaged(found, [rows.stop - rows.start for rows in mine])
+        return share.item(), _averaged(found, [rows.stop - rows.start for rows in mine])
 
     def _scale_gradients(self, factor: float) -> None:
         if factor != 1.0:
@@ -295,27 +292,20 @@ class Loop:
             return True
         if math.isfinite(loss) and self.loss_scale.enabled:
             return False
-        what = (
-            f"loss of step {step} is {loss}"
-            if not math.isfinite(loss)
-            else f"gradient norm of step {step} is {norm}"
-        )
-        last = self.folder.last_step()
-        kept = f"the checkpoint of step {last} is intact" if last else "there is no checkpoint yet"
+        name, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
         self.processes.stop(
             FloatingPointError(
-                f"the {what}; {kept}: lower the learning rate, or use bf16 or fp32, in a new run"
+                f"the {name} of step {step} is {value}; {self.folder.intact()}: lower the learning rate, or "
+                "use bf16 or fp32, in a new run"
             )
         )
 
-    @contextlib.contextmanager
+    @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients, on the averaged weights where there are any."""
         self.task.model.eval()
-        with (
-            torch.no_grad(),
-            self.average.applied() if self.average is not None else contextlib.nullcontext(),
-        ):
+        averaged = nullcontext() if self.average is None else self.average.applied()
+        with torch.no_grad(), averaged:
             yield
             self.parallel.reshard()
         self.task.model.train()
@@ -349,24 +339,25 @@ class Loop:
         return figures
 
     def sample(self, step: int) -> None:
-        """Draw samples on rank 0 and write them."""
-        drawn: list[Image.Image | None] = []
+        """Generate samples on rank 0 and write them."""
+        image: Image.Image | None = None
         with self._evaluating():
             model = self.parallel.plain_model()
+            with self.processes.raising_together():
+                if self.processes.first:
+                    image = self._sampled(model, step)
+        self.writer.samples(step, image)
 
-            def draw() -> None:
-                try:
-                    drawn.append(self.task.sample(model.to(self.processes.device)))
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    logger.warning(
-                        "no samples of step %d: there is no memory to draw them beside the optimizer's state",
-                        step,
-                    )
-
-            self.processes.run_on_rank0(draw)
-        self.writer.samples(step, drawn[0] if drawn else None)
+    def _sampled(self, model: Any, step: int) -> Image.Image | None:
+        try:
+            return self.task.sample(model.to(self.processes.device))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning(
+                "no samples of step %d: there is no memory for them beside the optimizer's state", step
+            )
+            return None
 
     def save_model(self, what: str, target: Path) -> None:
         """Write a model folder, of the averaged weights where there are any."""
@@ -396,3 +387,14 @@ class Loop:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and every > 0 and step % every == 0
+
+
+def _averaged(figures: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Return figures of micro-batches as those of their whole."""
+    columns = {name: [each[name] for each in figures] for name in figures[0]}
+    return {
+        name: values[0]
+        if len(set(values)) == 1
+        else sum(value * size for value, size in zip(values, sizes)) / sum(sizes)
+        for name, values in columns.items()
+    }

@@ -1,13 +1,11 @@
 """A run folder that a person can read.
 
-    config.yaml          all settings
-    environment.json     versions, machine and command of every start
-    metrics.jsonl        one line per step, and one per validation
-    samples/             what the model drew, one file per step
-    checkpoints/         step-000500/: everything that resuming needs
-    best/  model/        the best and the final model, which `from_pretrained` loads
-
-Checkpoints and models appear complete or not at all: they are written under another name, then renamed.
+config.yaml          all settings
+environment.json     versions, machine and command of every start
+metrics.jsonl        one line per step, and one per validation
+samples/             what the model drew, one file per step
+checkpoints/         step-000500/: everything that resuming needs
+best/  model/        the best and the final model, which `from_pretrained` loads
 """
 
 from __future__ import annotations
@@ -17,18 +15,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
-from safetensors import SafetensorError
-
 from mvar_models.checkpoints.tensor_files import read_values
-from mvar_models.devices import is_out_of_memory
-from mvar_models.distributed import RunStopped
 from mvar_models.files import held, sweep, write_text
 from mvar_models.records import (
     Figure,
@@ -46,10 +38,9 @@ from mvar_models.training.settings import RunSettings, TransformerSettings, VQVA
 logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
-_PROGRESS = "progress.json"
-_TASK = "task.pt"
-_WRITING = ".writing-"
-
+PROGRESS, TASK = "progress.json", "task.pt"
+# Begins the names of folders that are being written.
+WRITING = ".writing-"
 
 _Line = Annotated[
     dict[str, Any], Must("and a whole number as step", lambda line: type(line.get("step")) is int)
@@ -72,6 +63,7 @@ class _Progress:
     best: Figure | None
     examples: int
     fingerprint: str
+    stamps: str
 
 
 @dataclass(frozen=True)
@@ -221,41 +213,19 @@ class RunFolder:
                     break
         return lines
 
-    def begin_checkpoint(self, step: int) -> Path:
-        """Return the folder that the checkpoint of `step` is written to until `finish_checkpoint`."""
-        temporary = self.checkpoints / f"{_WRITING}{step:06d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        return temporary
-
-    def finish_checkpoint(
-        self, temporary: Path, progress: dict[str, Any], task: dict[str, Any], keep: int
-    ) -> Path:
-        """Complete a checkpoint and remove old ones.
-
-        Args:
-            temporary: The folder that `begin_checkpoint` returned, with the tensors.
-            progress: Small figures, of which `step` names the checkpoint.
-            task: The task's own state.
-            keep: Number of checkpoints to keep.
-        """
-        if task:
-            with (temporary / _TASK).open("wb") as file:
-                torch.save(task, file)
-                _flush(file)
-        with (temporary / _PROGRESS).open("w", encoding="utf-8") as text:
-            json.dump(progress, text, indent=2)
-            _flush(text)
-        target = self.checkpoints / f"step-{progress['step']:06d}"
-        _take_place(temporary, target)
-        for old in self._complete()[:-keep]:
-            shutil.rmtree(old)
-        return target
-
     def last_step(self) -> int:
         """Return the step of the newest complete checkpoint, 0 without one."""
-        complete = self._complete()
+        complete = self.complete_checkpoints()
         return (_step_of(complete[-1]) or 0) if complete else 0
+
+    def intact(self) -> str:
+        """Return what a message about a failed run says is left: the last checkpoint, or none."""
+        last = self.last_step()
+        return f"the checkpoint of step {last} is intact" if last else "there is no checkpoint yet"
+
+    def checkpoint_of(self, step: int) -> Path:
+        """Return the folder of the checkpoint of `step`."""
+        return self.checkpoints / f"step-{step:06d}"
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Read the checkpoint of `step`.
@@ -263,15 +233,15 @@ class RunFolder:
         Raises:
             ValueError: it cannot be read.
         """
-        folder = self.checkpoints / f"step-{step:06d}"
+        folder = self.checkpoint_of(step)
         try:
-            progress = read_record(folder / _PROGRESS, dict[str, Any])
-            found = record_of(progress, _Progress, _PROGRESS)
+            progress = read_record(folder / PROGRESS, dict[str, Any])
+            found = record_of(progress, _Progress, PROGRESS)
             if found.step != step:
-                raise ValueError(f"{_PROGRESS} is of step {found.step}")
-            task = read_values(folder / _TASK) if (folder / _TASK).is_file() else {}
+                raise ValueError(f"{PROGRESS} is of step {found.step}")
+            task = read_values(folder / TASK) if (folder / TASK).is_file() else {}
             if not isinstance(task, dict):
-                raise ValueError(f"{_TASK} holds {type(task).__name__}, not a state")
+                raise ValueError(f"{TASK} holds {type(task).__name__}, not a state")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{folder} is not a checkpoint that this version wrote ({error}); "
@@ -282,50 +252,13 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Remove what a killed process was writing."""
         for parent in (self.checkpoints, self.path):
-            for leftover in parent.glob(f"{_WRITING}*"):
+            for leftover in parent.glob(f"{WRITING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         for parent in (self.path, self.samples):
             sweep(parent)
 
-    def write_model(self, save: Callable[[Path], None], target: Path) -> None:
-        """Let `save` write a model folder, whose files then replace those of `target`.
-
-        One by one, the configuration last: a process that loads the model meanwhile finds all of them.
-        """
-        temporary = self.path / f"{_WRITING}{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save(temporary)
-        if not target.exists():
-            _take_place(temporary, target)
-            return
-        files = [file for file in temporary.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: (len(file.parts), file.name), reverse=True):
-            (target / file.relative_to(temporary)).parent.mkdir(exist_ok=True)
-            os.replace(file, target / file.relative_to(temporary))
-        shutil.rmtree(temporary)
-
-    @contextmanager
-    def clear_failure(self, what: str) -> Iterator[None]:
-        """Turn a failure to write, such as a full disk, into one line (RunStopped); remove partial files."""
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise  # the disk is not full
-            self.remove_leftovers()
-            last = self.last_step()
-            kept = (
-                f"the checkpoint of step {last} is intact; "
-                f"free some space and continue with --resume {self.path}"
-                if last
-                else "there is no checkpoint yet"
-            )
-            raise RunStopped(
-                f"{what} could not be written to {self.path}: {' '.join(str(error).split())}; {kept}"
-            ) from error
-
-    def _complete(self) -> list[Path]:
+    def complete_checkpoints(self) -> list[Path]:
+        """Return the folders of complete checkpoints, the oldest first."""
         # What else lies there, such as a copy "step-000500-old", is not ours.
         named = (path for path in self.checkpoints.glob("step-*") if _step_of(path) is not None)
         return sorted(named, key=lambda path: _step_of(path) or 0)
@@ -334,26 +267,3 @@ class RunFolder:
 def _step_of(folder: Path) -> int | None:
     named = re.fullmatch(r"step-([0-9]{6,18})", folder.name)
     return int(named[1]) if named else None
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _take_place(temporary: Path, target: Path) -> None:
-    """Rename a complete folder to `target`, replacing an older folder of that name."""
-    if target.exists():
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-        temporary.rename(target)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(target)
-    if hasattr(os, "O_DIRECTORY"):  # so that the rename survives a power cut too
-        handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

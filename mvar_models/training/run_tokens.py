@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mvar_models.data.open import DIGITS, open_images
+from mvar_models.data.open import DIGITS
 from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.reconstruction import check_reconstruction
@@ -15,7 +15,7 @@ from mvar_models.files import SettingsMismatch
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.tokens.encode import tokenize_split
-from mvar_models.tokens.folder import INDEX, TokenFolder, is_token_folder
+from mvar_models.tokens.folder import INDEX, TokenFolder
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
@@ -32,43 +32,31 @@ def open_tokens(
     run: RunFolder,
     processes: Processes,
     vqvae: VQVAE,
-    tokens: TokenSets | None = None,
-) -> tuple[TokenSets, tuple[str, ...]]:
-    """Open a folder of codes, or encode images.
+    data: ImageSource | TokenFolder,
+) -> TokenSets:
+    """Return the codes of the training and of the held-out images, which are encoded if need be.
 
     Args:
-        settings: The run's settings, whose `data` is opened.
+        settings: The run's settings.
         run: The run folder, which keeps the codes of images.
         processes: The processes of the run, which share the encoding.
         vqvae: The VQVAE that encodes.
-        tokens: The codes, where they are at hand.
-
-    Returns:
-        The codes of the training and held-out images, and the names of the data's classes.
+        data: The run's data, images at the VQVAE's resolution.
 
     Raises:
-        ValueError: the codes are another VQVAE's, or the data has changed since the run began.
+        ValueError: the codes are another VQVAE's, the data has changed since the run began, or it is not that
+            of another process.
     """
-    shared = {} if processes.alone else {"the VQVAE": network_identity(vqvae)}
-    if is_token_folder(Path(settings.data)):
-        with processes.raising_together():
-            folder = TokenFolder(Path(settings.data))
-        processes.require_same({"the fingerprint of the data": folder.fingerprint, **shared})
-        if tokens is None:
-            tokens = processes.first_then_others(lambda: folder.token_sets(vqvae, settings.copies))
-        return tokens, tuple(folder.class_names)
-    with processes.raising_together():
-        source = open_images(settings.data, vqvae.config.resolution)
-    processes.require_same({"the fingerprint of the data": source.fingerprint, **shared})
-    if tokens is None:
-        # The digits take seconds, so their codes stay in memory.
-        if settings.data == DIGITS:
-            tokens = processes.first_then_others(
-                lambda: tokenize_split(vqvae, source, settings.copies, settings.seed)
-            )
-        else:
-            tokens = _encode(settings, run, processes, vqvae, source)
-    return tokens, tuple(source.class_names)
+    if not processes.alone:
+        facts = {"the fingerprint of the data": data.fingerprint, "the VQVAE": network_identity(vqvae)}
+        processes.require_same(facts)
+    if isinstance(data, TokenFolder):
+        return processes.first_then_others(lambda: data.token_sets(vqvae, settings.copies))
+    if settings.data == DIGITS:  # their codes take seconds, so they stay in memory
+        return processes.first_then_others(
+            lambda: tokenize_split(vqvae, data, settings.copies, settings.seed)
+        )
+    return _encode(settings, run, processes, vqvae, data)
 
 
 def _encode(

@@ -25,7 +25,8 @@ import torch
 
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
-from mvar_models.data.open import DIGITS, check_data_exists, open_images
+from mvar_models.data.open import DIGITS, open_images
+from mvar_models.data.source import ImageSource
 from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment, versions
@@ -33,12 +34,10 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.records import Must, record_of
-from mvar_models.tokens.folder import is_token_folder, open_data, read_index, refuse_tokens
+from mvar_models.tokens.folder import TokenFolder, open_data, refuse_tokens
 from mvar_models.training.build import (
     build_transformer,
     build_vqvae,
-    check_codes,
-    check_new_transformer,
     load_initial,
     new_vqvae_config,
     released_vqvae_shape,
@@ -56,9 +55,6 @@ from mvar_models.training.vqvae_task import VQVAETask
 logger = logging.getLogger(__name__)
 
 _DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", RELEASED_VQVAE
-# To count the examples of a dataset, which do not depend on the resolution.
-_ANY_RESOLUTION = 32
-
 _Epochs: Any = Annotated[float, Must("above 0", lambda value: value > 0)]
 
 S = TypeVar("S", bound=RunSettings)
@@ -72,12 +68,14 @@ class Run(Generic[S]):
         settings: Its settings, with the device of this process.
         folder: Its folder.
         processes: The processes that take part.
+        data: The images or codes of `settings.data`, opened.
         initial: What it starts from, opened; None from scratch, and for a run that is continued.
     """
 
     settings: S
     folder: RunFolder
     processes: Processes
+    data: ImageSource | TokenFolder
     initial: Checkpoint | None = None
 
 
@@ -108,19 +106,21 @@ def start_transformer_run(
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
-        return _resume(resume, TransformerSettings, processes, epochs=epochs, **given)
+        return _resume(resume, TransformerSettings, processes, open_data, epochs=epochs, **given)
     with processes.raising_together():
         settings = TransformerSettings(device=str(processes.device if device is None else device), **given)
-        check_data_exists(settings.data)
+        data = open_data(settings.data)
         initial = None if settings.init is None else open_checkpoint(settings.init)
         own = None if initial is None else initial.vqvae_name
         defaults: dict[str, Any] = {"lr": 1e-4 * settings.batch_size / 256}
-        if "vqvae" not in given:
-            defaults["vqvae"] = default_vqvae(settings.data, own)
+        if isinstance(data, TokenFolder):
+            defaults["vqvae"] = data.index.vqvae
+        else:
+            defaults["vqvae"] = own or default_vqvae(settings.data)
         if epochs is not None:
-            defaults["steps"] = _steps(epochs, settings, given, open_data)
+            defaults["steps"] = _steps(epochs, settings, given, data)
         settings = replace(settings, **{**defaults, **given})
-    run = replace(_create(settings, processes), initial=initial)
+    run = replace(_create(settings, processes, data), initial=initial)
     with processes.raising_together():
         same = own is None or _same_vqvae(own, run.settings.vqvae)
     if not same:
@@ -161,16 +161,16 @@ def start_vqvae_run(
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
-        return _resume(resume, VQVAESettings, processes, epochs=epochs, resolution=resolution, **given)
+        given |= {"epochs": epochs, "resolution": resolution}
+        return _resume(resume, VQVAESettings, processes, _open_pixels, **given)
     with processes.raising_together():
         shape = {} if resolution is None else released_vqvae_shape(resolution)
         given = {"lr": 1e-3, "weight_decay": 0.0, **shape, **given}
         settings = VQVAESettings(device=str(processes.device if device is None else device), **given)
-        refuse_tokens(settings.data)
-        check_data_exists(settings.data)
+        data = _open_pixels(settings.data)
         if epochs is not None:
-            settings = replace(settings, steps=_steps(epochs, settings, given, open_images))
-    return _create(settings, processes)
+            settings = replace(settings, steps=_steps(epochs, settings, given, data))
+    return _create(settings, processes, data)
 
 
 def describe_vqvae(settings: VQVAESettings) -> str:
@@ -184,18 +184,8 @@ def describe_vqvae(settings: VQVAESettings) -> str:
     )
 
 
-def default_vqvae(data: str | os.PathLike[str], own: str | None = None) -> str:
-    """Return the name of the VQVAE to use where none is given.
-
-    Args:
-        data: The dataset. A folder of codes names the VQVAE that made them.
-        own: The VQVAE of the initial checkpoint, if any. Without it the zoo has one for digits and one for
-            other images.
-    """
-    if is_token_folder(Path(data)):
-        return read_index(Path(data)).vqvae
-    if own is not None:
-        return own
+def default_vqvae(data: str) -> str:
+    """Return the name in the zoo of the VQVAE for these images."""
     return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
 
 
@@ -222,36 +212,34 @@ def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[s
     """
     with _held(run):
         with run.processes.raising_together():
+            assert isinstance(run.data, ImageSource), "start_vqvae_run refuses codes"
             model = build_vqvae(run.settings)
-            source = open_images(run.settings.data, model.config.resolution)
+            source = run.data.at(model.config.resolution)
             task = VQVAETask(model, source, source.train, source.held_out, run.settings)
         return _fit(task, run, report)
 
 
 def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -> TransformerTask:
-    settings = run.settings
-    with run.processes.raising_together():
+    settings, data = run.settings, run.data
+    with run.processes.raising_together():  # whatever does not fit is refused before hours of encoding
         vqvae = VQVAE.from_pretrained(settings.vqvae, device=settings.device)
-        checkpoint = load_initial(settings, run.initial)
-        if checkpoint is not None:
-            vqvae = fitted(vqvae, checkpoint.config.sides)
-            check_codes(checkpoint, vqvae, settings)  # before hours of encoding
-        elif is_token_folder(Path(settings.data)):
-            vqvae = fitted(vqvae, read_index(Path(settings.data)).sides)
-        if checkpoint is None:
-            check_new_transformer(settings, vqvae.config.sides)  # as well
-    (train, val), class_names = open_tokens(settings, run.folder, run.processes, vqvae, tokens)
-    with run.processes.raising_together():
+        initial = load_initial(settings, run.initial)
+        if initial is not None:
+            vqvae = fitted(vqvae, initial.config.sides)
+        elif isinstance(data, TokenFolder):
+            vqvae = fitted(vqvae, data.index.sides)
+        if isinstance(data, ImageSource):
+            data = data.at(vqvae.config.resolution)
         resuming = run.folder.last_step() > 0
-        model = build_transformer(settings, vqvae, class_names, resuming, checkpoint)
+        model = build_transformer(settings, vqvae, data.class_names, resuming, initial)
+    train, val = tokens or open_tokens(settings, run.folder, run.processes, vqvae, data)
+    with run.processes.raising_together():
         logger.info("%d images to train on, %d held out", len(train), len(val))
-        source = None
-        if settings.evaluate_every is not None and not is_token_folder(Path(settings.data)):
-            source = open_images(settings.data, vqvae.config.resolution)
-        return TransformerTask(model, vqvae, train, val, settings, source)
+        source = data if isinstance(data, ImageSource) else None
+        return TransformerTask(model.to(settings.device), vqvae, train, val, settings, source)
 
 
-def _create(settings: S, processes: Processes) -> Run[S]:
+def _create(settings: S, processes: Processes, data: ImageSource | TokenFolder) -> Run[S]:
     processes.require_same(_facts(settings, processes))
     parts = processes.world_size * settings.accumulate
 
@@ -265,10 +253,16 @@ def _create(settings: S, processes: Processes) -> Run[S]:
     settings = resolve_features(settings, processes)
     processes.require_shared(settings.out)
     folder = processes.run_on_rank0(lambda: RunFolder.create(settings))
-    return Run(replace(settings, device=str(processes.device)), folder, processes)
+    return Run(replace(settings, device=str(processes.device)), folder, processes, data)
 
 
-def _resume(run_folder: str | os.PathLike[str], kind: type[S], processes: Processes, **given: Any) -> Run[S]:
+def _resume(
+    run_folder: str | os.PathLike[str],
+    kind: type[S],
+    processes: Processes,
+    opened: Callable[[str], ImageSource | TokenFolder],
+    **given: Any,
+) -> Run[S]:
     with processes.raising_together():
         others = ", ".join(name for name, value in given.items() if value is not None)
         if others:
@@ -281,9 +275,16 @@ def _resume(run_folder: str | os.PathLike[str], kind: type[S], processes: Proces
     processes.require_same(_facts(settings, processes))
     processes.require_shared(path)
     processes.connect(always=settings.fsdp)
-    run = Run(replace(settings, device=str(processes.device)), folder, processes)
+    with processes.raising_together():
+        data = opened(settings.data)
+    run = Run(replace(settings, device=str(processes.device)), folder, processes, data)
     with _held(run):
         return run
+
+
+def _open_pixels(data: str) -> ImageSource:
+    refuse_tokens(data)
+    return open_images(data)
 
 
 @contextmanager
@@ -313,14 +314,13 @@ def _facts(settings: RunSettings, processes: Processes) -> dict[str, Any]:
 
 
 def _steps(
-    epochs: float, settings: RunSettings, given: Mapping[str, Any], opened: Callable[[str, int], Any]
+    epochs: float, settings: RunSettings, given: Mapping[str, Any], data: ImageSource | TokenFolder
 ) -> int:
-    """Return the steps of so many passes over the training images of what `opened` opens."""
+    """Return the steps of so many passes over the training images."""
     if "steps" in given:
         raise ValueError("give one of steps and epochs, got both")
     passes = record_of(epochs, _Epochs, "epochs")
-    count = len(opened(settings.data, _ANY_RESOLUTION).train)
-    return max(1, math.ceil(passes * count / settings.batch_size))
+    return max(1, math.ceil(passes * len(data.train) / settings.batch_size))
 
 
 def _same_vqvae(own: str, vqvae: str) -> bool:

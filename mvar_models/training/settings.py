@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
-from mvar_models.config import TransformerConfig, residual_assignment
+from mvar_models.config import TransformerConfig
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.records import Must, check_fields, record_of, within
 from mvar_models.registry import architecture, generator_names
@@ -205,18 +205,25 @@ class TransformerSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kind = architecture(self.arch).config_class()
-        seen = {"previous_scales": self.previous_scales} if self.previous_scales else {}
-        self.check_schedule(kind(**seen) if set(seen) <= set(kind.field_names()) else kind())
+        row = architecture(self.arch)
+        kind = row.config_class()
+        if self.previous_scales is not None and "previous_scales" not in kind.field_names():
+            raise ValueError(f"previous_scales is a setting of an MVAR, which a {row.title} does not have")
+        if self.schedule == "alternating" and not kind.alternates:
+            raise _cannot_alternate(f"this model is a {kind.model_type}")
 
     def check_schedule(self, config: TransformerConfig) -> None:
         """Raise ValueError if a model of that configuration cannot be trained by the schedule."""
         reason = config.reason_against_alternating()
         if self.schedule == "alternating" and reason is not None:
-            raise ValueError(
-                "schedule 'alternating' takes turns between the dense and the windowed scales of an MVAR, "
-                f"but {reason}; use 'packed'"
-            )
+            raise _cannot_alternate(reason)
+
+
+def _cannot_alternate(reason: str) -> ValueError:
+    return ValueError(
+        "schedule 'alternating' takes turns between the dense and the windowed scales of an MVAR, "
+        f"but {reason}; use 'packed'"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +282,3 @@ class VQVAESettings(RunSettings):
             "channel_multipliers": list(self.channel_multipliers),
             "sides": list(self.sides),
         }
-
-    def residual_convolution_of_scale(self) -> tuple[int, ...]:
-        return residual_assignment(len(self.sides), self.num_residual_convolutions)

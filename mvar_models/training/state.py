@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from mvar_models.checkpoints.tensor_files import read_state, save_safetensors
 from mvar_models.data.arrays import damage_named
-from mvar_models.training.ema import WeightAverage
+from mvar_models.training.optimizer import WeightAverage
 
 WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -62,7 +62,7 @@ class TrainingState:
     def _files(self) -> dict[str, dict[str, Tensor]]:
         files = {WEIGHTS: dict(self.model.state_dict()), _OPTIMIZER: self._moments()}
         if self.average is not None:
-            files[_AVERAGE] = self.average.tensors()
+            files[_AVERAGE] = self.average.average
         return files
 
     def save(self, folder: Path) -> None:

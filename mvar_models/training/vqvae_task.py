@@ -31,12 +31,10 @@ from mvar_models.evaluation.reconstruction import (
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.randomness import Purpose, batch_members, generator
-from mvar_models.training.dead_codes import DeadCodes
 from mvar_models.training.optimizer import learning_rate_factor
-from mvar_models.training.perceptual import PERCEPTUAL
 from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.task import Task
-from mvar_models.training.vqvae_losses import Adversary
+from mvar_models.training.vqvae_losses import PERCEPTUAL, Adversary, DeadCodes
 
 # A validation batch has at most this many images, and at most the pixels of 16 images of 256 px, whose
 # reconstruction takes 5 GB with the released decoder.

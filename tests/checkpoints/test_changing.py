@@ -23,6 +23,7 @@ import torch
 
 from mvar_models import MVARPipeline
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.run_writer import RunWriter
 from tiny_models import tiny_mvar, tiny_vqvae
 
 how, folder = sys.argv[1], Path(sys.argv[2])
@@ -43,11 +44,11 @@ def save(model, folder):
 
 
 models = [model_of(number) for number in range(1, 4)]
-run = RunFolder(folder.parent)
+writer = RunWriter(RunFolder(folder.parent))
 while True:
     for model in models:
         if how == "run":
-            run.write_model(lambda target: save(model, target), folder)
+            writer.model("the model", folder, lambda target: save(model, target))
         else:
             save(model, folder)
         (folder.parent / "saved").touch()

@@ -19,7 +19,7 @@ from mvar_models.pipeline import pipeline_of
 from mvar_models.sampling import processors
 from mvar_models.sampling.processors import SpatialGuidance
 from mvar_models.training import runs
-from mvar_models.training.scale_weights import token_weights
+from mvar_models.training.transformer_task import token_weights
 
 from run_cases import make_data
 from tiny_models import tiny_markov_var, tiny_mvar, tiny_var, tiny_vqvae

@@ -44,7 +44,6 @@ SLOW = (
     "tokens/test_writer.py",
     "training/test_agreement.py",
     "training/test_combinations.py",
-    "training/test_dead_codes.py",
     "training/test_distributed.py",
     "training/test_finetuning.py",
     "training/test_held_out_distance.py::test_a_vqvae_s_training_is_not_touched",
@@ -54,7 +53,9 @@ SLOW = (
     "training/test_killed_starts.py",
     "training/test_resume.py",
     "training/test_runs.py",
-    "training/test_sharded_model.py",
+    "training/test_parallel.py::test_two_processes_equal_one",
+    "training/test_vqvae_losses.py::test_a_step_in_parts_and_processes_equals_a_whole_step",
+    "training/test_vqvae_losses.py::test_dead_codes_come_back",
     "training/test_vqvae_task.py",
     "triton",
 )

@@ -80,7 +80,7 @@ def save_at_step_2(folder):
     for index in range(2):
         values, _ = loop.step(index)
         if loop.processes.first:
-            loop.metrics.add(values)
+            loop.writer.log(values)
     loop.save_checkpoint(2)
 
 

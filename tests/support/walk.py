@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mvar_models.distributed import Processes
-from mvar_models.training import perceptual, runs
+from mvar_models.training import runs, vqvae_losses
 
 from run_cases import invoke, make_data
 from tiny_models import tiny_var
@@ -114,7 +114,7 @@ def walk(top: Path, mode: str) -> dict[str, str]:
 
 
 def main(top: Path, modes: list[str]) -> None:
-    perceptual.PERCEPTUAL["lpips"] = Colours
+    vqvae_losses.PERCEPTUAL["lpips"] = Colours
     # What dynamo captures and autograd runs is the same; a C++ compiler would take minutes.
     nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")
     for mode in modes:

@@ -136,8 +136,8 @@ def test_more_variants_than_it_holds_are_refused(written):
 def test_it_is_told_from_folders_of_images(written, mixed):
     assert is_token_folder(written)
     assert not is_token_folder(mixed)
-    assert isinstance(open_data(written, 16), TokenFolder)
-    assert isinstance(open_data(mixed, 16), ImageSource)
+    assert isinstance(open_data(written), TokenFolder)
+    assert isinstance(open_data(mixed), ImageSource)
     refuse_tokens(mixed)
     refuse_tokens("digits")
     Image.new("RGB", (9, 9)).save(written / "reconstruction.png")

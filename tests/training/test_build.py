@@ -5,11 +5,10 @@ import logging
 import pytest
 import torch
 
-from mvar_models import MVAR, VAR, VQVAEConfig
+from mvar_models import MVAR, VAR, MVARConfig, VQVAEConfig
 from mvar_models.config import SIDES_256, SIDES_512
-from mvar_models.registry import architecture
 from mvar_models.training import runs
-from mvar_models.training.build import build_transformer, new_vqvae_config, windows_for
+from mvar_models.training.build import build_transformer, new_vqvae_config
 from mvar_models.training.settings import TransformerSettings
 
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
@@ -86,9 +85,9 @@ def test_windows(saved):
     """What is asked for; else as released: 8 of the 256 px scales attend to all of themselves, 6 of the 512
     px ones. An MVAR keeps its own.
     """
-    row = architecture("mvar")
-    assert windows_for(row, settings(), SIDES_256) == {"kernel_size": 7, "dense_scales": 8}
-    assert windows_for(row, settings(), SIDES_512) == {"kernel_size": 7, "dense_scales": 6}
+    for sides, dense in ((SIDES_256, 8), (SIDES_512, 6)):
+        config = MVARConfig(**MVARConfig.settings_for(sides))
+        assert (config.kernel_size, config.dense_scales) == (7, dense)
     model = build_transformer(
         settings(init=str(saved / "var"), kernel_size=3, dense_scales=1), tiny_vqvae(), NAMES
     )
@@ -118,9 +117,10 @@ def test_the_released_shapes(tmp_path):
 
 
 def test_markov_var_has_windows_only_if_asked():
-    row = architecture("markov-var")
-    assert windows_for(row, settings(), SIDES_256) == {}
-    assert windows_for(row, settings(kernel_size=5), SIDES_256) == {"kernel_size": 5, "dense_scales": 8}
+    for kernel_size, dense in ((None, 0), (3, 3)):
+        asked = settings(arch="markov-var", width=128, num_heads=2, depth=2, kernel_size=kernel_size)
+        config = build_transformer(asked, tiny_vqvae(), NAMES).config
+        assert (config.kernel_size, config.dense_scales) == (kernel_size, dense)
 
 
 def test_previous_scales_come_from_any_checkpoint(saved):

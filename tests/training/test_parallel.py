@@ -1,11 +1,19 @@
-"""Division of a batch, and what cannot be divided."""
+"""Division of a batch, what cannot be divided, and two processes that give one process's gradients."""
+
+import socket
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
 
+from benchmarks.core.activations import example
 from mvar_models.distributed import Processes
-from mvar_models.training.parallel import Parallel, global_norm, pieces
+from mvar_models.training.parallel import Parallel, cannot_shard, global_norm, pieces
 
+from tiny_models import tiny_mvar
 from training_cases import new_loop
 
 
@@ -39,3 +47,89 @@ def test_the_norm_is_over_all_gradients(seed):
 def test_without_fsdp_the_model_is_plain_already(tmp_path):
     loop = new_loop(tmp_path / "run")
     assert loop.parallel.plain_model() is loop.task.model
+
+
+BATCH = 4
+KINDS = (("ddp", False), ("sharded", False), ("sharded", True))
+
+
+def problem():
+    model = tiny_mvar()
+    torch.manual_seed(3)
+    return model, example(model, BATCH, torch.device("cpu"))
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Loss(torch.nn.Module):
+    """DDP wraps a forward."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors):
+        return self.model.loss(*tensors)
+
+
+def distributed(model, kind):
+    if kind == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(Loss(model))
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    register_fsdp_forward_method(model, "loss")
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model.loss
+
+
+def worker(rank, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for kind, checkpointing in KINDS:
+        model, tensors = problem()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        run = distributed(model, kind)  # held until after backward: DDP's hooks go with it
+        loss = run(*(tensor[rank * BATCH // 2 : (rank + 1) * BATCH // 2] for tensor in tensors))
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        whole = {
+            name: grad.full_tensor() if isinstance(grad, DTensor) else grad
+            for name, grad in gradients.items()
+        }
+        loss = loss.detach()
+        dist.all_reduce(loss)
+        if rank == 0:
+            torch.save({"loss": loss / 2, **whole}, folder / f"{kind}-{checkpointing}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or not dist.is_available(), reason="needs torch.distributed with gloo"
+)
+@pytest.mark.skipif(bool(cannot_shard(torch.device("cpu"))), reason=str(cannot_shard(torch.device("cpu"))))
+def test_two_processes_equal_one(tmp_path):
+    model, tensors = problem()
+    loss = model.loss(*tensors)
+    loss.backward()
+    mp.spawn(worker, args=(free_port(), tmp_path), nprocs=2)
+    for kind, checkpointing in KINDS:
+        found = torch.load(tmp_path / f"{kind}-{checkpointing}.pt", weights_only=True)
+        torch.testing.assert_close(found.pop("loss"), loss.detach(), rtol=1e-6, atol=0)
+        for name, parameter in model.named_parameters():
+            where = f"{kind}, {name}: "
+            torch.testing.assert_close(
+                found.pop(name),
+                parameter.grad,
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda text, where=where: where + text,
+            )
+        assert not found

@@ -1,16 +1,14 @@
 """A run folder's checkpoints and models are complete or absent, and its metrics end where a run resumes."""
 
-import errno
 import json
-import os
 import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
-from mvar_models.distributed import RunStopped
 from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.settings import TransformerSettings
 
 GOOD = {
@@ -19,6 +17,7 @@ GOOD = {
     "best": None,
     "examples": 4,
     "fingerprint": "x",
+    "stamps": "",
 }
 
 
@@ -27,10 +26,12 @@ def folder(tmp_path):
     return RunFolder.create(TransformerSettings(data="digits", out=str(tmp_path / "run")))
 
 
-def checkpoint(folder, step, keep=2, task=None):
-    temporary = folder.begin_checkpoint(step)
-    (temporary / "tensors").write_text(str(step))
-    return folder.finish_checkpoint(temporary, {**GOOD, "step": step}, task or {}, keep)
+def checkpoint(folder, step, keep=2, task=None, tensors=None):
+    def save(path):
+        (path / "tensors").write_text(tensors or str(step))
+
+    RunWriter(folder).checkpoint(save, {**GOOD, "step": step}, task or {}, everywhere=False, keep=keep)
+    return folder.checkpoint_of(step)
 
 
 def names(path):
@@ -63,16 +64,14 @@ def test_checkpoints(folder):
 
 def test_a_checkpoint_replaces_one_of_its_step(folder):
     checkpoint(folder, 5)
-    temporary = folder.begin_checkpoint(5)
-    (temporary / "tensors").write_text("again")
-    folder.finish_checkpoint(temporary, {"step": 5}, {}, keep=2)
+    checkpoint(folder, 5, tensors="again")
     assert names(folder.checkpoints) == ["step-000005"]
     assert (folder.checkpoints / "step-000005" / "tensors").read_text() == "again"
 
 
 def test_an_unfinished_checkpoint_does_not_count(folder):
     checkpoint(folder, 5)
-    folder.begin_checkpoint(10)
+    (folder.checkpoints / ".writing-000010").mkdir()
     assert folder.last_step() == 5
     folder.remove_leftovers()
     assert names(folder.checkpoints) == ["step-000005"]
@@ -95,33 +94,6 @@ def test_metrics_end_where_a_run_resumes(folder):
     assert folder.figure(2, "val_loss") == 0.5
     assert folder.figure(1, "val_loss") is None
     assert folder.figure(3, "loss") is None
-
-
-def test_a_model_replaces_the_previous_one_only_when_complete(folder):
-    folder.write_model(lambda path: (path / "weights").write_text("first"), folder.best)
-
-    def fails(path):
-        (path / "weights").write_text("second")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with (
-        pytest.raises(RunStopped, match=r"the best model .*No space left.*no checkpoint"),
-        folder.clear_failure("the best model"),
-    ):
-        folder.write_model(fails, folder.best)
-    assert (folder.best / "weights").read_text() == "first"
-    assert not list(folder.path.rglob(".writing-*"))
-
-
-def test_a_failure_names_the_checkpoint_that_is_intact(folder):
-    checkpoint(folder, 5)
-    with pytest.raises(RunStopped, match=r"step 5 is intact; .*--resume"), folder.clear_failure("samples"):
-        raise OSError("broken")
-
-
-def test_the_gpu_s_memory_is_no_full_disk(folder):
-    with pytest.raises(torch.OutOfMemoryError), folder.clear_failure("samples"):
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(

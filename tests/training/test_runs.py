@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from mvar_models import MVAR, VAR, VQVAE, MVARPipeline
+from mvar_models.data.folders import ClassFolders
 from mvar_models.data.open import open_images
 from mvar_models.files import FolderInUse
+from mvar_models.tokens.folder import TokenFolder
 from mvar_models.training import runs
 from mvar_models.training.transformer_task import TransformerTask
+
+from run_cases import invoke, make_data
+from tiny_models import tiny_var
+from token_folders import write
 
 
 @pytest.fixture
@@ -224,3 +230,44 @@ def test_a_resumed_run_takes_no_settings_and_a_new_one_needs_its_own(tmp_path, k
         start(steps=1)
     with pytest.raises(ValueError, match="resume: must be text, got 3"):
         start(resume=3)
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """The places that were opened as images or as codes, in order."""
+    places = []
+    for kind in (ClassFolders, TokenFolder):
+        begin = kind.__init__
+
+        def counted(self, folder, *more, begin=begin):
+            places.append(str(folder))
+            begin(self, folder, *more)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+    return places
+
+
+@pytest.mark.parametrize("length", [["--epochs", "0.25"], ["--steps", "2"]], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    "command", ["train", "finetune", "train-vqvae", "train on codes", "finetune on codes"]
+)
+def test_data_is_opened_once_per_run(tmp_path, openings, command, length):
+    """One scan of ImageNet takes minutes; --resume opens the data once as well."""
+    make_data(tmp_path)
+    tiny_var().save_pretrained(tmp_path / "var")
+    data = tmp_path / "data"
+    if command.endswith("on codes"):
+        write(open_images(data, 16), tmp_path / "codes")
+        data = tmp_path / "codes"
+    openings.clear()
+    options = {
+        "train": ["--depth", "1", "--width", "32", "--num-heads", "2", "--vqvae", tmp_path / "vae"],
+        "finetune": ["--model", tmp_path / "var", "--vqvae", tmp_path / "vae", "--evaluate-every", "1",
+                     "--evaluate-features", "pixels"],
+        "train-vqvae": ["--sides", "1,2,4", "--channel-multipliers", "1,1,1", "--perceptual", "0"],
+    }  # fmt: skip
+    name, run = command.split()[0], tmp_path / "run"
+    invoke(name, "--data", data, "--out", run, "--batch-size", "4", *length, *options[name])
+    assert openings.count(str(data)) == 1
+    invoke(name, "--resume", run)
+    assert openings.count(str(data)) == 2
