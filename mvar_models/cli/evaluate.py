@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mvar_models.cli.common import CommaList, count_progress
 from mvar_models.cli.drawing_options import schedule_option, seed_option
-from mvar_models.data.open import check_data_exists, open_images
+from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
 from mvar_models.evaluation.comparison import METRICS
@@ -156,8 +156,7 @@ def evaluate_command(
         raise click.UsageError("--reconstruct needs DRAWN images to reconstruct")
     if held_out is not None and not models:
         raise click.UsageError("--held-out is for --model: images have no likelihood without one")
-    if held_out is not None:
-        check_data_exists(held_out)
+    source = None if held_out is None else open_images(held_out)
     if save_statistics is not None and save_statistics.suffix != ".npz":
         raise click.UsageError(f"--save-statistics must end in .npz, got {save_statistics}")
     processes = Processes.from_environment(device).connect()
@@ -177,7 +176,7 @@ def evaluate_command(
         with count_progress("batch", shown=processes.first and bool(models)) as sampled:
             sets = resolve_sets(
                 drawn, models, per_class=per_class or 0, seed=seed, options=options, reconstruct=reconstruct,
-                resolution=resolution, out=out, processes=processes, report=sampled,
+                resolution=resolution, out=out, processes=processes, report=sampled, held_out=source,
             )  # fmt: skip
         results = []
         with _progress(processes.first) as report:
@@ -195,10 +194,10 @@ def evaluate_command(
                         images_to=out if len(sets) == 1 else out / each.folder, **shared,
                     )
                 )  # fmt: skip
-                if held_out is not None and each.pipeline is not None:
+                if source is not None and each.pipeline is not None:
                     vqvae = each.pipeline.vqvae
                     results[-1]["likelihood"] = held_out_likelihood(
-                        each.pipeline.model, vqvae, open_images(held_out, vqvae.config.resolution),
+                        each.pipeline.model, vqvae, source.at(vqvae.config.resolution),
                         batch_size=batch_size, processes=processes,
                     )  # fmt: skip
         processes.run_on_rank0(lambda: _show(results, json_file))

@@ -1,4 +1,4 @@
-"""What the commands `train`, `finetune` and `train-vqvae` share."""
+"""The commands `mvar train`, `mvar finetune` and `mvar train-vqvae`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,33 @@ from mvar_models.cli.options import flag_of, settings_options
 from mvar_models.devices import default_device
 from mvar_models.distributed import COLLECTIVE_TIMEOUT
 from mvar_models.training import runs
-from mvar_models.training.settings import RunSettings, TransformerSettings
+from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# As released; training from scratch took 300.
+_FINETUNING_EPOCHS = 80.0
+_SHAPE = "the checkpoint has its own shape"
+_SMALL = "a VQVAE and its gradients fit on one device"
+# Settings without an option, each with the reason, by command.
+WITHOUT = {
+    "train": {"init": "mvar finetune starts from a checkpoint"},
+    "finetune": {"depth": _SHAPE, "width": _SHAPE, "num_heads": _SHAPE, "shared_adaln": _SHAPE},
+    "train_vqvae": {"fsdp": _SMALL, "activation_checkpointing": _SMALL},
+}
+# Options of train-vqvae that contradict --model, whose shape is kept.
+_VQVAE_SHAPE = (
+    "resolution",
+    "vocab_size",
+    "z_channels",
+    "channels",
+    "blocks_per_level",
+    "channel_multipliers",
+    "sides",
+)
 
-def run_options(kind: type[RunSettings], *, without: dict[str, str]) -> Callable[[F], F]:
+
+def _run_options(kind: type[RunSettings], *, without: dict[str, str]) -> Callable[[F], F]:
     """Return a decorator that adds the options of a training command.
 
     Args:
@@ -47,7 +68,7 @@ def run_options(kind: type[RunSettings], *, without: dict[str, str]) -> Callable
     return decorate
 
 
-def start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., runs.Run]) -> runs.Run:
+def _start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., runs.Run]) -> runs.Run:
     """Return a new run with the given options, or the one to resume.
 
     Args:
@@ -75,7 +96,7 @@ def start(options: dict[str, Any], kind: type[RunSettings], make: Callable[..., 
     return make(**machine, **given)
 
 
-def show_distance(results: dict[str, Any], settings: RunSettings) -> None:
+def _show_distance(results: dict[str, Any], settings: RunSettings) -> None:
     """Print the last Frechet distance, if the run measured one."""
     if "fd" in results:
         click.echo(
@@ -84,9 +105,9 @@ def show_distance(results: dict[str, Any], settings: RunSettings) -> None:
         )
 
 
-def train_transformer(options: dict[str, Any]) -> None:
+def _train_transformer(options: dict[str, Any]) -> None:
     """Start or resume the run that the options describe, train it to its end and print the result."""
-    run = start(options, TransformerSettings, runs.start_transformer_run)
+    run = _start(options, TransformerSettings, runs.start_transformer_run)
     settings = run.settings
     if run.processes.first:
         click.echo(
@@ -96,9 +117,72 @@ def train_transformer(options: dict[str, Any]) -> None:
     with step_progress(settings.steps, shown=run.processes.first) as report:
         results = runs.train_transformer(run, report)
     if run.processes.first:
-        show_distance(results, settings)
+        _show_distance(results, settings)
         nats = results["val_loss"]
         click.echo(
             f"held-out cross-entropy {nats:.4f} nats ({nats / math.log(2):.3f} bits) per code; "
             f"model in {run.folder.model}"
         )
+
+
+@click.command()
+@_run_options(TransformerSettings, without=WITHOUT["train"])
+def train(**options: Any) -> None:
+    """Train a VAR or an MVAR from scratch.
+
+    On several devices or machines: torchrun --nproc-per-node 8 -m mvar_models train ...; --batch-size stays
+    the batch of all processes together.
+    """
+    _train_transformer(options)
+
+
+@click.command()
+@_run_options(TransformerSettings, without=WITHOUT["finetune"])
+def finetune(**options: Any) -> None:
+    """Fine-tune a VAR into an MVAR, or an MVAR further; 80 epochs unless --steps or --epochs is given.
+
+    On several devices or machines: torchrun --nproc-per-node 8 -m mvar_models finetune ...; --batch-size
+    stays the batch of all processes together.
+    """
+    if not options["resume"]:
+        if not options["init"]:
+            raise click.UsageError("--model is missing: what should be fine-tuned?")
+        if options["steps"] is None and options["epochs"] is None:
+            options["epochs"] = _FINETUNING_EPOCHS
+    _train_transformer(options)
+
+
+@click.command()
+@click.option(
+    "--resolution",
+    type=int,
+    default=None,
+    help="The released shape for 256, 512 or 1024 px. Default: a small one for 32 px.",
+)
+@_run_options(VQVAESettings, without=WITHOUT["train_vqvae"])
+def train_vqvae(**options: Any) -> None:
+    """Train a multi-scale VQVAE on your own images."""
+    shape = [name for name in _VQVAE_SHAPE if options["init"] and options[name] is not None]
+    if shape:
+        flags = ", ".join(flag_of(name, VQVAESettings) for name in shape)
+        raise click.UsageError(f"--model has its own shape; leave out {flags}")
+    run = _start(options, VQVAESettings, runs.start_vqvae_run)
+    assert isinstance(run.settings, VQVAESettings)
+    if run.processes.first:
+        click.echo(runs.describe_vqvae(run.settings))
+    with step_progress(run.settings.steps, shown=run.processes.first) as report:
+        results = runs.train_vqvae(run, report)
+    if not run.processes.first:
+        return
+    if results["unreadable_pictures"]:
+        click.echo(
+            f"{results['unreadable_pictures']} images could not be read; "
+            "other images of their classes took their places"
+        )
+    shares = ", ".join(f"{share:.1%}" for share in results["codes_used_per_scale"])
+    _show_distance(results, run.settings)
+    click.echo(f"codes in use at each scale: {shares}")
+    click.echo(
+        f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; "
+        f"model in {run.folder.model}"
+    )

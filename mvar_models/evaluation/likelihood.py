@@ -99,15 +99,7 @@ def held_out_likelihood(
         `nats_per_scale` (S means), and `count`, the number of images.
     """
     examples = tokenize(vqvae, source, source.held_out)
-    names = model.config.class_names
-    labels = renumbered(examples.labels, source.class_names, names)
-    unknown = (labels < 0) | (labels >= model.config.num_classes)
-    if unknown.any():
-        raise ValueError(
-            f"the data has classes that the model does not: "
-            f"{listed(np.unique(examples.labels[unknown]), source.class_names)}; its classes are "
-            f"{listed(np.arange(model.config.num_classes), names)}"
-        )
+    labels = labels_of_model(model, source, examples.labels)
     examples = replace(examples, labels=labels)
     losses = held_out_losses(
         model.token_losses, vqvae.quantizer, examples, batch_size=batch_size, processes=processes
@@ -120,3 +112,21 @@ def held_out_likelihood(
         "nats_per_scale": per_scale(losses, model.pyramid),
         "count": len(examples),
     }
+
+
+def labels_of_model(model: ScaleTransformer, source: ImageSource, labels: np.ndarray) -> np.ndarray:
+    """Renumber labels (n,) of a dataset as the model's labels of the same classes.
+
+    Raises:
+        ValueError: the model lacks some of their classes.
+    """
+    names = model.config.class_names
+    found = renumbered(labels, source.class_names, names)
+    unknown = (found < 0) | (found >= model.config.num_classes)
+    if unknown.any():
+        raise ValueError(
+            f"the data has classes that the model does not: "
+            f"{listed(np.unique(labels[unknown]), source.class_names)}; its classes are "
+            f"{listed(np.arange(model.config.num_classes), names)}"
+        )
+    return found

@@ -16,6 +16,7 @@ from mvar_models.data.open import DIGITS, check_data_exists, open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ArrayImages, FileImages, ImageSet, SourceImages
+from mvar_models.evaluation.likelihood import labels_of_model
 from mvar_models.evaluation.npz import NpzImages, write_npz
 from mvar_models.evaluation.reconstruction import reconstructed_images
 from mvar_models.files import file_names
@@ -61,6 +62,7 @@ def resolve_sets(
     out: Path,
     processes: Processes,
     report: Callable[[int, int], None] | None = None,
+    held_out: ImageSource | None = None,
 ) -> list[ResolvedSet]:
     """Resolve the image sets of `mvar evaluate`: existing images, reconstructions, model samples.
 
@@ -75,6 +77,10 @@ def resolve_sets(
         out: Folder for samples, which continue where they were stopped.
         processes: Those that sample together.
         report: As for `write_npz`.
+        held_out: Images whose likelihood will be asked for.
+
+    Raises:
+        ValueError: a model lacks classes of `held_out`.
     """
     device = str(processes.device)
     # All is opened and named before anything is sampled, which may take hours.
@@ -85,6 +91,9 @@ def resolve_sets(
         processes.first_then_others(lambda name=name: pipeline_for(name, device=device))  # type: ignore[misc]
         for name in models
     ]
+    if held_out is not None:
+        for pipeline in pipelines:
+            labels_of_model(pipeline.model, held_out, held_out.labels[held_out.held_out])
     vqvae = None if reconstruct is None else VQVAE.from_pretrained(reconstruct, device=device)
     vqvaes = [each for each in (vqvae, *(pipeline.vqvae for pipeline in pipelines)) if each is not None]
     if resolution is None and vqvaes:

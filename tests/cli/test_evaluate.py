@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from mvar_models.cli.main import main
 
 from feature_cases import random_images
+from run_cases import make_data
 
 
 def run(*arguments):
@@ -78,6 +79,15 @@ def test_wrong_input_is_one_line(arguments, said):
     assert done.exit_code in (1, 2)
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+def test_classes_that_a_model_lacks_are_refused_before_it_samples(tmp_path):
+    data = make_data(tmp_path) / "data"
+    options = ["--model", "mvar-digits", "--per-class", 1, "--held-out", data, "--out", tmp_path / "out"]
+    done = run("--reference", "digits@train", "--features", "pixels", *options)
+    assert done.exit_code == 1
+    assert "the data has classes that the model does not: ant, bee; its classes are zero" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed with gloo")

@@ -1,11 +1,11 @@
 """Options made from settings: every field has one, with the type, choices and default of its field."""
 
 import dataclasses
-import importlib
 
 import click
 import pytest
 
+from mvar_models.cli import training
 from mvar_models.cli.options import INTERNAL, flag_of, settings_options
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings, setting
 
@@ -37,8 +37,7 @@ def toy():
 @pytest.fixture(params=COMMANDS)
 def command(request):
     """A training command, its settings class, and the fields it has no option for."""
-    module = importlib.import_module(f"mvar_models.cli.{request.param}")
-    return getattr(module, request.param), COMMANDS[request.param], module.WITHOUT
+    return getattr(training, request.param), COMMANDS[request.param], training.WITHOUT[request.param]
 
 
 def values(command, *arguments):
