@@ -1,7 +1,7 @@
-"""`--evaluate-every`: the Frechet distance between what a model makes by now and held-out images.
+"""`--evaluate-every`: the Frechet distance between a model's images during training and held-out images.
 
-Labels and seeds of drawn images are the same every time. So the curve shows the model, not the luck of the
-draw, and training, whose random choices are functions of (seed, step), is not touched.
+Labels and seeds of the samples are the same every time, so the curve shows the model and not chance; and
+training, whose random choices are functions of (seed, step), is not touched.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HeldOutDistance:
         task: What is trained.
         settings: The run's settings, with `evaluate_features`.
         processes: The processes of the run, which share the images. With FSDP, rank 0 alone has all weights,
-            so it draws them all.
+            so it generates them all.
 
     Raises:
         ValueError: the features are unknown, or the task has no images.
@@ -58,8 +58,8 @@ class HeldOutDistance:
             model: What `Parallel.plain_model` returned, in evaluation mode.
         """
         if self._alone:
-            place = self._processes.device
-            return self._processes.run_on_rank0(lambda: self._measure(model.to(place), Processes()))
+            device = self._processes.device
+            return self._processes.run_on_rank0(lambda: self._measure(model.to(device), Processes()))
         return self._measure(model, self._processes)
 
     def _measure(self, model: nn.Module, workers: Processes) -> dict[str, float]:
@@ -74,9 +74,9 @@ class HeldOutDistance:
 
 
 def resolve_features(settings: S, processes: Processes) -> S:
-    """Return the settings with the features that a run's curve will be measured in.
+    """Return the settings with `evaluate_features` filled in, having loaded the network once.
 
-    Where none are named these are the default features, or pixels if their packages are not installed. The
+    By default these are the default features, or pixels if their packages are not installed. The
     run's config.yaml keeps them, since distances of different features cannot be compared.
 
     Args:

@@ -3,7 +3,7 @@
 config.yaml          all settings
 environment.json     versions, machine and command of every start
 metrics.jsonl        one line per step, and one per validation
-samples/             what the model drew, one file per step
+samples/             a grid of samples per step
 checkpoints/         step-000500/: everything that resuming needs
 best/  model/        the best and the final model, which `from_pretrained` loads
 """
@@ -67,8 +67,8 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint.
+class SavedStep:
+    """A checkpoint that was read, but for its tensors.
 
     Attributes:
         folder: Where its tensors are.
@@ -227,7 +227,7 @@ class RunFolder:
         """Return the folder of the checkpoint of `step`."""
         return self.checkpoints / f"step-{step:06d}"
 
-    def checkpoint(self, step: int) -> Checkpoint:
+    def checkpoint(self, step: int) -> SavedStep:
         """Read the checkpoint of `step`.
 
         Raises:
@@ -247,7 +247,7 @@ class RunFolder:
                 f"{folder} is not a checkpoint that this version wrote ({error}); "
                 "remove it to resume from an earlier one"
             ) from None
-        return Checkpoint(folder, progress, task)
+        return SavedStep(folder, progress, task)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process was writing."""

@@ -81,7 +81,7 @@ class RunSettings:
         "Type of autocast; weights stay float32. fp16 scales the loss and skips steps that overflow.",
         choices=tuple(PRECISIONS),
     )
-    # Images are drawn from this seed and those that follow; a generator takes 64 bits.
+    # Samples take this seed and those that follow; a generator takes 64 bits.
     seed: Annotated[int, within(0, (1 << 63) - 1)] = setting(0, "Seed of everything random.")
     save_every: _Steps = setting(500, "Steps between checkpoints; 0 saves only at the end.")
     validate_every: _Steps = setting(500, "Steps between validations; 0 validates only at the end.")
@@ -90,8 +90,8 @@ class RunSettings:
     )
     evaluate_every: _Steps | None = setting(
         None,
-        "Steps between Frechet distances to held-out images, of reconstructions for a VQVAE, else of drawn"
-        " images; 0 evaluates only at the end.",
+        "Steps between Frechet distances to held-out images, of reconstructions for a VQVAE, else of"
+        " samples; 0 evaluates only at the end.",
         shown="never",
     )
     evaluate_features: str | None = setting(
@@ -131,7 +131,9 @@ class RunSettings:
                 raise ValueError(f"{field.name} must be one of {', '.join(allowed)}, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self), "betas": list(self.betas)}
+        values = dataclasses.asdict(self).items()
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+        return {"kind": self.kind, **plain}
 
     @classmethod
     def from_dict(cls: type[R], values: dict[str, Any], source: str = "settings") -> R:
@@ -275,10 +277,3 @@ class VQVAESettings(RunSettings):
                 raise ValueError(
                     f"{name} is for transformers; a VQVAE trains whole on each device, so leave it out"
                 )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **super().to_dict(),
-            "channel_multipliers": list(self.channel_multipliers),
-            "sides": list(self.sides),
-        }

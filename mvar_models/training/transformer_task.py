@@ -129,7 +129,7 @@ class TransformerTask(Task):
         def rng(purpose: Purpose) -> np.random.Generator:
             return generator(settings.seed, purpose, step)
 
-        # Every draw is for the whole batch, so that the rows do not depend on who computes which.
+        # Random numbers are for the whole batch, so that the rows do not depend on who computes which.
         members = batch_members(settings.seed, step, size, len(self.train))[rows]
         copies = rng(Purpose.VARIANT).integers(0, self.train.num_variants, size)[rows]
         dropped = torch.from_numpy(rng(Purpose.LABEL_DROP).random(size) < settings.label_drop)[rows]
@@ -211,15 +211,15 @@ class TransformerTask(Task):
         )
 
     def sample(self, model: nn.Module) -> Image.Image:
-        """Return a grid with one row for each of the first classes, drawn from the same seeds every time."""
+        """Return a grid with one row for each of the first classes, from the same seeds every time."""
         assert isinstance(model, ScaleTransformer)
         pipeline = self._pipeline(model)
         labels = np.repeat(np.arange(min(model.config.num_classes, _SAMPLE_ROWS)), _SAMPLE_COLUMNS)
-        drawn = pipeline(labels.tolist(), seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS)
-        return grid(drawn, columns=_SAMPLE_COLUMNS)
+        samples = pipeline(labels.tolist(), seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS)
+        return grid(samples, columns=_SAMPLE_COLUMNS)
 
     def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:
-        """Return drawn images of the held-out images' classes, and the held-out images."""
+        """Return samples of the held-out images' classes, and the held-out images."""
         assert isinstance(model, ScaleTransformer)
         real: ImageSet
         if self.source is None:

@@ -267,21 +267,21 @@ class DeadCodes:
         Args:
             start: First row of the part in the global batch.
             features: (n, z, h, w) latents before quantization.
-            indices: (n, L) the codes drawn for them.
+            indices: (n, L) their codes.
         """
         self._parts.append((start, features.detach(), indices))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Count the draws observed since the last update, and restart dead codes where `step` is due."""
+        """Count the codes observed since the last update, and restart dead codes where `step` is due."""
         usage = self.model.quantizer.code_usage
-        drawn = self._total(self.draws())
-        usage.mul_(_USAGE_MOMENTUM).add_(drawn / drawn.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM)
+        counts = self._total(self.counts())
+        usage.mul_(_USAGE_MOMENTUM).add_(counts / counts.sum(1, keepdim=True), alpha=1 - _USAGE_MOMENTUM)
         if 0 < step < _RESTART_UNTIL * self.settings.steps and step % _RESTART_EVERY == 0:
             self._restart(step)
         self._parts = []
 
-    def draws(self) -> Tensor:
+    def counts(self) -> Tensor:
         """Return (S, V) counts of the observed codes at each scale, of this process's parts."""
         config = self.model.config
         indices = torch.cat([part[2] for part in self._parts])
@@ -305,7 +305,7 @@ class DeadCodes:
         )
         codebook = quantizer.codebook.weight
         codebook[dead] = self._total(self.residuals_at(chosen)).to(codebook.dtype)
-        # As if drawn at the uniform share; otherwise they would be restarted before anything could draw them.
+        # As if used at the uniform share; otherwise they would be restarted before anything could use them.
         usage[:, dead] = seen / config.vocab_size
 
     def residuals_at(self, chosen: np.ndarray) -> Tensor:

@@ -223,25 +223,25 @@ class VQVAETask(Task):
         """
         config, processes = self.model.config, self.processes
         ratios = torch.zeros(2, dtype=torch.float64, device="cpu")  # sum and count
-        drawn = torch.zeros(len(config.sides), config.vocab_size, dtype=torch.float32, device="cpu")
+        counts = torch.zeros(len(config.sides), config.vocab_size, dtype=torch.float32, device="cpu")
         mine = self.val[processes.rank :: processes.world_size]
         each = fit_batch(_VALIDATION_PIXELS, config.resolution**2, most=_VALIDATION_BATCH)
         for start in range(0, len(mine), each):
             images = self.source.images(mine[start : start + each]).to(self.settings.device)
             indices = self.model.encode(images)
-            drawn += code_counts(indices, config.sides, config.vocab_size).cpu()
-            found = psnr(self.model.decode(indices), images)
+            counts += code_counts(indices, config.sides, config.vocab_size).cpu()
+            each_psnr = psnr(self.model.decode(indices), images)
             ratios += torch.tensor(
-                [found.double().sum().item(), len(found)], dtype=torch.float64, device="cpu"
+                [each_psnr.double().sum().item(), len(each_psnr)], dtype=torch.float64, device="cpu"
             )
         unreadable = torch.zeros(len(self.source), dtype=torch.float32, device="cpu")
         unreadable[sorted(self.source.unreadable)] = 1
-        ratios, drawn, unreadable = (processes.total(values) for values in (ratios, drawn, unreadable))
+        ratios, counts, unreadable = (processes.total(values) for values in (ratios, counts, unreadable))
         return {
             "val_psnr": (ratios[0] / ratios[1]).item(),
-            "codes_used": codes_used(drawn.sum(0)).item(),
-            "codes_used_per_scale": codes_used(drawn).tolist(),
-            "code_perplexity_per_scale": perplexity(drawn).tolist(),
+            "codes_used": codes_used(counts.sum(0)).item(),
+            "codes_used_per_scale": codes_used(counts).tolist(),
+            "code_perplexity_per_scale": perplexity(counts).tolist(),
             "unreadable_pictures": int((unreadable > 0).sum()),
         }
 

@@ -191,8 +191,8 @@ def test_a_step_in_parts_and_processes_equals_a_whole_step():
     def summed(ask):
         return sum(ask(subject) for subject in (first, second))
 
-    counts = whole.dead_codes.draws()
-    assert torch.equal(counts, summed(lambda subject: subject.dead_codes.draws()))
+    counts = whole.dead_codes.counts()
+    assert torch.equal(counts, summed(lambda subject: subject.dead_codes.counts()))
     assert counts.sum(1).tolist() == [8, 32, 128]
     places = np.random.default_rng(0).permutation(8 * 21)[:50]
     residuals = whole.dead_codes.residuals_at(places)
