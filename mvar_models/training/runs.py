@@ -142,22 +142,12 @@ def start_vqvae_run(
     resolution: int | None = None,
     **given: Any,
 ) -> Run[VQVAESettings]:
-    """Create a run of a VQVAE, or open one to continue it.
+    """Create a run of a VQVAE, or open one to continue it; as `start_transformer_run`, except for:
 
     Args:
-        resume: Run folder to continue; the run has its own settings, so nothing but `device` and
-            `collective_timeout` may be given.
-        epochs: Passes over the training images, instead of `steps`.
-        device: Where to train; None is a GPU where there is one.
-        collective_timeout: Seconds without a sign of another process of the run after which this one ends.
         resolution: 256, 512 or 1024 for the shape of the released VQVAE at that resolution.
         **given: Fields of `VQVAESettings`. By default the peak learning rate is 1e-3, without weight decay.
-
-    Raises:
-        FileExistsError: `out` already holds a run.
-        FileNotFoundError: there is no such data, or no run to resume.
-        TypeError: a setting is unknown, missing or of another type.
-        ValueError: a setting is wrong, or the data is a folder of codes.
+            The data may not be a folder of codes.
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
@@ -204,12 +194,7 @@ def train_transformer(
 
 
 def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[str, Any]:
-    """Train to the end of the run and return the figures of the last validation.
-
-    Args:
-        run: The run.
-        report: Called on rank 0 with the figures of each step.
-    """
+    """Train to the end of the run and return the figures of the last validation; see `train_transformer`."""
     with _held(run):
         with run.processes.raising_together():
             assert isinstance(run.data, ImageSource), "start_vqvae_run refuses codes"

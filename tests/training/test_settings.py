@@ -1,4 +1,4 @@
-"""Settings refuse what cannot train, survive a run folder, and those of 0.1.0 are still read."""
+"""Settings refuse what cannot train, and survive a run folder."""
 
 import numpy as np
 import pytest
@@ -6,48 +6,6 @@ import torch
 
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
-
-# config.yaml as version 0.1.0 wrote it.
-OF_0_1_0 = """\
-kind: transformer
-data: digits
-out: elsewhere
-steps: 700
-batch_size: 16
-lr: 0.0015
-weight_decay: 0.05
-betas:
-- 0.9
-- 0.95
-clip: 2.0
-precision: fp32
-seed: 0
-save_every: 500
-validate_every: 100
-sample_every: null
-keep: 2
-device: cpu
-accumulate: 1
-ema: null
-fsdp: false
-compile: false
-activation_checkpointing: false
-tensorboard: false
-arch: mvar
-init: var-digits
-vqvae: vae-digits
-depth: 16
-width: null
-num_heads: null
-shared_adaln: false
-kernel_size: 3
-dense_scales: 3
-copies: 12
-label_drop: 0.1
-drop_path: null
-label_smoothing: 0.0
-schedule: packed
-"""
 
 
 @pytest.mark.parametrize(
@@ -120,23 +78,6 @@ def test_a_run_folder_gives_them_back(tmp_path, settings):
     settings = type(settings).from_dict({**settings.to_dict(), "out": str(tmp_path / "run")})
     folder = RunFolder.create(settings)
     assert RunFolder(folder.path).read_settings() == settings
-
-
-def test_a_run_folder_of_0_1_0(tmp_path):
-    (tmp_path / "config.yaml").write_text(OF_0_1_0)
-    settings = RunFolder(tmp_path).read_settings()
-    assert settings == TransformerSettings(
-        data="digits",
-        out=str(tmp_path),
-        steps=700,
-        batch_size=16,
-        lr=1.5e-3,
-        validate_every=100,
-        init="var-digits",
-        kernel_size=3,
-        dense_scales=3,
-        copies=12,
-    )
 
 
 @pytest.mark.parametrize("text", ["kind: unknown\n", "- 1\n", "steps: 3\n"])
