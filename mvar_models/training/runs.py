@@ -151,7 +151,7 @@ def start_vqvae_run(
     """
     processes = Processes.from_environment(device).connect(timeout=collective_timeout)
     if resume is not None:
-        given |= {"epochs": epochs, "resolution": resolution}
+        given = {"epochs": epochs, "resolution": resolution, **given}
         return _resume(resume, VQVAESettings, processes, _open_pixels, **given)
     with processes.raising_together():
         shape = {} if resolution is None else released_vqvae_shape(resolution)

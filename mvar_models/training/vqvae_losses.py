@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.codebook import code_counts
 from mvar_models.evaluation.features.efficientnet_lite import load_network, normalised
+from mvar_models.evaluation.reconstruction import code_counts
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.optional import require
 from mvar_models.randomness import Purpose, generator
