@@ -270,3 +270,19 @@ def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any],
             "use those, or remove the folder"
         )
         raise SettingsMismatch(told, changed)
+
+
+@contextmanager
+def damage_named(name: object, what: str = "no .npz, or is cut off or damaged") -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one line: ValueError, "NAME is WHAT: reason"."""
+    try:
+        yield
+    # zipfile, its decompressors and NumPy's parser raise some twenty kinds, RecursionError among them.
+    except Exception as error:
+        # NumPy's MemoryError says how much; Python's parser raises a silent one on too many brackets.
+        if isinstance(error, MemoryError) and str(error):
+            raise
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{name} is {what}: {reason}") from None

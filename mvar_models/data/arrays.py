@@ -17,28 +17,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from mvar_models.files import damage_named
 from mvar_models.records import parse_json
 
 # Compressed members beyond this size and ratio are refused: a megabyte can otherwise fill the memory.
 _LARGE = 1 << 28
 _LARGEST_RATIO = 50
 _Shape = tuple[int | None, ...]
-
-
-@contextlib.contextmanager
-def damage_named(name: object, what: str = "no .npz, or is cut off or damaged") -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line: ValueError, "NAME is WHAT: reason"."""
-    try:
-        yield
-    # zipfile, its decompressors and NumPy's parser raise some twenty kinds, RecursionError among them.
-    except Exception as error:
-        # NumPy's MemoryError says how much; Python's parser raises a silent one on too many brackets.
-        if isinstance(error, MemoryError) and str(error):
-            raise
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{name} is {what}: {reason}") from None
 
 
 @contextlib.contextmanager

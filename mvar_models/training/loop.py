@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mvar_models.data.arrays import damage_named
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.environment import peak_memory_gb
+from mvar_models.files import damage_named
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.optimizer import LossScale, WeightAverage, learning_rate_factor, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
@@ -74,13 +74,7 @@ class Loop:
         task.join(self.processes)
         if not self.processes.alone:
             self.processes.require_same(task.facts())
-        self.parallel = Parallel(
-            task,
-            self.processes,
-            fsdp=settings.fsdp,
-            compiled=settings.compile,
-            unused_parameters=task.unused_parameters(),
-        )
+        self.parallel = Parallel(task, self.processes, fsdp=settings.fsdp, compiled=settings.compile)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(task.model, settings.weight_decay),
             lr=settings.lr,
@@ -264,7 +258,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.parts[self.processes.rank * settings.accumulate :][: settings.accumulate]
         share = torch.zeros((), dtype=torch.float32, device="cpu")
-        found: list[dict[str, float]] = []
+        logged: list[dict[str, float]] = []
         with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
             self.task.begin_step(index, mine)
         for position, rows in enumerate(mine):
@@ -277,8 +271,8 @@ class Loop:
                 # DDP and FSDP average over processes; the weights of all parts already add up to one.
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight
-            found.append(figures)
-        return share.item(), _averaged(found, [rows.stop - rows.start for rows in mine])
+            logged.append(figures)
+        return share.item(), _averaged(logged, [rows.stop - rows.start for rows in mine])
 
     def _scale_gradients(self, factor: float) -> None:
         if factor != 1.0:

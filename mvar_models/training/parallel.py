@@ -33,26 +33,14 @@ class Parallel:
         processes: The processes of the run.
         fsdp: Shard weights, gradients and optimizer state.
         compiled: Apply torch.compile to `task.compiled_modules()`.
-        unused_parameters: Whether some steps leave parameters without a gradient.
 
     Raises:
-        ValueError: the task trains in one process only, or `fully_shard` does not run on this device.
+        ValueError: `fully_shard` does not run on this device.
     """
 
     def __init__(
-        self,
-        task: Task,
-        processes: Processes,
-        *,
-        fsdp: bool = False,
-        compiled: bool = False,
-        unused_parameters: bool = False,
+        self, task: Task, processes: Processes, *, fsdp: bool = False, compiled: bool = False
     ) -> None:
-        compute: Any = task.compute
-        if compute is None and (fsdp or not processes.alone):
-            raise ValueError(
-                "this kind of training runs in one process; start it without torchrun and --fsdp"
-            )
         if fsdp and (reason := cannot_shard(processes.device)):
             raise ValueError(reason)
         self.task = task
@@ -66,12 +54,12 @@ class Parallel:
             mesh = init_device_mesh(processes.device.type, (processes.world_size,))
             for module in task.sharded_modules():
                 fully_shard(module, mesh=mesh)
-            self._wrapped = fully_shard(compute, mesh=mesh)
+            self._wrapped = fully_shard(task.compute, mesh=mesh)
         elif not processes.alone:
             self._wrapped = task.compute = DistributedDataParallel(
-                compute,
+                task.compute,
                 device_ids=[processes.device] if processes.device.type == "cuda" else None,
-                find_unused_parameters=unused_parameters,
+                find_unused_parameters=task.unused_parameters(),
                 gradient_as_bucket_view=True,
                 **_KEEP_BUFFERS,
             )

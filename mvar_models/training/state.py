@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
 from mvar_models.checkpoints.tensor_files import read_state, save_safetensors
-from mvar_models.data.arrays import damage_named
+from mvar_models.files import damage_named
 from mvar_models.training.optimizer import WeightAverage
 
 WEIGHTS = "model.safetensors"

@@ -20,15 +20,14 @@ class Task(abc.ABC):
 
     Attributes:
         model: The module that is trained, averaged and checkpointed.
-        compute: The module whose forward gives the loss, which DDP and FSDP hook into. None: the task trains
-            in one process only.
+        compute: The module whose forward gives the loss, which DDP and FSDP hook into.
         processes: The processes that share the work; this one alone until `join`.
         best_figure: The figure of `validate` that decides which model is kept as the best.
         higher_is_better: Whether a larger `best_figure` is better.
     """
 
     model: nn.Module
-    compute: nn.Module | None = None
+    compute: nn.Module
     processes: Processes = Processes()
     best_figure: ClassVar[str] = "val_loss"
     higher_is_better: ClassVar[bool] = False
@@ -39,7 +38,7 @@ class Task(abc.ABC):
 
         Args:
             step: Optimizer step, from 0.
-            rows: The part of the batch, None for all of it. Only tasks with a `compute` are asked for parts.
+            rows: The part of the batch, None for all of it.
         """
 
     @abc.abstractmethod

@@ -84,7 +84,6 @@ class TransformerTask(Task):
     """
 
     model: ScaleTransformer
-    compute: nn.Module
 
     def __init__(
         self,

@@ -10,18 +10,10 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from benchmarks.core.activations import example
-from mvar_models.distributed import Processes
-from mvar_models.training.parallel import Parallel, cannot_shard, global_norm, pieces
+from mvar_models.training.parallel import cannot_shard, global_norm, pieces
 
 from tiny_models import tiny_mvar
 from training_cases import new_loop
-
-
-def test_a_task_that_cannot_be_split_says_so(tmp_path):
-    task = new_loop(tmp_path / "run").task
-    task.compute = None
-    with pytest.raises(ValueError, match=r"one process; .*--fsdp"):
-        Parallel(task, Processes(0, 2, torch.device("cpu")))
 
 
 def test_more_pieces_than_images(tmp_path):
