@@ -92,6 +92,10 @@ class ImageSource(abc.ABC):
 
     def content(self, indices: np.ndarray) -> str:
         """Return 16 hex digits of the bytes of some examples, all of which are read."""
+        return digest(*self.hashes(indices))
+
+    def hashes(self, indices: np.ndarray) -> list[bytes]:
+        """Return the SHA-256 of the bytes of each example; nothing for one that cannot be read."""
 
         def hashed(index: int) -> bytes:
             try:
@@ -99,7 +103,7 @@ class ImageSource(abc.ABC):
             except UnreadableImage:
                 return b""
 
-        return digest(*self._pool.map(hashed, indices.tolist()))
+        return list(self._pool.map(hashed, indices.tolist()))
 
     @abc.abstractmethod
     def name(self, index: int) -> str:

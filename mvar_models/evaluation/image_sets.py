@@ -102,15 +102,24 @@ class SourceImages(ImageSet):
         labels = source.labels[members] if len(source.class_names) > 1 else None
         super().__init__(name, len(members), (resolution, resolution), labels, source.class_names)
         self.source, self.members = source, members
+        # SHA-256 of the bytes of each image, where it is known.
+        self._hashes, self._hashed = np.zeros((len(members), 32), np.uint8), np.zeros(len(members), bool)
 
     @cached_property
     def digest(self) -> str:  # type: ignore[override]  # mypy takes a property for more than this one
-        content = self.source.content(self.members)
+        self._hash(np.flatnonzero(~self._hashed))
         members = np.asarray(self.members, "<i8").tobytes()
-        return digest(self.source.fingerprint, content, str(self.size), members)
+        return digest(self.source.fingerprint, self._hashes.tobytes(), str(self.size), members)
+
+    def _hash(self, indices: np.ndarray) -> None:
+        for index, found in zip(indices, self.source.hashes(self.members[indices])):
+            self._hashes[index] = np.frombuffer(found or bytes(32), np.uint8)
+        self._hashed[indices] = True
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, kept = self.source.readable(self.members[indices])
+        # Now, while the files are in the system's cache: `digest` would read all of them again.
+        self._hash(indices)
         if not len(kept):
             return np.empty((0, *self.size, 3), dtype=np.uint8), kept
         return to_uint8(images), kept

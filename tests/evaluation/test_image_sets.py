@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from mvar_models import MVARPipeline
+from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
 from mvar_models.evaluation import open_sets
-from mvar_models.evaluation.image_sets import ArrayImages, batches, evenly_spaced
+from mvar_models.evaluation.image_sets import ArrayImages, SourceImages, batches, evenly_spaced
 from mvar_models.evaluation.open_sets import open_set
 from mvar_models.pipeline.output import PipelineOutput
 
 from feature_cases import random_images
+from odd_images import plain_folder
 from tiny_models import tiny_mvar, tiny_vqvae
 
 
@@ -156,3 +158,12 @@ def test_a_spread_is_even_and_no_more_than_there_is():
     assert evenly_spaced(9, 3).tolist() == [0, 4, 8]
     assert evenly_spaced(3, 9).tolist() == [0, 1, 2]
     assert evenly_spaced(1, 5).tolist() == [0]
+
+
+def test_a_dataset_that_was_read_is_not_read_again_for_its_digest(tmp_path, monkeypatch):
+    source = open_images(plain_folder(tmp_path / "data"), 16)
+    images, fresh = (SourceImages(source, np.arange(len(source)), "data", 16) for _ in range(2))
+    expected = fresh.digest
+    images.read(np.arange(len(source)))
+    monkeypatch.setattr(type(source), "raw", None)
+    assert images.digest == expected
