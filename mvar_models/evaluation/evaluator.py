@@ -30,8 +30,6 @@ from mvar_models.evaluation.comparison import (
 from mvar_models.evaluation.features.network import (
     DEFAULT_FEATURES,
     FeatureNetwork,
-    check_ready,
-    dtype_name,
     feature_network,
 )
 from mvar_models.evaluation.frechet import FrechetReference, rank_warning
@@ -170,13 +168,13 @@ def evaluate(
     if isinstance(reference, Reference):
         if training is not None and training is not reference.training:
             raise ValueError("training: the reference was prepared with its own training set; leave it out")
-        check_ready(reference.network, features, dtype, weights, "the reference was prepared")
+        reference.network.check_agrees(features, dtype, weights, "the reference was prepared")
     else:
         if features is None or isinstance(features, str):
             name = features or DEFAULT_FEATURES
             features = feature_network(name, device=place, dtype=dtype or torch.float32, weights=weights)
         else:
-            check_ready(features, None, dtype, weights, "features were given")
+            features.check_agrees(None, dtype, weights, "features were given")
         side = resolution or images.size[0]
         reference = prepare_reference(
             reference, features, metrics=metrics, per_class=per_class, training=training, resolution=side,
@@ -307,7 +305,7 @@ def _inputs(comparison: Comparison, network: FeatureNetwork) -> dict[str, Any]:
     return {
         "features": network.name,
         "distance": network.distance,
-        "dtype": dtype_name(network),
+        "dtype": network.dtype_name,
         "weights": network.weights,
         "counts": counts,
         "sets": sets,

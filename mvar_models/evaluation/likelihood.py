@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +19,14 @@ from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.tokens.encode import tokenize
-
-
-class Examples(Protocol):
-    """Labelled codes, for instance a `TokenSet`."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, members: np.ndarray, /) -> tuple[Tensor, Tensor]:
-        """Return labels (n,) and indices (n, L), both int64."""
+from mvar_models.tokens.token_set import TokenSet
 
 
 @torch.no_grad()
 def held_out_losses(
     losses: Callable[[Tensor, Tensor, Tensor], Tensor],
     quantizer: MultiScaleQuantizer,
-    examples: Examples,
+    examples: TokenSet,
     *,
     batch_size: int = 32,
     dtype: torch.dtype | None = None,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mvar_models.data.arrays import npz_names, read_array
-from mvar_models.evaluation.features.network import FeatureNetwork, dtype_name
+from mvar_models.evaluation.features.network import FeatureNetwork
 from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.evaluation.npz import read_class_names
@@ -96,7 +96,7 @@ def read_statistics(
     known = said("network")
     origin = known or (_INCEPTION if moments.dimension == _INCEPTION_NUMBERS else "an unknown network")
     # Files of earlier versions do not say which weights, in which type.
-    now = {"weights": network.weights, "dtype": dtype_name(network)}
+    now = {"weights": network.weights, "dtype": network.dtype_name}
     other = [name for name, value in now.items() if name in names and said(name) != value]
     wrong = network.dimension is not None and network.dimension != moments.dimension
     if origin != network.name or wrong or other:
@@ -117,7 +117,7 @@ def read_statistics(
         spatial,
         digest=file_digest(path),
         weights=network.weights,
-        dtype=dtype_name(network),
+        dtype=network.dtype_name,
     )
     if "size" in names:
         height, width = (int(side) for side in read_array(path, "size", "iu", (2,)))

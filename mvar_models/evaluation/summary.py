@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mvar_models.distributed import Processes
-from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs, dtype_name
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet, batches
 from mvar_models.evaluation.scores import InceptionScore
@@ -155,7 +155,7 @@ def summarize(
         images.size,
         images.digest,
         network.weights,
-        dtype_name(network),
+        network.dtype_name,
         images,
     )
 

@@ -13,7 +13,7 @@ from mvar_models.evaluation.features import efficientnet_lite
 from mvar_models.evaluation.features.dinov2 import WEIGHTS as DINOV2
 from mvar_models.evaluation.features.efficientnet_lite import EfficientNetLite0
 from mvar_models.evaluation.features.inception import STATE_DICT
-from mvar_models.evaluation.features.network import FEATURES, check_images, feature_network
+from mvar_models.evaluation.features.network import FEATURES, feature_network
 from mvar_models.evaluation.features.pixels import Pixels
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
@@ -68,7 +68,7 @@ def test_a_row_is_enough(monkeypatch):
 )
 def test_other_images_are_refused(images, said):
     with pytest.raises(ValueError, match=said):
-        check_images(images)
+        feature_network("pixels")(images)
 
 
 CONTENT = b"not really weights"

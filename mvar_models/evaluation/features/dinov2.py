@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.checkpoints.tensor_files import read_state
-from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
 
@@ -40,7 +40,7 @@ def vit_large() -> VisionTransformer:
     return VisionTransformer(width=_WIDTH, depth=24, num_heads=16, patch_size=14, grid=37)
 
 
-class DINOv2:
+class DINOv2(FeatureNetwork):
     """The class token of DINOv2's ViT-L/14: 1,024 numbers from images of 224 x 224.
 
     Images are resized by Pillow's bicubic filter in 8 bits, then normalised with ImageNet's mean and
@@ -75,14 +75,10 @@ class DINOv2:
         state = check_state(read_state(file), shapes, file, "DINOv2's ViT-L/14")
         network.load_state_dict(state, assign=True)
         self._network = network.eval().requires_grad_(False).to(device, dtype)
-        self.device, self.dtype = torch.device(device), dtype
+        super().__init__(device, dtype)
         self.weights = file_digest(file)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureOutputs:
-        check_images(images)
-        if not len(images):
-            return FeatureOutputs(torch.empty(0, self.dimension, dtype=torch.float32, device=self.device))
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
         values = prepared(images).to(self.device, self.dtype)
         return FeatureOutputs(self._network(values).float())
 

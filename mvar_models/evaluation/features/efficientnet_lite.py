@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_models.checkpoints.tensor_files import read_state
-from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.features.weights import check_state
 from mvar_models.optional import require
 
@@ -54,7 +54,7 @@ def normalised(images: Tensor) -> Tensor:
     return (images - _MEAN) / _DEVIATION
 
 
-class EfficientNetLite0:
+class EfficientNetLite0(FeatureNetwork):
     """The 1,280 numbers that EfficientNet-Lite0 averages over the image before it classifies.
 
     The network is that of arXiv 1905.11946 without squeeze-and-excitation. Images are resized to 224 x 224
@@ -84,14 +84,10 @@ class EfficientNetLite0:
         network, file = load_network(weights)
         # The network's convolutions are a fifth faster in this layout on a CPU.
         self._network = network.eval().to(device, dtype, memory_format=torch.channels_last)
-        self.device, self.dtype = torch.device(device), dtype
+        super().__init__(device, dtype)
         self.weights = file.name
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureOutputs:
-        check_images(images)
-        if not len(images):
-            return FeatureOutputs(torch.empty(0, self.dimension, dtype=torch.float32, device=self.device))
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
         values = images.to(self.device).permute(0, 3, 1, 2).float()
         if values.shape[2:] != (_SIDE, _SIDE):
             # The filter overshoots at edges, where a pixel stops at 0 and 255.

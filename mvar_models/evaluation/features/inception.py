@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 
 from mvar_models.checkpoints.tensor_files import read_state
-from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
 
@@ -36,14 +36,13 @@ FEATURES = 2048
 SIDE = 299
 # sFID takes the first 7 channels (17 x 17) of mixed_6/conv, which is the first branch of this block.
 _SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
-SPATIAL = _SPATIAL_CHANNELS * 17 * 17
 # Batch norm's epsilon in every layer, and its parts in a state dict.
 EPSILON = 0.001
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _TORCHVISION_CLASSES = 1000
 
 
-class InceptionTF:
+class InceptionTF(FeatureNetwork):
     """Inception v3 of the 2015 TensorFlow graph: `pool_3`, `mixed_6/conv` for sFID, and logits without bias.
 
     Args:
@@ -70,17 +69,10 @@ class InceptionTF:
     ) -> None:
         file = find_weights(STATE_DICT, weights)
         self._network = load_inception(file).to(device).convolve_in(dtype)
-        self.device, self.dtype = torch.device(device), dtype
+        super().__init__(device, dtype)
         self.weights = file_digest(file)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureOutputs:
-        check_images(images)
-        if not len(images):
-            sizes = (FEATURES, SPATIAL, CLASSES)
-            return FeatureOutputs(
-                *(torch.empty(0, size, dtype=torch.float32, device=self.device) for size in sizes)
-            )
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
         values = images.to(self.device).permute(0, 3, 1, 2)
         # PyTorch convolves float32 in TF32 on GPUs unless told otherwise.
         with cudnn.flags(
@@ -313,69 +305,50 @@ STEM = (
 HALVED_AFTER = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
 
 
+def _chain(name: str, *layers: tuple[Any, ...]) -> tuple[Unit, ...]:
+    """Return layers name_1, name_2, ... from their channels, kernels and strides."""
+    return tuple(Unit(f"{name}_{number}", *layer) for number, layer in enumerate(layers, 1))
+
+
 def _grid_35(pooled: int) -> tuple[Branch, ...]:
-    triple = (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, _3x3), Unit("branch3x3dbl_3", 96, _3x3))
     return (
         Branch((Unit("branch1x1", 64),)),
-        Branch((Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, _5x5))),
-        Branch(triple),
+        Branch(_chain("branch5x5", (48,), (64, _5x5))),
+        Branch(_chain("branch3x3dbl", (64,), (96, _3x3), (96, _3x3))),
         Branch((Unit("branch_pool", pooled),), pool="average"),
     )
 
 
 def _grid_17(narrow: int) -> tuple[Branch, ...]:
-    single = (("1", narrow, (1, 1)), ("2", narrow, _1x7), ("3", 192, _7x1))
-    double = (
-        ("1", narrow, (1, 1)),
-        ("2", narrow, _7x1),
-        ("3", narrow, _1x7),
-        ("4", narrow, _7x1),
-        ("5", 192, _1x7),
-    )
+    there, back = (narrow, _1x7), (narrow, _7x1)
     return (
         Branch((Unit("branch1x1", 192),)),
-        Branch(tuple(Unit(f"branch7x7_{i}", width, kernel) for i, width, kernel in single)),
-        Branch(tuple(Unit(f"branch7x7dbl_{i}", width, kernel) for i, width, kernel in double)),
+        Branch(_chain("branch7x7", (narrow,), there, (192, _7x1))),
+        Branch(_chain("branch7x7dbl", (narrow,), back, there, back, (192, _1x7))),
         Branch((Unit("branch_pool", 192),), pool="average"),
     )
 
 
 def _grid_8(pool: str) -> tuple[Branch, ...]:
+    def fork(name: str) -> tuple[Unit, ...]:
+        return (Unit(f"{name}a", 384, _1x3), Unit(f"{name}b", 384, _3x1))
+
     return (
         Branch((Unit("branch1x1", 320),)),
-        Branch(
-            (Unit("branch3x3_1", 384),),
-            fork=(Unit("branch3x3_2a", 384, _1x3), Unit("branch3x3_2b", 384, _3x1)),
-        ),
-        Branch(
-            (Unit("branch3x3dbl_1", 448), Unit("branch3x3dbl_2", 384, _3x3)),
-            fork=(Unit("branch3x3dbl_3a", 384, _1x3), Unit("branch3x3dbl_3b", 384, _3x1)),
-        ),
+        Branch(_chain("branch3x3", (384,)), fork=fork("branch3x3_2")),
+        Branch(_chain("branch3x3dbl", (448,), (384, _3x3)), fork=fork("branch3x3dbl_3")),
         Branch((Unit("branch_pool", 192),), pool=pool),
     )
 
 
 _TO_17 = (
-    Branch((Unit("branch3x3", 384, _3x3, stride=2),)),
-    Branch(
-        (
-            Unit("branch3x3dbl_1", 64),
-            Unit("branch3x3dbl_2", 96, _3x3),
-            Unit("branch3x3dbl_3", 96, _3x3, stride=2),
-        ),
-    ),
+    Branch((Unit("branch3x3", 384, _3x3, 2),)),
+    Branch(_chain("branch3x3dbl", (64,), (96, _3x3), (96, _3x3, 2))),
     Branch(pool="halve"),
 )
 _TO_8 = (
-    Branch((Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, _3x3, stride=2))),
-    Branch(
-        (
-            Unit("branch7x7x3_1", 192),
-            Unit("branch7x7x3_2", 192, _1x7),
-            Unit("branch7x7x3_3", 192, _7x1),
-            Unit("branch7x7x3_4", 192, _3x3, stride=2),
-        ),
-    ),
+    Branch(_chain("branch3x3", (192,), (320, _3x3, 2))),
+    Branch(_chain("branch7x7x3", (192,), (192, _1x7), (192, _7x1), (192, _3x3, 2))),
     Branch(pool="halve"),
 )
 

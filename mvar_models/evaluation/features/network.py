@@ -1,13 +1,13 @@
 """The table of feature networks, and what each of them offers.
 
-A new one is a file of this folder with a class that keeps to `FeatureNetwork`, and one row of `FEATURES`.
+A new one is a file of this folder with a subclass of `FeatureNetwork`, and one row of `FEATURES`.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ DEFAULT_FEATURES = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class FeatureOutputs:
-    """What a feature network says about n images.
+    """Outputs of a feature network for n images.
 
     Attributes:
         features: (n, D) float32, which all distances are measured in.
@@ -39,25 +39,91 @@ class FeatureOutputs:
     logits: Tensor | None = None
 
 
-class FeatureNetwork(Protocol):
+class FeatureNetwork:
     """Turns images into feature vectors. The outputs of an image do not depend on the others of its batch.
 
-    It is made with the keyword arguments of `feature_network`, after the name.
+    A subclass is made with the keyword arguments of `feature_network`, after the name.
 
     Attributes:
         name: Its row in `FEATURES`.
-        distance: What a Frechet distance of its features is called; "FID" is that of `inception-tf` alone.
+        distance: Name of a Frechet distance of its features; "FID" is that of `inception-tf` alone.
         dimension: Length D of a feature vector; None where it depends on the size of the images.
-        weights: What identifies its weights, such as the digest of their file; "" without weights.
+        weights: Identifies its weights, such as the digest of their file; "" without weights.
+        device: Where it runs.
+        dtype: Type it computes in.
     """
 
     name: str
     distance: str
     dimension: int | None
-    weights: str
+    weights = ""
 
-    def __call__(self, images: Tensor, /) -> FeatureOutputs:
-        """Compute the outputs of images (n, H, W, 3) of uint8, on the network's device."""
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> FeatureOutputs:
+        """Compute the outputs of images (n, H, W, 3) of uint8.
+
+        Raises:
+            ValueError: they are something else; the message says what came.
+        """
+        if images.dtype != torch.uint8:
+            came = str(images.dtype).removeprefix("torch.")
+            raise ValueError(f"images must be uint8 from 0 to 255, got {came}")
+        if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+            raise ValueError(f"images must be (n, H, W, 3), got {tuple(images.shape)}")
+        if len(images):
+            return self._outputs(images)
+        one = self._outputs(images.new_zeros(1, *images.shape[1:]))
+        return FeatureOutputs(
+            one.features[:0],
+            None if one.spatial is None else one.spatial[:0],
+            None if one.logits is None else one.logits[:0],
+        )
+
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
+        """Compute the outputs of one image or more, which are on any device."""
+        raise NotImplementedError
+
+    @property
+    def dtype_name(self) -> str:
+        """The type that it computes in, as in "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def check_agrees(
+        self,
+        features: str | FeatureNetwork | None,
+        dtype: torch.dtype | None,
+        weights: str | os.PathLike[str] | None,
+        how: str,
+    ) -> None:
+        """Check that arguments, which would be ignored, do not contradict this network.
+
+        Args:
+            features, dtype, weights: As for `evaluate`; None is not given.
+            how: How the network came, for the message.
+
+        Raises:
+            ValueError: they do.
+        """
+        if isinstance(features, FeatureNetwork):
+            mine, other = ((each.name, each.dtype_name, each.weights) for each in (self, features))
+            if mine != other:
+                raise ValueError(
+                    f"features: {how} with another network ({self.name} in {self.dtype_name}), got "
+                    f"{features.name} in {features.dtype_name}; leave it out, or prepare it with this one"
+                )
+        for name, value, ready in (
+            ("features", getattr(features, "name", features), self.name),
+            ("dtype", None if dtype is None else str(dtype).removeprefix("torch."), self.dtype_name),
+            ("weights", weights, None),
+        ):
+            if value is not None and value != ready:
+                raise ValueError(
+                    f"{name}: {how} with {self.name} in {self.dtype_name}, got {value}; leave it out, or "
+                    "make another network with it"
+                )
 
 
 def feature_network(
@@ -85,60 +151,3 @@ def feature_network(
     make: Any = resolve(FEATURES[name])
     network: FeatureNetwork = make(device=checked_device(device), dtype=dtype, weights=weights)
     return network
-
-
-def check_images(images: Tensor) -> None:
-    """Check that images are uint8 (n, H, W, 3).
-
-    Raises:
-        ValueError: they are not; the message says what came.
-    """
-    if images.dtype != torch.uint8:
-        raise ValueError(
-            f"images must be uint8 from 0 to 255, got {str(images.dtype).removeprefix('torch.')}"
-        )
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"images must be (n, H, W, 3), got {tuple(images.shape)}")
-
-
-def dtype_name(network: FeatureNetwork) -> str:
-    """Return the type that a network computes in; one that does not say computes in float32."""
-    return str(getattr(network, "dtype", torch.float32)).removeprefix("torch.")
-
-
-def check_ready(
-    network: FeatureNetwork,
-    features: str | FeatureNetwork | None,
-    dtype: torch.dtype | None,
-    weights: str | os.PathLike[str] | None,
-    how: str,
-) -> None:
-    """Check that arguments do not contradict a network that is ready.
-
-    Args:
-        network: The network.
-        features, dtype, weights: As for `feature_network`; None is not given.
-        how: How the network came, for the message.
-
-    Raises:
-        ValueError: they do, and would be ignored.
-    """
-    if features is not None and not isinstance(features, str) and features is not network:
-        same = (features.name, dtype_name(features), features.weights) == (
-            network.name, dtype_name(network), network.weights,
-        )  # fmt: skip
-        if not same:
-            raise ValueError(
-                f"features: {how} with another network ({network.name} in {dtype_name(network)}), got "
-                f"{features.name} in {dtype_name(features)}; leave it out, or prepare it with this one"
-            )
-    for name, value, ready in (
-        ("features", getattr(features, "name", features), network.name),
-        ("dtype", None if dtype is None else str(dtype).removeprefix("torch."), dtype_name(network)),
-        ("weights", weights, None),
-    ):
-        if value is not None and value != ready:
-            raise ValueError(
-                f"{name}: {how} with {network.name} in {dtype_name(network)}, got {value}; leave it out, or "
-                "make another network with it"
-            )

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_models.evaluation.features.network import FeatureOutputs, check_images
+from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 
 _SIDE = 16
 
 
-class Pixels:
+class Pixels(FeatureNetwork):
     """Images of up to 16 x 16 pixels flattened as they are; larger ones averaged down to 16 x 16 first.
 
     Args:
@@ -25,7 +25,6 @@ class Pixels:
     name = "pixels"
     distance = "FD-pixels"
     dimension = None
-    weights = ""
 
     def __init__(
         self,
@@ -38,11 +37,9 @@ class Pixels:
             raise ValueError(f"weights: the features 'pixels' have none, got {os.fspath(weights)!r}")
         if dtype is not torch.float32:
             raise ValueError(f"dtype must be float32 for the features 'pixels', got {dtype}")
-        self.device = torch.device(device)
+        super().__init__(device, dtype)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureOutputs:
-        check_images(images)
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
         values = images.to(self.device).permute(0, 3, 1, 2).float()
         if max(values.shape[2:]) > _SIDE:
             values = F.interpolate(values, (_SIDE, _SIDE), mode="area")

@@ -22,7 +22,7 @@ class WeightsFile:
 
     Attributes:
         features: The feature network that it is for.
-        name: Its name in the cache, which is PyTorch's own: what other programs downloaded is found there.
+        name: Its name in PyTorch's cache, which other programs may have filled.
         url: Where it comes from.
         sha256: Digest of its bytes.
         size: Number of bytes.
@@ -36,7 +36,7 @@ class WeightsFile:
 
     @property
     def cached(self) -> Path:
-        """The file's place in PyTorch's cache, whether it is there or not."""
+        """The file's path in PyTorch's cache, whether it exists or not."""
         return Path(torch.hub.get_dir()) / "checkpoints" / self.name
 
 
@@ -44,7 +44,7 @@ def find_weights(file: WeightsFile, weights: str | os.PathLike[str] | None) -> P
     """Return a file of weights.
 
     Args:
-        file: What can be downloaded.
+        file: The released file.
         weights: A file that the user names; "download" to take the cached file, downloading it if need be;
             None for the cached file alone.
 
@@ -77,10 +77,9 @@ def check_state(
     """Return the tensors of a state dict that a network needs; others are left out.
 
     Args:
-        state: What the file holds.
+        state: Of the file.
         shapes: Name -> expected shape.
-        path: The file, for error messages.
-        what: What the file should be, for error messages.
+        path, what: The file, and what it should be, for error messages.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or holds no floating-point numbers.
