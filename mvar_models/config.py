@@ -226,9 +226,10 @@ class TransformerConfig(Config):
         cosine_attention: L2-normalised q and k with a learned factor per head (all released models).
         guidance_scale: Sampling preset of this checkpoint: strength of classifier-free guidance.
         guidance_schedule: Sampling preset: how the strength changes from scale to scale, a name in
-            `mvar_models.sampling.guidance.SCHEDULES`; linear in all models that others released.
+            `mvar_models.sampling.settings.GUIDANCE_SCHEDULES`; linear in all models that others released.
         top_k: Sampling preset: number of codes to draw from; 0 is off.
         top_p: Sampling preset: probability of the codes to draw from; 0 is off.
+        sampler: Sampling preset: how codes are chosen, a name in `mvar_models.sampling.settings.SAMPLERS`.
         class_names: One name per label, or None.
         vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
             checkpoint's own `vqvae` folder.
@@ -253,6 +254,7 @@ class TransformerConfig(Config):
     class_names: Sequence[str] | None = None
     vqvae: str | None = None
     guidance_schedule: str = "linear"
+    sampler: str = "ancestral"
 
     def __post_init__(self) -> None:
         super().__post_init__()

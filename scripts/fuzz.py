@@ -40,7 +40,7 @@ from mvar_models import MVAR, VQVAE, MVARConfig, MVARPipeline, VQVAEConfig
 from mvar_models.checkpoints.tensor_files import read_state
 from mvar_models.cli.common import in_one_line
 from mvar_models.cli.main import main as mvar
-from mvar_models.cli.samples_folder import Sampling, read_samples, write_samples
+from mvar_models.cli.samples_folder import Samples, images_of, read_samples, write_samples
 from mvar_models.data.open import open_images
 from mvar_models.environment import peak_resident_bytes
 from mvar_models.evaluation.features.network import feature_network
@@ -49,7 +49,7 @@ from mvar_models.evaluation.open_sets import open_set
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics
 from mvar_models.evaluation.sweep import preset_grid, sweep, write_summary
 from mvar_models.files import write_text
-from mvar_models.sampling.preset import Preset, read_preset
+from mvar_models.sampling.settings import SamplingSettings, read_preset
 from mvar_models.tokens.folder import TokenFolder, verify_tokens
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
@@ -96,16 +96,17 @@ def make_seeds(root: Path) -> None:
     (root / "pth").mkdir()
     torch.save({"state_dict": vqvae.state_dict()}, root / "pth" / "w.pth")
     (root / "preset").mkdir()
-    Preset(1.5, 3, 0.9).write(root / "preset" / "preset.json")
-    sampling = Sampling(str(root / "model" / "m"), None, None, "float32", {"top_k": 4}, [0, 1], [0, 1])
-    write_samples(pipeline, sampling, root / "samples" / "s", 2)
+    SamplingSettings(1.5, 3, 0.9).write(root / "preset" / "preset.json")
+    settings, images = SamplingSettings(1.5, 4, 0.9), images_of([0, 1], 0, None)
+    samples = Samples(str(root / "model" / "m"), None, None, "float32", settings, images)
+    write_samples(pipeline, samples, root / "samples" / "s", 2)
     values = np.random.default_rng(0)
-    images = values.integers(0, 255, (12, 4, 4, 3), dtype=np.uint8)
+    pixels = values.integers(0, 255, (12, 4, 4, 3), dtype=np.uint8)
     (root / "npz").mkdir()
-    np.savez_compressed(root / "npz" / "a.npz", arr_0=images, arr_1=np.arange(12) % 2)
+    np.savez_compressed(root / "npz" / "a.npz", arr_0=pixels, arr_1=np.arange(12) % 2)
     with zipfile.ZipFile(root / "npz" / "b.npz", "w", zipfile.ZIP_LZMA) as archive:
         with archive.open("images.npy", "w") as entry:
-            np.lib.format.write_array(entry, images)
+            np.lib.format.write_array(entry, pixels)
         archive.comment = b'{"per_class": 6}'
     numbers = values.random((20, 48))
     mean = {"network": np.array("pixels"), "mu": numbers.mean(0), "sigma": np.cov(numbers.T)}

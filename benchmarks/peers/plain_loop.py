@@ -19,7 +19,8 @@ from mvar_models.networks.block import SelfAttention
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
-from mvar_models.sampling.filters import draw, filter_logits
+from mvar_models.sampling.samplers import draw, filter_logits
+from mvar_models.sampling.settings import SamplingSettings
 
 Cache = dict[int, tuple[Tensor, Tensor]]
 
@@ -30,15 +31,12 @@ def plain_sample(
     quantizer: MultiScaleQuantizer,
     labels: Tensor,
     generators: Sequence[torch.Generator],
-    *,
-    guidance_scale: float,
-    top_k: int = 0,
-    top_p: float = 0.0,
+    settings: SamplingSettings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes (B, L), f_hat (B, z, h, h) and the guided logits (B, n, V) of the last scale."""
     config = model.config
     last, batch, side = len(config.sides) - 1, len(labels), config.sides[-1]
-    guided = guidance_scale not in (0.0, model.skips_guidance_at)
+    guided = settings.guidance_scale not in (0.0, model.skips_guidance_at)
     rows = torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
     embedding = model.class_embedding(rows)
     cache: Cache | None = {} if isinstance(model, VAR) else None
@@ -53,9 +51,9 @@ def plain_sample(
         uniform = uniform.float().clamp_max(1 - 2**-24).to(labels.device)
         logits = _head(model, hidden[:batch], embedding[:batch])
         if guided:
-            weight = guidance_scale * (scale / max(last, 1))
+            weight = settings.guidance_scale * (scale / max(last, 1))
             logits = (1 + weight) * logits - weight * _head(model, hidden[batch:], embedding[batch:])
-        codes = draw(filter_logits(logits, top_k, top_p), uniform)
+        codes = draw(filter_logits(logits, settings.top_k, settings.top_p), uniform)
         parts.append(codes)
         f_hat = f_hat + quantizer.contribution(codes, scale).float()
     return torch.cat(parts, dim=1), f_hat, logits

@@ -27,12 +27,11 @@ from mvar_models.networks.state import KVCache
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import pipeline_for
 from mvar_models.registry import architecture
-from mvar_models.sampling.guidance import guidance_weights
-from mvar_models.sampling.sampler import Plan, Sampler, draw_scales, sample
+from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.sampling.uniforms import UniformNumbers
 
-_GUIDANCE, _TOP_K, _TOP_P = 1.5, 900, 0.96
-_FILTERS = {"guidance_scale": _GUIDANCE, "top_k": _TOP_K, "top_p": _TOP_P}
+_SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=900, top_p=0.96)
 # Operators whose time is products, convolutions or attention.
 _WORK = ("mm", "conv", "attention", "linear", "bmm", "gemm")
 _CACHES = (Shape(16), Shape(30), Shape(16, "512px"))
@@ -90,10 +89,11 @@ def traces(shape: Shape, arch: str) -> tuple[Trace, Trace]:
         quantizer = tokenizer(shape, channels=32).quantizer.to(shape.dtype)
         labels = torch.empty(shape.batch, dtype=torch.int64)
         numbers = UniformNumbers.of_tensor(torch.empty(shape.batch, config.length), model.pyramid)
-    plan = Plan(guidance_weights(model, _GUIDANCE), _TOP_K, _TOP_P, Sampler(), range(len(config.sides)))
     generators = [torch.Generator() for _ in range(shape.batch)]
-    plain = trace(lambda: plain_sample(model, quantizer, labels, generators, **_FILTERS), model.parameters())
-    ours = trace(lambda: draw_scales(model, quantizer, labels, numbers, plan), model.parameters())
+    plain = trace(lambda: plain_sample(model, quantizer, labels, generators, _SETTINGS), model.parameters())
+    ours = trace(
+        lambda: sample(model, quantizer, labels, numbers, _SETTINGS, keep_logits=False), model.parameters()
+    )
     return plain, ours
 
 
@@ -130,9 +130,8 @@ def digits(name: str, settings: Settings) -> Iterator[Record]:
     pipeline = pipeline_for(name)
     pipeline.to(settings.device)
     labels = torch.arange(64, device=settings.device) % 10
-    config = pipeline.model.config
-    options = {"guidance_scale": config.guidance_scale, "top_k": config.top_k, "top_p": config.top_p}
-    yield from _times(f"{name}, batch 64, float32", pipeline.model, pipeline.vqvae, labels, options, settings)
+    model, case = pipeline.model, f"{name}, batch 64, float32"
+    yield from _times(case, model, pipeline.vqvae, labels, SamplingSettings.of(model.config), settings)
 
 
 def times(shape: Shape, settings: Settings) -> Iterator[Record]:
@@ -140,7 +139,7 @@ def times(shape: Shape, settings: Settings) -> Iterator[Record]:
     model = shape.build("mvar", settings.device).to(shape.dtype).eval()
     vqvae = _vqvae(shape, settings)
     labels = torch.arange(shape.batch, device=settings.device)
-    yield from _times(f"mvar, {shape.name}", model, vqvae, labels, _FILTERS, settings)
+    yield from _times(f"mvar, {shape.name}", model, vqvae, labels, _SETTINGS, settings)
 
 
 def _times(case, model, vqvae, labels, options, settings) -> Iterator[Record]:  # type: ignore[no-untyped-def]
@@ -148,8 +147,8 @@ def _times(case, model, vqvae, labels, options, settings) -> Iterator[Record]:  
         return [torch.Generator().manual_seed(index) for index in range(len(labels))]
 
     runs: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain_sample(model, vqvae.quantizer, labels, generators(), **options),
-        "engine": lambda: sample(model, vqvae.quantizer, labels, generators(), keep_logits=False, **options),
+        "plain": lambda: plain_sample(model, vqvae.quantizer, labels, generators(), options),
+        "engine": lambda: sample(model, vqvae.quantizer, labels, generators(), options, keep_logits=False),
     }
     timed = measure(runs, settings.device, settings.seconds, least_calls=2)
     yield record(case, "codes", timed["plain"].median, timed["engine"].median, "s")
@@ -181,12 +180,12 @@ def remainder(shape: Shape, settings: Settings) -> Iterator[Record]:
 
     @torch.no_grad()
     def plain() -> Tensor:
-        _, f_hat, _ = plain_sample(model, vqvae.quantizer, labels, [torch.Generator()], **_FILTERS)
+        _, f_hat, _ = plain_sample(model, vqvae.quantizer, labels, [torch.Generator()], _SETTINGS)
         return vqvae.decode_latents(f_hat)
 
     @torch.no_grad()
     def ours() -> Tensor:
-        drawn = sample(model, vqvae.quantizer, labels, [torch.Generator()], keep_logits=False, **_FILTERS)
+        drawn = sample(model, vqvae.quantizer, labels, [torch.Generator()], _SETTINGS, keep_logits=False)
         return torch.cat(list(vqvae.decode_slices(drawn.f_hat)))
 
     shares = [rest_share(work) for work in (plain, ours)]

@@ -27,8 +27,9 @@ from benchmarks.suites.settings import Settings, report_times
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.sampling.filters import draw, filter_logits
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.samplers import draw, filter_logits
+from mvar_models.sampling.settings import SamplingSettings
 
 # Largest difference of the last scale's logits that rounding explains, relative to the largest logit.
 _GATE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -198,7 +199,7 @@ def _whole_run(
     def run() -> object:
         generators = [torch.Generator().manual_seed(index) for index in range(shape.batch)]
         return sample(
-            model, quantizer, labels, generators, guidance_scale=_GUIDANCE, keep_logits=False, **_FILTERS
+            model, quantizer, labels, generators, SamplingSettings(_GUIDANCE, **_FILTERS), keep_logits=False
         )
 
     return run

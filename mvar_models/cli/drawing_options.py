@@ -1,20 +1,21 @@
-"""Options of the commands that draw: which checkpoint, and how codes are chosen."""
+"""Options of the commands that sample: which checkpoint, which labels, and how codes are chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, cast
 
 import click
+import torch
 
-from mvar_models.config import TransformerConfig
+from mvar_models.cli.options import settings_options
+from mvar_models.devices import default_device
+from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.records import converted, within
 from mvar_models.registry import generator_names
-from mvar_models.sampling.guidance import SCHEDULES
-from mvar_models.sampling.preset import preset_of, recorded
-from mvar_models.sampling.sampler import SAMPLERS
+from mvar_models.sampling.labels import split_labels
+from mvar_models.sampling.settings import SamplingSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,12 +30,6 @@ def seed_option(help: str) -> Callable[[F], F]:
     return click.option("--seed", default=0, help=help, callback=check)
 
 
-schedule_option = click.option(
-    "--guidance-schedule",
-    type=click.Choice(list(SCHEDULES)),
-    default=None,
-    help="How guidance changes from scale to scale. Default: the checkpoint's.",
-)
 _CHECKPOINT = (
     click.option("--model", default=None, help="Zoo name, folder, file or Hub id."),
     click.option(
@@ -54,49 +49,44 @@ _CHECKPOINT = (
     ),
     click.option("--device", default=None, help="Default: cuda if available, else cpu."),
 )
-_FILTERS = (
-    click.option(
-        "--preset",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=None,
-        help="Guidance, schedule, top-k and top-p in a file of mvar sweep. Default: the checkpoint's.",
-    ),
-    click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's."),
-    schedule_option,
-    click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's."),
-    click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's."),
-    click.option(
-        "--sampler",
-        type=click.Choice(list(SAMPLERS)),
-        default=None,
-        help="How codes are chosen. Default: ancestral.",
-    ),
+_PRESET = click.option(
+    "--preset",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Settings of sampling in a file of mvar sweep. Default: the checkpoint's.",
 )
+sampling_options = settings_options(SamplingSettings)
 
 
 def checkpoint_options(command: F) -> F:
-    """Add the options that say which checkpoint draws, where and in which type."""
-    return _with(command, _CHECKPOINT)
+    """Add the options that say which checkpoint is sampled, where and in which type."""
+    for option in reversed(_CHECKPOINT):  # the last decorator comes first in the help
+        command = option(command)
+    return command
 
 
 def filter_options(command: F) -> F:
-    """Add the options that say how codes are drawn."""
-    return _with(command, _FILTERS)
+    """Add the options that say how codes are chosen, and --preset for all of them."""
+    return _PRESET(sampling_options(command))
 
 
-def filled(
-    given: Mapping[str, Any], config: TransformerConfig, preset: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return arguments of a pipeline's call, for records: what is given, else the preset's, else the
-    checkpoint's; see `recorded`.
-    """
-    known = config.replace(**preset)
-    decided = preset_of(given, known).to_dict()
-    return recorded({name: decided.get(name, value) for name, value in given.items()}, config)
+def chosen_labels(labels: str | None, pipeline: Pipeline) -> list[str] | None:
+    """Return the labels that --labels names, or None without it."""
+    return None if labels is None else split_labels(labels, pipeline.model.config.class_names or ())
 
 
-def _with(command: F, options: tuple[Callable[[Any], Any], ...]) -> F:
-    # The last decorator comes first in the help.
-    for option in reversed(options):
-        command = option(command)
-    return command
+def load_pipeline(
+    model: str | None,
+    *,
+    arch: str | None,
+    vqvae: str | None,
+    dtype: str,
+    device: str | None,
+    preset: Path | None = None,
+) -> Pipeline:
+    """Load the pipeline that the options name."""
+    if model is None:
+        raise click.UsageError("--model is missing: what should draw?")
+    place = default_device() if device is None else device
+    weights = getattr(torch, dtype)
+    return pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=weights)

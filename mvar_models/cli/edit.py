@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from mvar_models.cli.common import CommaList
-from mvar_models.cli.drawing_options import checkpoint_options, filter_options, seed_option
-from mvar_models.devices import default_device
+from mvar_models.cli.drawing_options import (
+    checkpoint_options,
+    chosen_labels,
+    filter_options,
+    load_pipeline,
+    seed_option,
+)
 from mvar_models.files import replacing
-from mvar_models.pipeline import pipeline_for
 from mvar_models.pipeline.inputs import images_of, masks_of
 from mvar_models.sampling.inpainting import RULES
 
@@ -99,8 +102,6 @@ def edit(
 ) -> None:
     """Edit an image: in-paint with --mask-image, out-paint with --padding, or vary with --from-scale."""
     kind = _kind_of(context, given)
-    if model is None:
-        raise click.UsageError("--model is missing: what should draw?")
     if out.suffix.lower() not in _SUFFIXES:
         raise click.UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
     if not out.parent.is_dir():
@@ -109,13 +110,11 @@ def edit(
     target = masks_of(given[kind]) if kind == "mask_image" else given[kind]
     if kind == "padding" and len(target) == 1:
         (target,) = target
-    place, kind_of_weights = default_device() if device is None else device, getattr(torch, dtype)
-    pipeline = pipeline_for(model, arch=arch, vqvae=vqvae, preset=preset, device=place, dtype=kind_of_weights)
-    options = {name: given[name] for name in _ONLY_FOR[kind]}
-    options.update({name: given[name] for name in ("guidance_scale", "guidance_schedule", "top_k", "top_p")})
-    if given["sampler"] is not None:
-        options["sampler"] = given["sampler"]
-    chosen = None if labels is None else [part.strip() for part in labels.split(",")]
+    pipeline = load_pipeline(model, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
+    # What belongs to no kind of edit is a setting of sampling.
+    kinds = {*_ONLY_FOR, *(name for names in _ONLY_FOR.values() for name in names)} - {*_ONLY_FOR[kind]}
+    options = {name: value for name, value in given.items() if name not in kinds}
+    chosen = chosen_labels(labels, pipeline)
     methods: dict[str, Any] = {
         "mask_image": pipeline.inpaint,
         "padding": pipeline.outpaint,

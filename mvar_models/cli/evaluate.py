@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from mvar_models.cli.common import CommaList, count_progress
-from mvar_models.cli.drawing_options import schedule_option, seed_option
+from mvar_models.cli.drawing_options import sampling_options, seed_option
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
@@ -64,10 +64,7 @@ from mvar_models.files import write_text
     "--per-class", type=click.IntRange(min=1), default=None, help="With --model: images of every class."
 )
 @seed_option("With --model: image i takes seed + i.")
-@click.option("--guidance-scale", type=float, default=None, help="Default: the checkpoint's.")
-@schedule_option
-@click.option("--top-k", type=int, default=None, help="0 turns it off. Default: the checkpoint's.")
-@click.option("--top-p", type=float, default=None, help="0 turns it off. Default: the checkpoint's.")
+@sampling_options
 @click.option(
     "--reconstruct",
     default=None,

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from mvar_models.cli.drawing_options import checkpoint_options, filter_options, seed_option
+from mvar_models.cli.drawing_options import (
+    checkpoint_options,
+    chosen_labels,
+    filter_options,
+    load_pipeline,
+    seed_option,
+)
 from mvar_models.config import CONFIG_NAME
 from mvar_models.demo.gallery import draw_gallery
-from mvar_models.devices import default_device
-from mvar_models.pipeline import pipeline_for
 
 
 @click.command()
@@ -49,18 +52,10 @@ def gallery(
 
     --model also takes the folder of a run, whose finished model draws, or its best one so far.
     """
-    if model is None:
-        raise click.UsageError("--model is missing: what should draw?")
-    pipeline = pipeline_for(
-        _model_of_run(model),
-        arch=arch,
-        vqvae=vqvae,
-        preset=preset,
-        device=default_device() if device is None else device,
-        dtype=getattr(torch, dtype),
-    )
-    chosen = None if labels is None else [part.strip() for part in labels.split(",")]
-    files = draw_gallery(pipeline, out, name=model, labels=chosen, samples=n, seed=seed, **given)
+    named = model and _model_of_run(model)
+    pipeline = load_pipeline(named, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
+    chosen = chosen_labels(labels, pipeline)
+    files = draw_gallery(pipeline, out, name=str(model), labels=chosen, samples=n, seed=seed, **given)
     click.echo(f"{len(files) - 1} sheets, listed in {files[-1]}")
 
 

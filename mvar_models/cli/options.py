@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 
 from mvar_models.cli.common import CommaList
-from mvar_models.training.settings import RunSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,7 +23,7 @@ INTERNAL = {
 }
 
 
-def settings_options(kind: type[RunSettings], *, without: Collection[str] = ()) -> Callable[[F], F]:
+def settings_options(kind: type[Any], *, without: Collection[str] = ()) -> Callable[[F], F]:
     """Return a decorator that adds one option per field of `kind`.
 
     The value of an option that was not given is None, so that defaults stay with the settings class.
@@ -44,7 +43,7 @@ def settings_options(kind: type[RunSettings], *, without: Collection[str] = ()) 
     return decorate
 
 
-def flag_of(name: str, kind: type[RunSettings]) -> str:
+def flag_of(name: str, kind: type[Any]) -> str:
     """Return the flag of a setting, or of another option of a training command, as in "--batch-size"."""
     flags = {field.name: field.metadata.get("flag") for field in dataclasses.fields(kind)}
     return flags.get(name) or "--" + name.replace("_", "-")
@@ -64,7 +63,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[F], F]:
 def _value_type(hint: Any) -> Any:
     """Return click's type for an annotation such as `int | None` or `tuple[int, ...]`."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of annotated types
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return CommaList(int) if typing.get_origin(hint) is tuple else hint
 
 

@@ -9,13 +9,25 @@ from typing import Any
 import click
 
 from mvar_models.cli.common import count_progress
-from mvar_models.cli.drawing_options import checkpoint_options, filled, filter_options, seed_option
-from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
+from mvar_models.cli.drawing_options import (
+    checkpoint_options,
+    chosen_labels,
+    filter_options,
+    load_pipeline,
+    seed_option,
+)
+from mvar_models.cli.samples_folder import (
+    RECORD,
+    Samples,
+    check_again,
+    images_of,
+    read_samples,
+    write_samples,
+)
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE
-from mvar_models.sampling.preset import read_preset
+from mvar_models.sampling.settings import SamplingSettings
 
 # Without --labels: all classes if there are few, else this many, spread evenly.
 _DEFAULT_CLASSES = 10
@@ -32,9 +44,6 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size", "compiled")
 @click.option("--n", default=8, type=click.IntRange(min=1), help="Images per label.")
 @seed_option("Image i takes seed + i.")
 @filter_options
-@click.option(
-    "--more-smooth", is_flag=True, help="Same as --sampler smooth: nicer images, but not for metrics."
-)
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images drawn at a time.")
 @click.option(
     "--per-class", type=click.IntRange(min=1), default=None, help="With --npz: images of every class."
@@ -90,40 +99,34 @@ def sample(
     place = str(processes.device)
     if again is not None:
         _check_again(context)
-        sampling = read_samples(again)
+        samples = read_samples(again)
         if _is_given(context, "batch_size"):
-            sampling = replace(sampling, batch_size=batch_size)
-        pipeline = _pipeline(sampling, place, compiled)
-        check_again(sampling, pipeline, again)
-        # A record without a schedule is of the released one, whatever the checkpoint has today.
-        schedule = {"guidance_schedule": sampling.options.get("guidance_schedule", RELEASED_SCHEDULE)}
-        options = {**sampling.options, **filled(schedule, pipeline.model.config)}
-        _write_folder(pipeline, replace(sampling, options=options), out, columns=8)
+            samples = replace(samples, batch_size=batch_size)
+        pipeline = load_pipeline(
+            samples.model, arch=samples.arch, vqvae=samples.vqvae, dtype=samples.dtype, device=place
+        )
+        check_again(samples, pipeline, again)
+        _write_folder(pipeline.compile() if compiled else pipeline, samples, out, columns=8)
         return
-    if given["model"] is None:
-        raise click.UsageError("--model is missing: what should draw?")
     if (per_class is None) != (npz is None):
         raise click.UsageError("--per-class and --npz go together")
     if npz is not None and labels is not None:
         raise click.UsageError("--npz takes every class; leave out --labels")
     checkpoint = {name: given.pop(name) for name in ("model", "arch", "vqvae", "dtype")}
-    settings = {} if preset is None else read_preset(preset).to_dict()
-    pipeline = _pipeline(Sampling(**checkpoint), place, compiled)
+    pipeline = load_pipeline(**checkpoint, device=place, preset=preset)
+    if compiled:
+        pipeline.compile()
     config = pipeline.model.config
-    # Records and files made without --sampler stay as they were before there was one.
-    sampler = given.pop("sampler")
-    options = filled(given, config, settings)
-    if sampler is not None:
-        options["sampler"] = sampler
+    settings = SamplingSettings.of(config, **given)
     if npz is not None and per_class is not None:
-        options.update(seed=seed, batch_size=batch_size, checkpoint=checkpoint)
+        options = {"seed": seed, "batch_size": batch_size, "settings": settings, "checkpoint": checkpoint}
         _write_npz(pipeline, npz, per_class, processes, **options)
         return
-    chosen = [part.strip() for part in labels.split(",")] if labels else default_labels(config.num_classes)
+    chosen = chosen_labels(labels, pipeline) or default_labels(config.num_classes)
     each = [number for number in map(pipeline.label_of, chosen) for _ in range(n)]
-    seeds = list(range(seed, seed + len(each)))
-    sampling = Sampling(**checkpoint, options=options, labels=each, seeds=seeds, batch_size=batch_size)
-    _write_folder(pipeline, sampling, out, columns=n)
+    images = images_of(each, seed, config.class_names)
+    samples = Samples(**checkpoint, settings=settings, images=images, batch_size=batch_size)
+    _write_folder(pipeline, samples, out, columns=n)
 
 
 def default_labels(num_classes: int) -> list[int]:
@@ -143,14 +146,9 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _pipeline(sampling: Sampling, device: str, compiled: bool) -> Pipeline:
-    pipeline = sampling.pipeline(device)
-    return pipeline.compile() if compiled else pipeline
-
-
-def _write_folder(pipeline: Pipeline, sampling: Sampling, out: Path, columns: int) -> None:
-    total = write_samples(pipeline, sampling, out, columns)
-    click.echo(f"{total} images, grid.png and {RECORD} in {out}")
+def _write_folder(pipeline: Pipeline, samples: Samples, out: Path, columns: int) -> None:
+    write_samples(pipeline, samples, out, columns)
+    click.echo(f"{len(samples.images)} images, grid.png and {RECORD} in {out}")
 
 
 def _write_npz(pipeline: Pipeline, npz: Path, per_class: int, processes: Processes, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The folder that `mvar sample` writes: a PNG per image, a grid, and samples.json to draw them again."""
+"""The folder that `mvar sample` writes: a PNG per image, a grid, and samples.json to sample them again."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
 from mvar_models.cli.common import count_progress
-from mvar_models.files import replacing, write_text
+from mvar_models.files import held, replacing, write_text
 from mvar_models.images import grid
-from mvar_models.pipeline import Pipeline, pipeline_for
+from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights
 from mvar_models.records import FileName, Must, read_record, within
+from mvar_models.sampling.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -28,146 +29,131 @@ _OURS = re.compile(r"\d{5,}_\d+\.png")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What decides the images.
+class SampledImage:
+    """Label and seed of an image, and where it was written."""
 
-    Attributes:
-        model: Zoo name, folder, file or Hub id.
-        arch: Architecture of a released .pth that does not say which it is.
-        vqvae: Name or path of the VQVAE; None is the checkpoint's own.
-        dtype: Type of the weights: "float32", "bfloat16" or "float16".
-        options: Keyword arguments of the pipeline's call: guidance_scale, guidance_schedule, top_k, top_p,
-            sampler, more_smooth.
-        labels: Class of each image.
-        seeds: Seed of each image.
-        batch_size: Images drawn at a time. On a GPU the last bits of an image depend on it.
-        drawn_by: Of a record, what `drawing_weights` said when the images were drawn.
-    """
-
-    model: str
-    arch: str | None
-    vqvae: str | None
-    dtype: str
-    options: dict[str, Any] = field(default_factory=dict)
-    labels: list[int] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-    batch_size: int = 32
-    drawn_by: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    def pipeline(self, device: str) -> Pipeline:
-        """Load the checkpoint and its VQVAE."""
-        dtype = getattr(torch, self.dtype)
-        return pipeline_for(self.model, arch=self.arch, vqvae=self.vqvae, device=device, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class _Options:
-    guidance_scale: float | None = None
-    guidance_schedule: str | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    sampler: str | None = None
-    more_smooth: bool | None = None
-
-
-@dataclass(frozen=True)
-class _Image:
     ignores_unknown: ClassVar[bool] = True
 
     file: FileName
     label: Annotated[int, within(0, 1 << 31)]
     seed: Annotated[int, within(0, (1 << 64) - 1)]
+    name: str | None = None
 
 
 @dataclass(frozen=True)
-class _Versions:
+class Versions:
     ignores_unknown: ClassVar[bool] = True
 
     mvar: str | None = None
+    torch: str | None = None
 
 
 @dataclass(frozen=True)
-class _Record:
+class Samples:
+    """Hold what decides the images of a folder, as samples.json does.
+
+    Attributes:
+        model: Zoo name, folder, file or Hub id.
+        arch: Architecture of a released .pth that does not say which it is.
+        vqvae: Name or path of the VQVAE; None is the checkpoint's own.
+        dtype: Type of the weights.
+        settings: Settings of sampling.
+        images: The images in order.
+        batch_size: Images computed at a time. On a GPU the last bits of an image depend on it.
+        model_weights: Content of the weights, see `drawing_weights`; None before anything is written.
+        versions: Versions that the images were sampled with.
+    """
+
     ignores_unknown: ClassVar[bool] = True
 
     model: str
     arch: str | None
     vqvae: str | None
     dtype: Literal["float32", "bfloat16", "float16"]
-    options: _Options
-    pictures: Annotated[Sequence[_Image], Must("of at least one image", lambda images: len(images) > 0)]
+    settings: SamplingSettings
+    images: Annotated[Sequence[SampledImage], Must("of at least one image", lambda images: len(images) > 0)]
     batch_size: Annotated[int, within(1, 1 << 31)] = 32
     model_weights: str | None = None
-    versions: _Versions = _Versions()
+    versions: Versions = Versions()
 
 
-def write_samples(pipeline: Pipeline, sampling: Sampling, out: Path, columns: int) -> int:
-    """Draw the images and write the folder; returns how many there are.
+def images_of(labels: Sequence[int], seed: int, names: Sequence[str] | None) -> list[SampledImage]:
+    """Return the images of labels; image i has `seed` + i."""
+    return [
+        SampledImage(f"{index:05d}_{label}.png", label, seed + index, names[label] if names else None)
+        for index, label in enumerate(labels)
+    ]
 
-    Each PNG is written as soon as it is drawn. The record and the images of an earlier call are removed
+
+def write_samples(pipeline: Pipeline, samples: Samples, out: Path, columns: int) -> Samples:
+    """Sample the images and write the folder; return its record.
+
+    Each PNG is written as soon as it is sampled. The record and the images of an earlier call are removed
     first, and the record is written last, so that it means that its images are all there, and no others.
 
     Args:
-        pipeline: What `sampling.pipeline` returned.
-        sampling: Options, labels and seeds.
+        pipeline: Samples the images.
+        samples: Settings and images.
         out: The folder.
         columns: Columns of the grid, which holds the first 400 images.
+
+    Raises:
+        FolderInUse: another process writes into the folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(out)
-    names, total, batch_size = pipeline.model.config.class_names, len(sampling.labels), sampling.batch_size
+    total, batch_size = len(samples.images), samples.batch_size
     shown: list[Any] = []
-    written: list[dict[str, Any]] = []
-    with count_progress("image") as report:
+    with held(out, "is writing samples"), count_progress("image") as report:
+        _remove_earlier(out)
         for start in range(0, total, batch_size):
-            labels = sampling.labels[start : start + batch_size]
-            seeds = sampling.seeds[start : start + batch_size]
-            images = pipeline(labels, seed=seeds, batch_size=batch_size, **sampling.options)
-            for image, label, seed in zip(images, labels, seeds):
-                file = f"{len(written):05d}_{label}.png"
-                with replacing(out / file) as temporary:
+            batch = samples.images[start : start + batch_size]
+            output = pipeline(
+                [each.label for each in batch],
+                seed=[each.seed for each in batch],
+                batch_size=batch_size,
+                **samples.settings.to_dict(),
+            )
+            for image, each in zip(output, batch):
+                with replacing(out / each.file) as temporary:
                     image.save(temporary, format="png")
-                name = names[label] if names else None
-                written.append({"file": file, "label": label, "name": name, "seed": seed})
-                if len(shown) < _GRID_IMAGES:
-                    shown.append(image)
-            report(len(written), total)
-    with replacing(out / "grid.png") as temporary:
-        grid(shown, columns=columns).save(temporary, format="png")
-    record = _record(replace(sampling, drawn_by=drawing_weights(pipeline)), out, written)
-    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
-    return total
+            shown += output[: _GRID_IMAGES - len(shown)]
+            report(start + len(batch), total)
+        with replacing(out / "grid.png") as temporary:
+            grid(shown, columns=columns).save(temporary, format="png")
+        weights = drawing_weights(pipeline)
+        versions = Versions(weights["mvar"], torch.__version__)
+        samples = replace(samples, model_weights=weights["model_weights"], versions=versions)
+        record = {"again": f"mvar sample --again {out / RECORD}", **asdict(samples)}
+        write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+    return samples
 
 
-def check_again(sampling: Sampling, pipeline: Pipeline, path: Path) -> None:
-    """Raise ValueError if the images of a record can no longer be drawn; warn where that is not known."""
-    before, now = sampling.drawn_by, drawing_weights(pipeline)
-    weights = before.get("model_weights")
-    if weights is None:
+def check_again(samples: Samples, pipeline: Pipeline, path: Path) -> None:
+    """Raise ValueError if the images of a record can no longer be sampled; warn where that is not known."""
+    now, before = drawing_weights(pipeline), samples.versions.mvar
+    if samples.model_weights is None:
         logger.warning("%s does not say which weights drew its images; they may differ", path)
-    elif weights != now["model_weights"]:
+    elif samples.model_weights != now["model_weights"]:
         raise ValueError(
-            f"{path}: {sampling.model} holds other weights now than those that drew these images; "
+            f"{path}: {samples.model} holds other weights now than those that drew these images; "
             "name the old ones in the file, or draw anew with --model"
         )
-    elif before.get("mvar") != now["mvar"]:
-        logger.warning(
-            "%s is of mvar %s, this is %s: the images may differ", path, before.get("mvar"), now["mvar"]
-        )
+    elif before != now["mvar"]:
+        logger.warning("%s is of mvar %s, this is %s: the images may differ", path, before, now["mvar"])
 
 
 def _remove_earlier(out: Path) -> None:
     """Remove a record, its grid, and those of its images that are called as `write_samples` calls them."""
     record = out / RECORD
     with contextlib.suppress(OSError, ValueError):
-        for image in read_record(record, _Record).pictures:
+        for image in read_record(record, Samples).images:
             if _OURS.fullmatch(image.file):
                 (out / image.file).unlink(missing_ok=True)
         (out / "grid.png").unlink(missing_ok=True)
     record.unlink(missing_ok=True)
 
 
-def read_samples(path: Path) -> Sampling:
+def read_samples(path: Path) -> Samples:
     """Read what `write_samples` recorded.
 
     Raises:
@@ -176,28 +162,4 @@ def read_samples(path: Path) -> Sampling:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --again takes the {RECORD} that mvar sample wrote")
-    record = read_record(path, _Record)
-    options = {name: value for name, value in asdict(record.options).items() if value is not None}
-    return Sampling(
-        record.model,
-        record.arch,
-        record.vqvae,
-        record.dtype,
-        options,
-        [image.label for image in record.pictures],
-        [image.seed for image in record.pictures],
-        record.batch_size,
-        {"model_weights": record.model_weights, "mvar": record.versions.mvar},
-    )
-
-
-def _record(sampling: Sampling, out: Path, written: list[dict[str, Any]]) -> dict[str, Any]:
-    apart = ("labels", "seeds", "drawn_by")
-    settings = {name: value for name, value in asdict(sampling).items() if name not in apart}
-    return {
-        "again": f"mvar sample --again {out / RECORD}",
-        "versions": {"mvar": sampling.drawn_by["mvar"], "torch": torch.__version__},
-        "model_weights": sampling.drawn_by["model_weights"],
-        **settings,
-        "pictures": written,  # the key of 0.1.0, whose files are still read
-    }
+    return read_record(path, Samples)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mvar_models.cli.common import CommaList, count_progress
-from mvar_models.cli.drawing_options import schedule_option, seed_option
+from mvar_models.cli.drawing_options import seed_option
+from mvar_models.cli.options import settings_options
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
 from mvar_models.evaluation.comparison import METRICS
@@ -17,6 +19,7 @@ from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, 
 from mvar_models.evaluation.sweep import (
     Cell,
     draw_heat_map,
+    others_in_words,
     preset_grid,
     pyplot,
     read_cells,
@@ -24,7 +27,7 @@ from mvar_models.evaluation.sweep import (
     write_summary,
 )
 from mvar_models.pipeline import pipeline_for
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE
+from mvar_models.sampling.settings import SamplingSettings
 
 
 @click.command("sweep")
@@ -45,7 +48,7 @@ from mvar_models.sampling.guidance import RELEASED_SCHEDULE
     default="0,0.5,1,1.5,2,3,4",
     help="Values, with commas between.",
 )
-@schedule_option
+@settings_options(SamplingSettings, without=("guidance_scale", "top_k", "top_p"))
 @click.option("--top-k", type=CommaList(int), default=None, help="Values. Default: the checkpoint's.")
 @click.option("--top-p", type=CommaList(float), default=None, help="Values. Default: the checkpoint's.")
 @click.option(
@@ -79,7 +82,6 @@ def sweep_command(
     reference: str,
     metric: str,
     guidance_scale: tuple[float, ...],
-    guidance_schedule: str | None,
     top_k: tuple[int, ...] | None,
     top_p: tuple[float, ...] | None,
     features: str,
@@ -91,6 +93,7 @@ def sweep_command(
     device: str | None,
     batch_size: int,
     out: Path,
+    **other_settings: Any,
 ) -> None:
     """Find the best guidance scale, top-k and top-p of a model by drawing with every combination.
 
@@ -115,8 +118,8 @@ def sweep_command(
             lambda: pipeline_for(model, arch=arch, vqvae=vqvae, device=place)
         )
         config = pipeline.model.config
-        schedule = guidance_schedule or config.guidance_schedule
-        presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), schedule)
+        others = SamplingSettings.of(config, **other_settings)
+        presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), others)
         total = config.num_classes * per_class
         with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
             # Each process judges presets of its own, so each prepares the reference alone.
@@ -136,7 +139,7 @@ def sweep_command(
                 on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
             )  # fmt: skip
         title = f"{model}, {total:,} images per preset: {metric} of {features}"
-        title += "" if schedule == RELEASED_SCHEDULE else f", {schedule} guidance"
+        title = ", ".join([title, *others_in_words(others)])
         processes.run_on_rank0(lambda: _finish(out, read_cells(out, presets), metric, title))
     finally:
         processes.close()
@@ -165,5 +168,5 @@ def _finish(out: Path, cells: list[Cell], metric: str, title: str) -> None:
 
 def _line(cell: Cell) -> str:
     preset = cell.preset
-    schedule = "" if preset.guidance_schedule == RELEASED_SCHEDULE else f" {preset.guidance_schedule}"
-    return f"guidance_scale {preset.guidance_scale:g}{schedule}, top_k {preset.top_k}, top_p {preset.top_p:g}"
+    line = f"guidance_scale {preset.guidance_scale:g}, top_k {preset.top_k}, top_p {preset.top_p:g}"
+    return ", ".join([line, *others_in_words(preset)])

@@ -34,6 +34,7 @@ from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.files import SettingsMismatch, claim, compare, file_digest, replacing
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
+from mvar_models.sampling.settings import SamplingSettings
 
 _SETTINGS = "settings.json"
 # Bytes: the comment of a zip, which holds the settings, has at most 65,535.
@@ -53,7 +54,7 @@ def write_npz(
     processes: Processes | None = None,
     checkpoint: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
-    **options: Any,
+    settings: SamplingSettings | None = None,
 ) -> bool:
     """Sample this process's parts of (N, R, R, 3) uint8, every class equally often, and join them in the end.
 
@@ -70,7 +71,7 @@ def write_npz(
         processes: Those that share the work; nothing is communicated.
         checkpoint: Where the pipeline was loaded from; parts of another one are refused.
         report: Called with the number of parts this process has done and of those it has to do.
-        options: As for the pipeline's call.
+        settings: Settings of sampling; default: the checkpoint's.
 
     Returns:
         Whether the file is complete now; False where other processes are not done yet.
@@ -83,20 +84,22 @@ def write_npz(
     if per_class < 1:
         raise ValueError(f"per_class must be at least 1, got {per_class}")
     total = pipeline.model.config.num_classes * per_class
-    settings = {
+    settings = settings or SamplingSettings.of(pipeline.model.config)
+    options = settings.to_dict()
+    noted = {
         **(checkpoint or {}),
         "per_class": per_class,
         "seed": seed,
         "batch_size": batch_size,
-        **determinants(pipeline, **options),
+        **determinants(pipeline, settings),
     }
     names = pipeline.model.config.class_names
     if names and len(json.dumps(names)) <= _MOST_NAMES:
-        settings["class_names"] = names
-    settings = json.loads(json.dumps(settings))
+        noted["class_names"] = names
+    noted = json.loads(json.dumps(noted))
     if file.exists():
         try:
-            compare(file, npz_comment(file), settings, "images")
+            compare(file, npz_comment(file), noted, "images")
         except SettingsMismatch as error:
             raise FileExistsError(
                 f"{file} exists already and was made with other settings ({', '.join(error.changed)} "
@@ -104,7 +107,7 @@ def write_npz(
             ) from None
         return True
     folder = file.with_name(file.name + ".parts")
-    claim(folder / _SETTINGS, settings, "images")
+    claim(folder / _SETTINGS, noted, "images")
     parts = {
         folder / f"{start:08d}.npy": range(start, min(start + batch_size, total))
         for start in range(0, total, batch_size)
@@ -121,7 +124,7 @@ def write_npz(
     if not all(part.exists() for part in parts):
         return file.exists()
     try:
-        _join(file, parts, settings, pipeline.vqvae.config.resolution)
+        _join(file, parts, noted, pipeline.vqvae.config.resolution)
     except FileNotFoundError:  # another process has joined and removed them
         return file.exists()
     shutil.rmtree(folder, ignore_errors=True)

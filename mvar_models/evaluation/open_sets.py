@@ -26,7 +26,7 @@ from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.pipeline.inputs import images_of
 from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.records import FileName, read_record, within
-from mvar_models.sampling.preset import preset_of, recorded
+from mvar_models.sampling.settings import SamplingSettings
 
 PARTS = ("train", "held-out")
 _DIGITS_SIDE = 32
@@ -71,7 +71,7 @@ def resolve_sets(
         models: Zoo names, folders, files or Hub ids.
         per_class: Images that each model samples of every class.
         seed: Seed of the first image of each model.
-        options: guidance_scale, guidance_schedule, top_k and top_p; None is the checkpoint's own.
+        options: Settings of sampling; None is the checkpoint's own.
         reconstruct: Name of a VQVAE, whose reconstructions of all `places` are sets too.
         resolution: Side of the images of datasets; default: that of the models or of the VQVAE.
         out: Folder for samples, which continue where they were stopped.
@@ -108,9 +108,9 @@ def resolve_sets(
     for model, folder, pipeline in zip(models, folders[len(places) :], pipelines):
         file = out / f"{folder}.npz"
         config = pipeline.model.config
-        settings = {
+        settings: dict[str, Any] = {
             "per_class": per_class, "seed": seed, "checkpoint": {"model": model},
-            **recorded(preset_of(options, config).to_dict(), config),
+            "settings": SamplingSettings.of(config, **options),
         }  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         with processes.raising_together():
@@ -136,7 +136,7 @@ class _Sample:
 class _Samples:
     ignores_unknown: ClassVar[bool] = True
 
-    pictures: Sequence[_Sample]
+    images: Sequence[_Sample]
 
 
 def open_set(place: Any, *, resolution: int | None = None, name: str = "") -> ImageSet:
@@ -219,7 +219,7 @@ def _in_memory(images: Any, name: str) -> ArrayImages:
 
 def _samples(folder: Path) -> FileImages:
     """Open the folder that `mvar sample` writes, without its grid."""
-    images = read_record(folder / _RECORD, _Samples).pictures
+    images = read_record(folder / _RECORD, _Samples).images
     files = [str(folder / image.file) for image in images]
     labels = np.array([image.label for image in images], dtype=np.int64)
     called = {image.label: image.name for image in images if image.name}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +23,11 @@ from mvar_models.optional import require
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights
 from mvar_models.records import Figure, read_record
-from mvar_models.sampling.guidance import RELEASED_SCHEDULE
-from mvar_models.sampling.preset import Preset, recorded
+from mvar_models.sampling.settings import SamplingSettings
 
 LOWER_IS_BETTER = frozenset({"fd", "sfd", "kid", "near_copies"})
 _SETTINGS = "settings.json"
+_PLAIN = SamplingSettings(guidance_scale=0.0, top_k=0, top_p=0.0)
 _EXTRA = "demo"
 
 
@@ -40,7 +40,7 @@ class Cell:
         figures: Figures by name; the metric's own has its name.
     """
 
-    preset: Preset
+    preset: SamplingSettings
     figures: dict[str, float]
 
     def figure(self, metric: str) -> float:
@@ -66,9 +66,9 @@ def preset_grid(
     guidance_scales: Sequence[float],
     top_ks: Sequence[int],
     top_ps: Sequence[float],
-    guidance_schedule: str = RELEASED_SCHEDULE,
-) -> list[Preset]:
-    """Return every combination, in order and without repetitions; all have the same schedule.
+    others: SamplingSettings = _PLAIN,
+) -> list[SamplingSettings]:
+    """Return every combination, in order and without repetitions; all else is as in `others`.
 
     Raises:
         ValueError: a value is out of range, or an axis is empty.
@@ -78,7 +78,7 @@ def preset_grid(
         if not values:
             raise ValueError(f"{name} needs at least one value")
     every = product(guidance_scales, top_ks, top_ps)
-    return list(dict.fromkeys(Preset(*values, guidance_schedule) for values in every))
+    return list(dict.fromkeys(replace(others, guidance_scale=g, top_k=k, top_p=p) for g, k, p in every))
 
 
 def best_cell(cells: Sequence[Cell], metric: str) -> Cell:
@@ -97,7 +97,7 @@ def best_cell(cells: Sequence[Cell], metric: str) -> Cell:
 def sweep(
     pipeline: Pipeline,
     judge: Callable[[Path], Mapping[str, float]],
-    presets: Sequence[Preset],
+    presets: Sequence[SamplingSettings],
     folder: Path,
     *,
     settings: Mapping[str, Any],
@@ -135,7 +135,7 @@ def sweep(
     if not presets:
         raise ValueError("presets must be at least one, got none")
     processes = processes or Processes()
-    drawing = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
+    drawing: dict[str, Any] = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
     claim(folder / _SETTINGS, {**settings, **drawing, **drawing_weights(pipeline)}, "a sweep")
     mine = presets[processes.rank :: processes.world_size]
     parts = -(-pipeline.model.config.num_classes * per_class // batch_size)
@@ -148,8 +148,7 @@ def sweep(
                 if report is not None:
                     report(before + done, len(mine) * parts)
 
-            options = recorded(preset.to_dict(), pipeline.model.config)
-            write_npz(pipeline, images, report=sampled, **drawing, **options)  # type: ignore[arg-type]
+            write_npz(pipeline, images, report=sampled, settings=preset, **drawing)
             cell = Cell(preset, dict(judge(images)))
             write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
             images.unlink()
@@ -160,7 +159,7 @@ def sweep(
     return read_cells(folder, presets)
 
 
-def read_cells(folder: Path, presets: Sequence[Preset]) -> list[Cell]:
+def read_cells(folder: Path, presets: Sequence[SamplingSettings]) -> list[Cell]:
     """Read the cell of each preset that is finished, in order."""
     finished = ((_record(folder, preset), preset) for preset in presets)
     return [_read(record, preset) for record, preset in finished if record.exists()]
@@ -253,11 +252,16 @@ def _or_off(value: float) -> str:
     return f"{value:g}" if value else "off"
 
 
-def _record(folder: Path, preset: Preset) -> Path:
-    # The released schedule is left out, so that names match those of sweeps that knew no other.
-    schedule = "" if preset.guidance_schedule == RELEASED_SCHEDULE else f"-{preset.guidance_schedule}"
-    return folder / f"guidance{preset.guidance_scale}{schedule}-k{preset.top_k}-p{preset.top_p}.json"
+def others_in_words(preset: SamplingSettings) -> list[str]:
+    """Return what a preset has besides guidance scale, top_k and top_p, where that is not the default."""
+    others = [(field.name, getattr(preset, field.name), field.default) for field in fields(preset)[3:]]
+    return [f"{name} {value}" for name, value, default in others if value != default]
 
 
-def _read(record: Path, preset: Preset) -> Cell:
+def _record(folder: Path, preset: SamplingSettings) -> Path:
+    name = f"guidance{preset.guidance_scale}-k{preset.top_k}-p{preset.top_p}"
+    return folder / ("-".join([name, *others_in_words(preset)]).replace(" ", "-") + ".json")
+
+
+def _read(record: Path, preset: SamplingSettings) -> Cell:
     return Cell(preset, read_record(record, _CellFile).figures)

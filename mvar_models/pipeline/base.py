@@ -25,13 +25,13 @@ from mvar_models.pipeline.decoding import Decoded, Images, check_output_type, de
 from mvar_models.pipeline.drawing import draw_batches
 from mvar_models.pipeline.editing import Editing
 from mvar_models.pipeline.loading import check_fit, fitted, opened
-from mvar_models.pipeline.options import DrawOptions, Generators, Labels, Request, as_sequence
+from mvar_models.pipeline.options import CallOptions, Generators, Labels, Request, as_sequence
 from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
-from mvar_models.sampling.preset import read_preset
-from mvar_models.sampling.sampler import Sampler, SampleResult
+from mvar_models.sampling.sampler import SampleResult
+from mvar_models.sampling.settings import SamplingOptions, read_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,8 +75,8 @@ class Pipeline(Editing):
             name: As for the model's `from_pretrained`.
             vqvae: A VQVAE or its name, if the checkpoint's own is not wanted. Default: the one in the
                 checkpoint's `vqvae` folder, else the one that its configuration names.
-            preset: JSON file of guidance_scale, top_k, top_p and perhaps guidance_schedule, as `mvar sweep`
-                writes it, to draw with instead of the checkpoint's own. `save_pretrained` keeps it.
+            preset: JSON file of `SamplingSettings`, as `mvar sweep` writes it, in place of the checkpoint's.
+                `save_pretrained` keeps it.
             options: As for the model's `from_pretrained`.
         """
         settings = None if preset is None else read_preset(preset)
@@ -185,7 +185,7 @@ class Pipeline(Editing):
         output_type: Literal["pil"] = "pil",
         return_scales: Literal[False] = False,
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> list[Image.Image]: ...
 
     @overload
@@ -196,7 +196,7 @@ class Pipeline(Editing):
         output_type: Literal["np"],
         return_scales: Literal[False] = False,
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> np.ndarray: ...
 
     @overload
@@ -207,7 +207,7 @@ class Pipeline(Editing):
         output_type: Literal["pt", "latent"],
         return_scales: Literal[False] = False,
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> Tensor: ...
 
     @overload
@@ -218,7 +218,7 @@ class Pipeline(Editing):
         output_type: Literal["pil"] = "pil",
         return_scales: Literal[True],
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> tuple[list[Image.Image], list[list[Image.Image]]]: ...
 
     @overload
@@ -229,7 +229,7 @@ class Pipeline(Editing):
         output_type: Literal["np"],
         return_scales: Literal[True],
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
     @overload
@@ -240,7 +240,7 @@ class Pipeline(Editing):
         output_type: Literal["pt", "latent"],
         return_scales: Literal[True],
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     @overload
@@ -251,7 +251,7 @@ class Pipeline(Editing):
         output_type: str = "pil",
         return_scales: bool = False,
         return_dict: Literal[True],
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> PipelineOutput: ...
 
     @torch.no_grad()
@@ -262,12 +262,6 @@ class Pipeline(Editing):
         seed: int | Sequence[int] = 0,
         generator: Generators | None = None,
         num_images_per_label: int = 1,
-        guidance_scale: float | Sequence[float] | None = None,
-        guidance_schedule: str | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        sampler: str | Sampler = "ancestral",
-        more_smooth: bool = False,
         processors: Sequence[LogitsProcessor] = (),
         output_type: str = "pil",
         batch_size: int = 32,
@@ -276,6 +270,7 @@ class Pipeline(Editing):
         return_scales: bool = False,
         return_dict: bool = False,
         progress: bool = False,
+        **settings: Unpack[SamplingOptions],
     ) -> Images | tuple[Images, Sequence[Images]] | PipelineOutput:
         """Draw one image per label, or several.
 
@@ -286,14 +281,6 @@ class Pipeline(Editing):
             generator: Instead of `seed`: one CPU generator per image, each of which is drawn from; or one
                 generator, which gives each image a seed.
             num_images_per_label: Images per label; those of a label follow each other.
-            guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
-                Default: the preset.
-            guidance_schedule: How the weight changes from scale to scale, up to that: a name in
-                `mvar_models.sampling.guidance.SCHEDULES`. Default: the preset.
-            top_k: Codes to draw from, at most; 0 is off. Default: the preset.
-            top_p: Probability of the codes to draw from, at least; 0 is off. Default: the preset.
-            sampler: How codes are chosen: a name in `mvar_models.sampling.sampler.SAMPLERS` or a `Sampler`.
-            more_smooth: Same as sampler="smooth": mix codes, which looks nicer and is not for metrics.
             processors: Change the guided logits of each scale before the filters.
             output_type: "pil"; "np" for (B, R, R, 3) uint8; "pt" for (B, 3, R, R) float32 in [0, 1] on the
                 model's device; "latent" for f_hat (B, z, h, h), which is not decoded.
@@ -306,6 +293,8 @@ class Pipeline(Editing):
             return_scales: Also return the images after each scale; each of them is decoded.
             return_dict: Return a `PipelineOutput`, which has the codes and latents too.
             progress: Show a bar.
+            settings: guidance_scale, guidance_schedule, top_k, top_p and sampler, as in `SamplingSettings`.
+                Default: the checkpoint's.
 
         Returns:
             A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of
@@ -320,9 +309,8 @@ class Pipeline(Editing):
         numbers = [self.label_of(label) for label in as_sequence(labels)]
         request = Request.of(
             self.model, numbers, seed=seed, generator=generator, num_images_per_label=num_images_per_label,
-            guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k, top_p=top_p,
-            sampler=sampler, more_smooth=more_smooth, processors=processors, batch_size=batch_size,
-            batch_invariant=batch_invariant, on_scale=on_scale, progress=progress,
+            processors=processors, batch_size=batch_size, batch_invariant=batch_invariant, on_scale=on_scale,
+            progress=progress, **settings,
         )  # fmt: skip
         last = len(self.model.config.sides) - 1
         results: list[list[Decoded]] = [[] for _ in range(last + 1 if return_scales else 1)]

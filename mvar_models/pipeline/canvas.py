@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_models.sampling.filling import fill_holes
+from mvar_models.sampling.inpainting import fill_holes
 
 # Width of the blend as a share of the square's side.
 _FEATHER = 1 / 32

@@ -66,10 +66,11 @@ def draw_batches(
             drawn = draw(
                 labels,
                 request.generators(images),
+                request.settings,
+                processors=request.processors,
                 scales=scales,
                 on_scale=on_scale if watched else None,
                 keep_logits=False,
-                **request.options,
                 **(prepare(images) if prepare is not None else {}),
             )
             if not watched:

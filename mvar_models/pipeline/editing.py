@@ -16,7 +16,7 @@ from mvar_models.pipeline.canvas import Canvas, extended
 from mvar_models.pipeline.edits import Edit, Pixels, alike, draw_edit, size_of
 from mvar_models.pipeline.inputs import ImageInput, images_of, masks_of
 from mvar_models.pipeline.loading import check_fit
-from mvar_models.pipeline.options import DrawOptions, Labels, as_sequence
+from mvar_models.pipeline.options import CallOptions, Labels, as_sequence
 from mvar_models.records import converted, within
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-9
 
 
-class EditOptions(DrawOptions, total=False):
+class EditOptions(CallOptions, total=False):
     """Arguments of `inpaint` and `outpaint` that do not decide the type of what they return."""
 
     strength: float
@@ -84,7 +84,7 @@ class Editing:
         padding_mask_crop: int | None = None,
         output_type: str = "pil",
         return_dict: bool = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Redraw the white part of a mask.
 
@@ -164,7 +164,7 @@ class Editing:
         feather: int | None = None,
         output_type: str = "pil",
         return_dict: bool = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Enlarge an image and draw what is new.
 
@@ -202,7 +202,7 @@ class Editing:
         *,
         output_type: Literal["pil"] = "pil",
         return_dict: Literal[False] = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> list[Image.Image]: ...
 
     @overload
@@ -214,7 +214,7 @@ class Editing:
         *,
         output_type: str = "pil",
         return_dict: bool = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> Any: ...
 
     def vary(
@@ -225,7 +225,7 @@ class Editing:
         *,
         output_type: str = "pil",
         return_dict: bool = False,
-        **options: Unpack[DrawOptions],
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Redraw the fine scales of an image.
 
@@ -258,7 +258,7 @@ class Editing:
         return self._edited(edit, labels, output_type, return_dict, options)
 
     def _edited(
-        self, edit: Edit, labels: Labels | None, output_type: str, return_dict: bool, options: DrawOptions
+        self, edit: Edit, labels: Labels | None, output_type: str, return_dict: bool, options: CallOptions
     ) -> Any:
         if labels is None:
             # The unconditional class is what guidance leads away from, so there is nothing to guide to.

@@ -16,7 +16,7 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.canvas import Canvas
 from mvar_models.pipeline.decoding import Images, check_output_type, decode
 from mvar_models.pipeline.drawing import draw_batches
-from mvar_models.pipeline.options import DrawOptions, Request
+from mvar_models.pipeline.options import CallOptions, Request
 from mvar_models.pipeline.output import PipelineOutput
 from mvar_models.records import converted, within
 from mvar_models.sampling.hooks import GivenCodes
@@ -52,7 +52,7 @@ def draw_edit(
     edit: Edit,
     labels: list[int],
     output_type: str,
-    options: DrawOptions,
+    options: CallOptions,
 ) -> PipelineOutput:
     """Draw an edit.
 

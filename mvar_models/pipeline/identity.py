@@ -14,25 +14,24 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
 from mvar_models.networks.plain import is_known
-from mvar_models.sampling.preset import Preset
+from mvar_models.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from mvar_models.pipeline.base import Pipeline
 
-_PRESET = tuple(field.name for field in fields(Preset))
-# Of a configuration: what no network computes with. The preset counts as options of the call.
-_ASIDE = {"class_names", "vqvae", *_PRESET}
+# Of a configuration: what no network computes with. Settings of sampling count as those of the call.
+_ASIDE = {"class_names", "vqvae", *(field.name for field in fields(SamplingSettings))}
 
 
-def determinants(pipeline: Pipeline, **options: Any) -> dict[str, Any]:
-    """Return what determines the images of a call besides labels, seeds and batches, as JSON holds it.
+def determinants(pipeline: Pipeline, settings: SamplingSettings | None = None) -> dict[str, Any]:
+    """Return what determines images besides labels, seeds and batches, as JSON holds it.
 
     Args:
-        pipeline: Draws the images.
-        options: Of the call; what is not given of the preset is the checkpoint's.
+        pipeline: Samples the images.
+        settings: Settings of the call; default: the checkpoint's.
     """
-    preset = {name: getattr(pipeline.model.config, name) for name in _PRESET}
-    return {**drawing_weights(pipeline), **preset, **options}
+    settings = SamplingSettings.of(pipeline.model.config) if settings is None else settings
+    return {**drawing_weights(pipeline), **settings.to_dict()}
 
 
 def drawing_weights(pipeline: Pipeline) -> dict[str, str]:

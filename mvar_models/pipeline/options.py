@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.records import converted, within
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
-from mvar_models.sampling.preset import preset_of
-from mvar_models.sampling.sampler import Sampler, make_sampler
+from mvar_models.sampling.settings import SamplingOptions, SamplingSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Labels = int | str | Sequence[int | str]
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -27,18 +29,12 @@ Seed = Annotated[int, within(0, 2**64 - 1)]
 _Count = Annotated[int, within(1, 2**31)]
 
 
-class DrawOptions(TypedDict, total=False):
-    """Arguments of `Pipeline.__call__` that do not decide what it returns."""
+class CallOptions(SamplingOptions, total=False):
+    """Keyword arguments that every method of a pipeline takes."""
 
     seed: int | Sequence[int]
     generator: Generators | None
     num_images_per_label: int
-    guidance_scale: float | Sequence[float] | None
-    guidance_schedule: str | None
-    top_k: int | None
-    top_p: float | None
-    sampler: str | Sampler
-    more_smooth: bool
     processors: Sequence[LogitsProcessor]
     batch_size: int
     batch_invariant: bool | None
@@ -48,23 +44,25 @@ class DrawOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """A call after its checks: what to draw, one entry per image, and how.
+    """A call after its checks: what to sample, one entry per image, and how.
 
     Attributes:
         labels: Class of each image.
         sources: Seed or generator of each image.
+        settings: Guidance, filters and sampler.
+        processors: See `sample`.
         batch_size: Images computed at a time.
-        progress: Whether to show a bar.
         on_scale: See `sample`.
-        options: Further arguments of `sample`.
+        progress: Whether to show a bar.
     """
 
     labels: list[int]
     sources: list[int] | list[torch.Generator]
+    settings: SamplingSettings
+    processors: Sequence[LogitsProcessor]
     batch_size: int
-    progress: bool
     on_scale: ScaleCallback | None
-    options: dict[str, Any]
+    progress: bool
 
     @classmethod
     def of(
@@ -75,19 +73,14 @@ class Request:
         seed: int | Sequence[int] = 0,
         generator: Generators | None = None,
         num_images_per_label: int = 1,
-        guidance_scale: float | Sequence[float] | None = None,
-        guidance_schedule: str | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        sampler: str | Sampler = "ancestral",
-        more_smooth: bool = False,
         processors: Sequence[LogitsProcessor] = (),
         batch_size: int = 32,
         batch_invariant: bool | None = None,
         on_scale: ScaleCallback | None = None,
         progress: bool = False,
+        **settings: Unpack[SamplingOptions],
     ) -> Request:
-        """Check the arguments of `Pipeline.__call__` and fill in the checkpoint's preset.
+        """Check the arguments of a call, and take settings that are not given from the checkpoint.
 
         Raises:
             TypeError: generators or numbers of another type.
@@ -95,23 +88,16 @@ class Request:
         """
         batch_size = converted(batch_size, _Count, "batch_size")
         num_images_per_label = converted(num_images_per_label, _Count, "num_images_per_label")
-        given = dict(
-            guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k, top_p=top_p
-        )
-        preset = preset_of(given, model.config)
         each = [label for label in labels for _ in range(num_images_per_label)]
         alone = model.device.type == "cpu" if batch_invariant is None else batch_invariant
         return cls(
             labels=each,
             sources=sources_of(seed, generator, len(each)),
+            settings=SamplingSettings.of(model.config, **settings),
+            processors=tuple(processors),
             batch_size=1 if alone else batch_size,
-            progress=progress,
             on_scale=on_scale,
-            options={
-                **preset.to_dict(),
-                "sampler": sampler_of(sampler, more_smooth),
-                "processors": tuple(processors),
-            },
+            progress=progress,
         )
 
     def generators(self, images: slice) -> list[torch.Generator]:
@@ -127,13 +113,6 @@ def as_sequence(labels: Labels) -> Sequence[int | str]:
     if hasattr(labels, "tolist"):
         labels = labels.tolist()
     return [labels] if isinstance(labels, (int, str)) else labels
-
-
-def sampler_of(sampler: str | Sampler, more_smooth: bool) -> Sampler:
-    """Return the sampler; `more_smooth` is the older name of one."""
-    if more_smooth and sampler not in ("ancestral", "smooth"):
-        raise ValueError(f"more_smooth=True is sampler='smooth'; sampler={sampler!r} contradicts it")
-    return make_sampler("smooth" if more_smooth else sampler)
 
 
 def sources_of(

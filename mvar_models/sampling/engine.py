@@ -25,14 +25,8 @@ from mvar_kernels import Pyramid
 from mvar_models.networks.plain import is_hooked, is_known
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.sampling.sampler import (
-    Plan,
-    Sampler,
-    SampleResult,
-    check_generators,
-    draw_scales,
-    make_plan,
-)
+from mvar_models.sampling.sampler import Sampler, SampleResult, make_sampler, sample
+from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.sampling.uniforms import UniformNumbers, uniform_numbers
 
 logger = logging.getLogger("mvar_models")
@@ -45,7 +39,7 @@ _SIMPLE = {bool, int, float, str, tuple, torch.dtype, Pyramid, type(None)}
 
 
 class Engine:
-    """Draws and decodes batches, on a GPU by replaying graphs.
+    """Sample and decode batches, on a GPU by replaying graphs.
 
     Args:
         model: The transformer.
@@ -72,47 +66,45 @@ class Engine:
         self,
         labels: Tensor,
         generators: Sequence[torch.Generator],
-        *,
-        f_hat: Tensor | None = None,
+        settings: SamplingSettings,
         **options: Any,
     ) -> SampleResult:
-        """Draw one image per label and decode it.
-
-        Args:
-            labels: (B,) int64.
-            generators: One CPU generator per image.
-            f_hat: As for `sample`.
-            options: The other arguments of `sample`.
+        """Sample one image per label and decode it; arguments and errors are those of `sample`.
 
         Returns:
-            What `sample` returns, with `images`.
+            The result of `sample`, with `images`.
         """
-        plan = make_plan(self.model, **options)
-        check_generators(generators, labels)
-        reason = self.reason_against(plan, labels.device)
+        reason = self.reason_against(settings, labels.device, **options)
         if reason is not None:
             self._log(reason)
-        else:
-            graph = self._graph_for(labels, plan)
+        elif len(generators) == len(labels):  # otherwise `sample` says so
+            graph = self._graph_for(labels, settings)
             if graph is not None:
                 return graph.replay(labels, uniform_numbers(generators, self.model.pyramid.length))
-        by_scale = plan.sampler.reads_generators
-        uniform = UniformNumbers(generators, self.model.pyramid, plan.scales, by_scale, labels.device)
-        return _draw(self.model, self.vqvae, labels, uniform, plan, f_hat)
+        return _sample_and_decode(self.model, self.vqvae, labels, generators, settings, **options)
 
-    def reason_against(self, plan: Plan, device: torch.device) -> str | None:
-        """Return in one line why a graph cannot draw as the plan says, or None."""
+    def reason_against(
+        self,
+        settings: SamplingSettings,
+        device: torch.device,
+        *,
+        scales: range | None = None,
+        keep_logits: bool = True,
+        **hooks: Any,
+    ) -> str | None:
+        """Return in one line why a graph cannot sample with these arguments of `sample`, or None."""
         if device.type != "cuda":
             return f"graphs need a CUDA device, the model is on {device.type}"
-        if type(plan.sampler) is not Sampler:
-            return f"{type(plan.sampler).__name__} may do more than tensors show"
-        for name in ("processors", "given", "on_scale"):
-            if getattr(plan, name):
+        sampler = type(make_sampler(settings.sampler))
+        if sampler is not Sampler:
+            return f"{sampler.__name__} may do more than tensors show"
+        for name, hook in hooks.items():
+            if hook is not None and hook != ():
                 return f"{name} runs Python at every scale"
         if torch.is_autocast_enabled(device.type):
             return "autocast keeps copies of the weights that a graph would not renew"
-        if plan.keep_logits or plan.scales != range(len(self.model.config.sides)):
-            return "a graph draws all scales and keeps no logits"
+        if keep_logits or scales not in (None, range(len(self.model.config.sides))):
+            return "a graph samples all scales and keeps no logits"
         for network in (self.model, self.vqvae):
             for name, module in network.named_modules():
                 if is_hooked(module):
@@ -131,13 +123,13 @@ class Engine:
             self._logged.add(reason)
             logger.info("no CUDA graph: %s; the loop runs step by step", reason)
 
-    def _graph_for(self, labels: Tensor, plan: Plan) -> _Graph | None:
-        """Return the graph of this batch size and plan, captured now if there is none; None if that fails."""
+    def _graph_for(self, labels: Tensor, settings: SamplingSettings) -> _Graph | None:
+        """Return the graph of this batch size and settings, captured if there is none; None if that fails."""
         made_from = self._made_from()
         if made_from != self._captured_from:
             self.clear()
             self._captured_from = made_from
-        key = (len(labels), labels.device, plan.weights, plan.top_k, plan.top_p)
+        key = (len(labels), labels.device, settings)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
@@ -147,7 +139,7 @@ class Engine:
             self._graphs.popitem(last=False)
         graph = None
         try:
-            graph = _Graph(self.model, self.vqvae, labels, plan, self._pool)
+            graph = _Graph(self.model, self.vqvae, labels, settings, self._pool)
         except RuntimeError as error:  # an operator that waits for the host, or too little memory
             self._log(f"capture failed ({str(error).splitlines()[0]})")
         self._graphs[key] = graph
@@ -174,49 +166,54 @@ class Engine:
 
 
 class _Graph:
-    """A captured draw of one batch size and plan; replays take turns, as they share memory."""
+    """The captured loop of one batch size and settings; replays take turns, as they share memory."""
 
     def __init__(
-        self, model: ScaleTransformer, vqvae: VQVAE, labels: Tensor, plan: Plan, pool: tuple[int, int]
+        self,
+        model: ScaleTransformer,
+        vqvae: VQVAE,
+        labels: Tensor,
+        settings: SamplingSettings,
+        pool: tuple[int, int],
     ) -> None:
         self.labels = labels.clone()
         self.numbers = torch.zeros(
             len(labels), model.pyramid.length, dtype=torch.float32, device=labels.device
         )
 
-        def draw() -> SampleResult:
+        def run() -> SampleResult:
             uniform = UniformNumbers.of_tensor(self.numbers, model.pyramid)
-            return _draw(model, vqvae, self.labels, uniform, plan)
+            return _sample_and_decode(model, vqvae, self.labels, uniform, settings, keep_logits=False)
 
         with torch.cuda.device(labels.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
-                    draw()
+                    run()
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, pool=pool):  # type: ignore[arg-type]  # a private type of torch's
-                self.drawn = draw()
+                self.result = run()
 
     def replay(self, labels: Tensor, numbers: Tensor) -> SampleResult:
         self.labels.copy_(labels)
         self.numbers.copy_(numbers)
         self.graph.replay()
-        drawn = self.drawn
-        assert drawn.images is not None
+        result = self.result
+        assert result.images is not None
         # The next replay overwrites the outputs.
-        return SampleResult(drawn.indices.clone(), drawn.f_hat.clone(), None, drawn.images.clone())
+        return SampleResult(result.indices.clone(), result.f_hat.clone(), None, result.images.clone())
 
 
-def _draw(
+def _sample_and_decode(
     model: ScaleTransformer,
     vqvae: VQVAE,
     labels: Tensor,
-    numbers: UniformNumbers,
-    plan: Plan,
-    f_hat: Tensor | None = None,
+    generators: Sequence[torch.Generator] | UniformNumbers,
+    settings: SamplingSettings,
+    **options: Any,
 ) -> SampleResult:
-    """Draw and decode: what a graph holds, and what runs without one."""
-    drawn = draw_scales(model, vqvae.quantizer, labels, numbers, plan, f_hat)
-    return replace(drawn, images=torch.cat(list(vqvae.decode_slices(drawn.f_hat))))
+    """Sample and decode: what a graph holds, and what runs without one."""
+    result = sample(model, vqvae.quantizer, labels, generators, settings, **options)
+    return replace(result, images=torch.cat(list(vqvae.decode_slices(result.f_hat))))

@@ -40,6 +40,22 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
     return label
 
 
+def split_labels(text: str, names: Sequence[str] = ()) -> list[str]:
+    """Split a text at its commas into labels; a class name that contains commas stays whole.
+
+    "tench, Tinca tinca,7" are two labels where a class is called "tench, Tinca tinca".
+    """
+    parts = [part.strip() for part in composed(text).split(",")]
+    whole = {composed(name).casefold() for name in names}
+    labels = []
+    while parts:
+        lengths = (n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]).casefold() in whole)
+        count = next(lengths, 1)
+        labels.append(", ".join(parts[:count]))
+        del parts[:count]
+    return labels
+
+
 def _matches(label: str, names: Sequence[str]) -> list[int]:
     """Return the classes of that name; whole names precede synonyms, and exact spelling precedes any case."""
     folded = label.casefold()

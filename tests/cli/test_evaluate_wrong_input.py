@@ -40,7 +40,7 @@ ARRAYS = {
     "alpha": {"arr_0": np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)},
     "planes": {"arr_0": IMAGES.transpose(0, 3, 1, 2).copy()},
     "fortran": {"arr_0": np.asfortranarray(IMAGES)},
-    "named": {"pictures": IMAGES},
+    "named": {"images": IMAGES},
     "pickled": {"arr_0": np.array([Evil()] * 12, dtype=object)},
     "pickled-labels": {"arr_0": IMAGES, "arr_1": np.array([Evil()] * 12, dtype=object)},
     "few-labels": {"arr_0": IMAGES, "arr_1": np.arange(11)},

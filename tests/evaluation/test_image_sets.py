@@ -51,7 +51,7 @@ def test_what_mvar_sample_wrote_has_labels_and_no_grid(tmp_path):
     write(tmp_path, images, ["00000_7.png", "00001_3.png"])
     write(tmp_path, random_images(1, side=50), ["grid.png"])
     record = [{"file": "00000_7.png", "label": 7}, {"file": "00001_3.png", "label": 3}]
-    (tmp_path / "samples.json").write_text(json.dumps({"pictures": record}))
+    (tmp_path / "samples.json").write_text(json.dumps({"images": record}))
     found = open_set(tmp_path)
     assert found.labels.tolist() == [7, 3]
     assert np.array_equal(found.read(np.arange(2))[0], images)

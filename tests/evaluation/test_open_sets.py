@@ -112,7 +112,7 @@ def sampled(place, *classes):
             Image.fromarray(image).save(place / f"{name}{index}.png")
             label = 5 + list(COLOURS).index(name)
             record.append({"file": f"{name}{index}.png", "label": label, "name": name})
-    (place / "samples.json").write_text(json.dumps({"pictures": record}))
+    (place / "samples.json").write_text(json.dumps({"images": record}))
     return place
 
 

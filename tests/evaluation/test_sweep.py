@@ -21,8 +21,9 @@ from mvar_models.evaluation.sweep import (
     sweep,
     write_summary,
 )
-from mvar_models.sampling.preset import Preset, read_preset
+from mvar_models.sampling.settings import SamplingSettings, read_preset
 
+PLAIN = SamplingSettings(1.0, 0, 0.0)
 SETTINGS = {"model": "mvar-digits", "metric": "fd"}
 GRID = preset_grid([0.0, 2.0], [0, 5], [0.9])
 
@@ -31,11 +32,10 @@ GRID = preset_grid([0.0, 2.0], [0, 5], [0.9])
 def pipeline():
     """Two classes, and images whose pixels are the seed: drawing is not what most tests here are about."""
 
-    def draw(labels, *, seed, output_type, batch_size=32, guidance_scale, top_k, top_p):
+    def draw(labels, *, seed, output_type, batch_size=32, **settings):
         return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
 
-    preset = {"guidance_scale": 1.0, "guidance_schedule": "linear", "top_k": 0, "top_p": 0.0}
-    config = SimpleNamespace(num_classes=2, class_names=None, to_dict=dict, **preset)
+    config = SimpleNamespace(num_classes=2, class_names=None, to_dict=dict, **PLAIN.to_dict())
     network = {"state_dict": dict, "named_modules": list}
     draw.model = SimpleNamespace(config=config, **network)
     draw.vqvae = SimpleNamespace(config=SimpleNamespace(resolution=4, to_dict=dict), **network)
@@ -62,10 +62,8 @@ def run(pipeline, judge, folder, presets=GRID, **options):
 
 
 def test_the_grid_is_every_combination_once():
-    assert GRID == [
-        Preset(0.0, 0, 0.9), Preset(0.0, 5, 0.9), Preset(2.0, 0, 0.9), Preset(2.0, 5, 0.9),
-    ]  # fmt: skip
-    assert preset_grid([1.0, 1.0], [0], [0.0]) == [Preset(1.0, 0, 0.0)]
+    assert GRID == [SamplingSettings(guidance, top_k, 0.9) for guidance in (0.0, 2.0) for top_k in (0, 5)]
+    assert preset_grid([1.0, 1.0], [0], [0.0]) == [SamplingSettings(1.0, 0, 0.0)]
     with pytest.raises(ValueError, match="top_k needs at least one value"):
         preset_grid([1.0], [], [0.0])
     with pytest.raises(ValueError, match=r"top_p must be .* from 0 to 1, got 2"):
@@ -74,7 +72,7 @@ def test_the_grid_is_every_combination_once():
 
 def test_the_best_is_low_or_high_as_the_metric_says():
     def cells(name, *values):
-        return [Cell(Preset(float(i), 0, 0.0), {name: value}) for i, value in enumerate(values)]
+        return [Cell(SamplingSettings(float(i), 0, 0.0), {name: value}) for i, value in enumerate(values)]
 
     assert best_cell(cells("fd", 3.0, 1.0, math.nan, 1.0), "fd").preset.guidance_scale == 1
     assert best_cell(cells("near_copies", 0.3, 0.1), "near_copies").preset.guidance_scale == 1
@@ -170,6 +168,7 @@ def test_the_summary_names_the_best(pipeline, tmp_path):
         "top_k": 0,
         "top_p": 0.9,
         "guidance_schedule": "linear",
+        "sampler": "ancestral",
         "figures": cells[0].figures,
     }
     assert [cell["figures"]["fd"] for cell in summary["cells"]] == [1, 2]

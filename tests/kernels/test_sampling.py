@@ -126,7 +126,7 @@ def test_guidance_is_the_mixture_of_the_sampler():
 
 
 def test_the_codes_are_those_of_the_filters_and_the_draw():
-    from mvar_models.sampling.filters import draw, filter_logits
+    from mvar_models.sampling.samplers import draw, filter_logits
 
     logits, uniform = torch.randn(256, 500), torch.rand(256)
     old = draw(filter_logits(logits, 90, 0.96), uniform)

@@ -6,6 +6,7 @@ from golden_compare import assert_close_to_largest, assert_indices_equal
 
 from mvar_models.checkpoints.official import official_name
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 from golden_weights import FAMILIES, Case, case_names
 
@@ -64,7 +65,8 @@ def test_greedy_sampling(case, vqvae, run):
     model = case.var() if run.startswith("var") else case.mvar()
     guidance = 1.0 if run.endswith("nocfg") else case.config["cfg"]
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    result = sample(model, vqvae.quantizer, case.labels, generators, guidance_scale=guidance, top_k=1)
+    settings = SamplingSettings(guidance, 1, 0.0)
+    result = sample(model, vqvae.quantizer, case.labels, generators, settings)
     golden = case.tensors
     assert_indices_equal(result.indices, golden[f"{run}.indices"].long(), run)
     assert_close_to_largest(

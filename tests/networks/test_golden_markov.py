@@ -8,6 +8,7 @@ from mvar_models.checkpoints.official import official_name
 from mvar_models.networks.rotary import rotary_angles, rotate
 from mvar_models.sampling.inpainting import ReleasedRule
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 from golden_weights import Case, case_names, normal
 
@@ -83,7 +84,8 @@ def test_greedy_sampling(case, vqvae, model):
     golden, stride = case.tensors, case.stride
     for run, guidance in case.config["cfg_runs"].items():
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        result = sample(model, vqvae.quantizer, case.labels, generators, guidance_scale=guidance, top_k=1)
+        settings = SamplingSettings(guidance, 1, 0.0)
+        result = sample(model, vqvae.quantizer, case.labels, generators, settings)
         run = f"markov.{run}"
         assert_indices_equal(result.indices, golden[f"{run}.indices"].long(), run)
         assert_close_to_largest(
@@ -118,8 +120,7 @@ def test_editing(case, vqvae, model):
         vqvae.quantizer,
         case.labels,
         generators,
-        guidance_scale=case.config["cfg_runs"]["greedy"],
-        top_k=1,
+        SamplingSettings(case.config["cfg_runs"]["greedy"], 1, 0.0),
         given=given,
     )
     expected = golden["markov.edit.drawn_indices"].long()

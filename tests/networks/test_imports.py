@@ -32,7 +32,7 @@ package = types.ModuleType("mvar_models")
 package.__path__ = [sys.argv[2]]
 sys.modules["mvar_models"] = package
 import mvar_models.networks.mvar, mvar_models.networks.var, mvar_models.networks.vqvae
-import mvar_models.sampling.sampler, mvar_models.sampling.smooth
+import mvar_models.sampling.sampler, mvar_models.sampling.samplers
 
 print(sorted(name for name in sys.modules if name.split(".")[0] in BLOCKED))
 """

@@ -6,6 +6,7 @@ import torch
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig, VQVAEConfig
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 from adjacent_cases import SHAPE, SIDES, adjacent
 
@@ -17,8 +18,8 @@ def quantizer():
 
 def drawn(model, labels=(0, 2, 1), **options):
     generators = [torch.Generator().manual_seed(10 + i) for i in range(len(labels))]
-    options = {"guidance_scale": 1.5, "top_k": 0, "top_p": 0.9, **options}
-    return sample(model, quantizer(), torch.tensor(labels), generators, **options)
+    settings = SamplingSettings(**{"guidance_scale": 1.5, "top_k": 0, "top_p": 0.9, **options})
+    return sample(model, quantizer(), torch.tensor(labels), generators, settings)
 
 
 @pytest.mark.parametrize("previous_scales", [0, 1, 2, 4])
@@ -88,9 +89,7 @@ def test_same_codes_in_every_batch_size(count):
             quantizer(),
             torch.tensor(labels[start : start + count]),
             [torch.Generator().manual_seed(10 + i) for i in range(start, min(start + count, 8))],
-            guidance_scale=1.5,
-            top_k=0,
-            top_p=0.9,
+            SamplingSettings(1.5, 0, 0.9),
         ).indices
         for start in range(0, 8, count)
     ]

@@ -52,12 +52,6 @@ def test_one_label_needs_no_list(pipeline):
         assert np.array_equal(pipeline(label, seed=3, output_type="np"), expected)
 
 
-def test_more_smooth_is_a_sampler(pipeline):
-    smooth = pipeline([0, 1], seed=3, sampler="smooth", output_type="np")
-    assert np.array_equal(pipeline([0, 1], seed=3, more_smooth=True, output_type="np"), smooth)
-    assert not np.array_equal(pipeline([0, 1], seed=3, output_type="np"), smooth)
-
-
 def test_a_sampler_may_be_an_object(pipeline):
     expected = pipeline([0, 1], seed=3, output_type="np")
     assert np.array_equal(pipeline([0, 1], seed=3, sampler=Sampler(), output_type="np"), expected)
@@ -135,7 +129,6 @@ def test_scales_on_request(pipeline, batch_invariant):
         (dict(labels=[0], batch_size=0), r"batch_size.*got 0"),
         (dict(labels=[0], num_images_per_label=0), r"num_images_per_label.*got 0"),
         (dict(labels=[0], sampler="best"), r"sampler.*ancestral, smooth.*'best'"),
-        (dict(labels=[0], sampler=Sampler(), more_smooth=True), r"more_smooth.*sampler"),
     ],
 )
 def test_wrong_input(pipeline, call, match):

@@ -16,8 +16,8 @@ import mvar_models
 from mvar_models import MVAR, VQVAE
 from mvar_models.evaluation.nearest import nearest_distances
 from mvar_models.pipeline import pipeline_of
-from mvar_models.sampling import processors
-from mvar_models.sampling.processors import SpatialGuidance
+from mvar_models.sampling import hooks
+from mvar_models.sampling.hooks import SpatialGuidance
 from mvar_models.training import runs
 from mvar_models.training.transformer_task import token_weights
 
@@ -167,7 +167,7 @@ def same(found, expected):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_same_bits(setting, way, folder):
-    processors._resize.cache_clear()
+    hooks._resize.cache_clear()
     torch.manual_seed(0)
     with SETTINGS[setting]():
         found = WAYS[way](folder)

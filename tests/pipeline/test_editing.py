@@ -9,6 +9,7 @@ from mvar_models import MVARPipeline, VARPipeline
 from mvar_models.pipeline.editing import own_scales
 from mvar_models.sampling.inpainting import RULES
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
@@ -92,10 +93,8 @@ def test_no_labels_mean_the_unconditional_class(pipeline, image):
     found = pipeline.inpaint(image, ALL, seed=3, output_type="latent")
     config = pipeline.model.config
     labels, generators = torch.tensor([config.num_classes]), [torch.Generator().manual_seed(3)]
-    filters = {"top_k": config.top_k, "top_p": config.top_p}
-    drawn = sample(
-        pipeline.model, pipeline.vqvae.quantizer, labels, generators, guidance_scale=0.0, **filters
-    )
+    settings = SamplingSettings.of(config, guidance_scale=0.0)
+    drawn = sample(pipeline.model, pipeline.vqvae.quantizer, labels, generators, settings)
     assert torch.equal(found, drawn.f_hat)
 
 

@@ -7,7 +7,14 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 from mvar_models import MVARPipeline
-from mvar_models.cli.samples_folder import RECORD, Sampling, check_again, read_samples, write_samples
+from mvar_models.cli.samples_folder import (
+    RECORD,
+    Samples,
+    check_again,
+    images_of,
+    read_samples,
+    write_samples,
+)
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ArrayImages
 from mvar_models.evaluation.npz import write_npz
@@ -15,12 +22,14 @@ from mvar_models.evaluation.reconstruction import decoded_images, reconstructed_
 from mvar_models.evaluation.sweep import sweep
 from mvar_models.pipeline import identity
 from mvar_models.pipeline.identity import determinants, network_identity
-from mvar_models.sampling.preset import Preset
+from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.tokens.token_set import TokenSet
 
 from command_cases import mvar
 from feature_cases import random_images
 from tiny_models import tiny_mvar, tiny_vqvae
+
+PLAIN = SamplingSettings(1.0, 0, 0.0)
 
 
 def tiny_pipeline():
@@ -69,13 +78,13 @@ def npz_parts(pipeline, folder):
 
 
 def swept(pipeline, folder):
-    sweep(pipeline, lambda file: {"fd": 1.0}, [Preset(1.0, 0, 0.0)], folder, settings={}, per_class=1)
+    sweep(pipeline, lambda file: {"fd": 1.0}, [PLAIN], folder, settings={}, per_class=1)
 
 
 def drawn_again(pipeline, folder):
-    sampling = Sampling("model", None, None, "float32", labels=[1], seeds=[0])
     if not (folder / RECORD).exists():
-        write_samples(pipeline, sampling, folder, columns=1)
+        samples = Samples("model", None, None, "float32", PLAIN, images_of([1], 0, None))
+        write_samples(pipeline, samples, folder, columns=1)
     check_again(read_samples(folder / RECORD), pipeline, folder / RECORD)
 
 
@@ -160,7 +169,7 @@ def test_names_and_the_preset_are_no_weights():
 
 def test_options_come_before_the_preset():
     pipeline = tiny_pipeline()
-    given = determinants(pipeline, top_k=3, sampler="smooth")
+    given = determinants(pipeline, SamplingSettings.of(pipeline.model.config, top_k=3, sampler="smooth"))
     assert (given["top_k"], given["sampler"], given["top_p"]) == (3, "smooth", pipeline.model.config.top_p)
 
 

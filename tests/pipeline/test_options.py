@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvar_models.pipeline.options import as_sequence, sampler_of, sources_of
-from mvar_models.sampling.sampler import Sampler
-from mvar_models.sampling.smooth import SmoothSampler
+from mvar_models.pipeline.options import as_sequence, sources_of
 
 
 def test_one_label_may_come_alone():
@@ -20,13 +18,6 @@ def test_seeds_are_consecutive_or_given():
     assert sources_of(np.array([3, 1]), None, 2) == [3, 1]
     with pytest.raises(ValueError, match=r"seed.*\(3\), got 2"):
         sources_of([1, 2], None, 3)
-
-
-def test_more_smooth_names_a_sampler():
-    assert isinstance(sampler_of("ancestral", True), SmoothSampler)
-    assert type(sampler_of("ancestral", False)) is Sampler
-    with pytest.raises(ValueError, match="more_smooth"):
-        sampler_of(Sampler(), True)
 
 
 def test_one_generator_seeds_every_image():

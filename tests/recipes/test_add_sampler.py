@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mvar_models import MVARPipeline, VARPipeline
-from mvar_models.sampling.sampler import SAMPLERS
+from mvar_models.sampling.settings import SAMPLERS
 
 from tiny_models import tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 
@@ -20,9 +20,9 @@ from mvar_models.sampling.sampler import Sampler
 class Greedy(Sampler):
     scales = 0
 
-    def choose(self, logits, choice):
+    def choose(self, logits, context):
         codes = logits.argmax(-1)
-        return codes, choice.quantizer.codebook(codes)
+        return codes, context.quantizer.codebook(codes)
 
     def after_scale(self, scale, f_hat):
         Greedy.scales += 1

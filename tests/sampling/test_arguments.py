@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvar_models import MVARPipeline
-from mvar_models.sampling.processors import SpatialGuidance
+from mvar_models.sampling.hooks import SpatialGuidance
 
 from command_cases import mvar
 from tiny_models import tiny_mvar, tiny_sample, tiny_vqvae
@@ -204,7 +204,7 @@ def test_a_processor_checks_its_strength(beta):
     ],
 )
 def test_commands_say_so_before_they_touch_a_folder(tmp_path, flags):
-    (tmp_path / "samples.json").write_text('{"pictures": []}')
+    (tmp_path / "samples.json").write_text('{"images": []}')
     for command in ("sample --model mvar-digits --labels 3", "gallery --model mvar-digits"):
         result = mvar(f"{command} {flags} -o", tmp_path)
         name = flags.split()[0].strip("-").replace("-", "_")

@@ -9,6 +9,7 @@ import gc
 import logging
 import pickle
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,16 +19,17 @@ from benchmarks.suites.engine import traces
 from mvar_models import MVARPipeline
 from mvar_models.sampling import engine as module
 from mvar_models.sampling.engine import Engine
-from mvar_models.sampling.processors import SpatialGuidance
-from mvar_models.sampling.sampler import Sampler, SampleResult, make_plan, sample
-from mvar_models.sampling.smooth import SmoothSampler
+from mvar_models.sampling.hooks import SpatialGuidance
+from mvar_models.sampling.sampler import Sampler, SampleResult, guidance_weights, sample
+from mvar_models.sampling.samplers import SmoothSampler
+from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.sampling.uniforms import UniformNumbers
 
-from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
+from tiny_models import split_options, tiny_mvar, tiny_var, tiny_vqvae
 
 MODELS = pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
 CUDA = torch.device("cuda")
-OPTIONS = {"guidance_scale": 1.5, "top_k": 8, "keep_logits": False}
+SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=8, top_p=0.0)
 LABELS = torch.tensor([0, 2, 1])
 
 
@@ -62,9 +64,9 @@ def test_modulation_is_read_once_per_image(arch):
 def test_without_a_gpu_it_draws_and_decodes_the_same(make, caplog):
     model, vqvae = make(), tiny_vqvae()
     engine = Engine(model, vqvae)
-    expected = sample(model, vqvae.quantizer, LABELS, generators(), **OPTIONS)
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), SETTINGS)
     with caplog.at_level(logging.INFO, "mvar_models"):
-        found = [engine.sample(LABELS, generators(), **OPTIONS) for _ in range(2)]
+        found = [engine.sample(LABELS, generators(), SETTINGS) for _ in range(2)]
     for drawn in found:
         assert torch.equal(drawn.indices, expected.indices)
         assert torch.equal(drawn.f_hat, expected.f_hat)
@@ -78,17 +80,18 @@ def test_without_a_gpu_it_draws_and_decodes_the_same(make, caplog):
 def test_scales_alone_go_through_it_too():
     model, vqvae = tiny_mvar(), tiny_vqvae()
     f_hat, scales = torch.randn(3, 4, 4, 4), range(1, 3)
-    found = Engine(model, vqvae).sample(LABELS, generators(), f_hat=f_hat, scales=scales, **OPTIONS)
-    expected = sample(model, vqvae.quantizer, LABELS, generators(), f_hat=f_hat, scales=scales, **OPTIONS)
+    options = {"f_hat": f_hat, "scales": scales}
+    found = Engine(model, vqvae).sample(LABELS, generators(), SETTINGS, **options)
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), SETTINGS, **options)
     assert torch.equal(found.f_hat, expected.f_hat)
 
 
 def test_wrong_arguments_are_those_of_sample():
     engine = Engine(tiny_mvar(), tiny_vqvae())
     with pytest.raises(ValueError, match=r"generators.*\(3\), got 1"):
-        engine.sample(LABELS, generators()[:1], **OPTIONS)
-    with pytest.raises(ValueError, match=r"top_k.*-1"):
-        engine.sample(LABELS, generators(), guidance_scale=0.0, top_k=-1)
+        engine.sample(LABELS, generators()[:1], SETTINGS)
+    with pytest.raises(ValueError, match=r"guidance_scale.*\(3\), got 2"):
+        engine.sample(LABELS, generators(), replace(SETTINGS, guidance_scale=[0.0, 1.0]))
     with pytest.raises(ValueError, match=r"most.*0"):
         Engine(tiny_mvar(), tiny_vqvae(), most=0)
 
@@ -110,29 +113,28 @@ class Own(Sampler):
     ],
 )
 def test_what_is_not_captured_says_why(options, words):
-    model = tiny_mvar()
-    engine = Engine(model, tiny_vqvae())
-    reason = engine.reason_against(make_plan(model, **{**OPTIONS, **options}), CUDA)
+    engine = Engine(tiny_mvar(), tiny_vqvae())
+    settings, options = split_options(options)
+    reason = engine.reason_against(settings, CUDA, **{"keep_logits": False, **options})
     assert words in reason and "\n" not in reason
 
 
 def test_hooks_are_not_captured():
     model, vqvae = tiny_mvar(), tiny_vqvae()
-    engine, plan = Engine(model, vqvae), make_plan(model, **OPTIONS)
-    assert engine.reason_against(plan, CUDA) is None
+    engine = Engine(model, vqvae)
+    assert engine.reason_against(SETTINGS, CUDA, keep_logits=False) is None
     for network, hooked in ((model, model.blocks[1].mlp), (vqvae, vqvae.decoder.middle)):
         handle = hooked.register_forward_hook(lambda *args: None)
-        assert "hook" in engine.reason_against(plan, CUDA)
+        assert "hook" in engine.reason_against(SETTINGS, CUDA, keep_logits=False)
         handle.remove()
-        assert engine.reason_against(plan, CUDA) is None, network
+        assert engine.reason_against(SETTINGS, CUDA, keep_logits=False) is None, network
 
 
 def test_autocast_is_not_captured(monkeypatch):
     """Asked for by a monkeypatch: torch.autocast turns itself off where there is no GPU."""
-    model = tiny_mvar()
-    engine, plan = Engine(model, tiny_vqvae()), make_plan(model, **OPTIONS)
+    engine = Engine(tiny_mvar(), tiny_vqvae())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
-    assert "autocast" in engine.reason_against(plan, CUDA)
+    assert "autocast" in engine.reason_against(SETTINGS, CUDA, keep_logits=False)
 
 
 @pytest.fixture
@@ -141,8 +143,8 @@ def counted(monkeypatch):
     made = []
 
     class Graph:
-        def __init__(self, model, vqvae, labels, plan, pool):
-            made.append((len(labels), plan.weights, plan.top_k))
+        def __init__(self, model, vqvae, labels, settings, pool):
+            made.append((len(labels), guidance_weights(model, settings), settings.top_k))
 
         def replay(self, labels, numbers):
             assert numbers.shape == (len(labels), 21)
@@ -155,12 +157,17 @@ def counted(monkeypatch):
 def as_if_on_a_gpu(monkeypatch, graph):
     reason_against = Engine.reason_against
     monkeypatch.setattr(module, "_Graph", graph)
-    monkeypatch.setattr(Engine, "reason_against", lambda self, plan, device: reason_against(self, plan, CUDA))
+    monkeypatch.setattr(
+        Engine,
+        "reason_against",
+        lambda self, settings, device, **options: reason_against(self, settings, CUDA, **options),
+    )
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
 
 def draw(engine, batch, **options):
-    return engine.sample(LABELS[:batch], generators()[:batch], **{**OPTIONS, **options})
+    settings = replace(SETTINGS, **options)
+    return engine.sample(LABELS[:batch], generators()[:batch], settings, keep_logits=False)
 
 
 def test_one_graph_per_batch_size_guidance_and_filters(counted):
@@ -191,15 +198,16 @@ def test_the_graph_used_longest_ago_goes_first(counted):
 class Frozen:
     """What a graph is: the networks as they were, which read the same memory."""
 
-    def __init__(self, model, vqvae, labels, plan, pool):
+    def __init__(self, model, vqvae, labels, settings, pool):
         tensors = [each for network in (model, vqvae) for each in (*network.parameters(), *network.buffers())]
         self.seen = [each.detach() for each in tensors]
         memory = dict(zip(map(id, tensors), self.seen))
-        self.networks, self.plan = copy.deepcopy((model, vqvae), memory), plan
+        self.networks, self.settings = copy.deepcopy((model, vqvae), memory), settings
 
     def replay(self, labels, numbers):
         model, vqvae = self.networks
-        return module._draw(model, vqvae, labels, UniformNumbers.of_tensor(numbers, model.pyramid), self.plan)
+        uniform = UniformNumbers.of_tensor(numbers, model.pyramid)
+        return module._sample_and_decode(model, vqvae, labels, uniform, self.settings)
 
 
 class Negative(torch.nn.Module):
@@ -354,7 +362,7 @@ def test_a_failed_capture_is_tried_once(monkeypatch, counted, caplog):
         found = [draw(engine, 3) for _ in range(2)]
     assert len(tries) == 1
     assert caplog.text.count("capture failed (operation not permitted when stream is capturing)") == 1
-    expected = sample(model, vqvae.quantizer, LABELS, generators(), **OPTIONS)
+    expected = sample(model, vqvae.quantizer, LABELS, generators(), SETTINGS)
     assert all(torch.equal(drawn.indices, expected.indices) for drawn in found)
 
 
@@ -364,11 +372,12 @@ def test_a_failed_capture_is_tried_once(monkeypatch, counted, caplog):
 def test_graphs_draw_what_the_loop_draws(make, guidance_scale):
     """Bit for bit, for other labels and seeds than those of the capture, after other graphs were replayed."""
     model, vqvae = make().cuda(), tiny_vqvae().cuda()
-    engine, options = Engine(model, vqvae), {**OPTIONS, "guidance_scale": guidance_scale}
+    engine, settings = Engine(model, vqvae), replace(SETTINGS, guidance_scale=guidance_scale)
     for labels, first in ((LABELS, 7), (LABELS[:1], 7), (LABELS.flip(0), 20), (LABELS[1:2], 30)):
         labels = labels.cuda()
-        expected = sample(model, vqvae.quantizer, labels, generators(first)[: len(labels)], **options)
-        found = engine.sample(labels, generators(first)[: len(labels)], **options)
+        given = (labels, generators(first)[: len(labels)], settings)
+        expected = sample(model, vqvae.quantizer, *given)
+        found = engine.sample(labels, generators(first)[: len(labels)], settings, keep_logits=False)
         assert torch.equal(found.indices, expected.indices)
         assert torch.equal(found.f_hat, expected.f_hat)
         with torch.no_grad():

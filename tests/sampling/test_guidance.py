@@ -3,40 +3,34 @@
 import pytest
 import torch
 
-from mvar_models.sampling.guidance import (
-    combine,
-    guidance_weight,
-    guidance_weights,
-    is_guided,
-    progress_of,
-)
+from mvar_models.sampling.sampler import guidance_weights
+from mvar_models.sampling.settings import GUIDANCE_SCHEDULES, SamplingSettings
 
 from tiny_models import tiny_markov_var, tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 
 
-def test_weights_grow_linearly_from_zero():
-    weights = [guidance_weight(3.0, progress_of(scale, 4)) for scale in range(4)]
-    assert weights == pytest.approx([0, 1, 2, 3])
+def weights_of(model, guidance_scale, schedule="linear"):
+    return guidance_weights(model, SamplingSettings(guidance_scale, 0, 0.0, schedule))
 
 
 @pytest.mark.parametrize(
     "schedule, expected", [("linear", (0, 1, 2)), ("constant", (2, 2, 2)), ("cosine", (0, 1, 2))]
 )
 def test_schedules_by_name(schedule, expected):
-    assert guidance_weights(tiny_mvar(), 2.0, schedule) == pytest.approx(expected)
-    assert guidance_weight(2.0, 0.25, "cosine") == pytest.approx(2 * (1 - 0.5**0.5) / 2)
+    assert weights_of(tiny_mvar(), 2.0, schedule) == pytest.approx(expected)
+    assert GUIDANCE_SCHEDULES["cosine"](0.25) == pytest.approx((1 - 0.5**0.5) / 2)
 
 
 def test_weights_by_scale_are_taken_as_they_are():
-    assert guidance_weights(tiny_var(), [0, 3, 1.5]) == (0, 3, 1.5)
-    assert guidance_weights(tiny_var(), [0, 0, 0]) is None
+    assert weights_of(tiny_var(), [0, 3, 1.5]) == (0, 3, 1.5)
+    assert weights_of(tiny_var(), [0, 0, 0]) is None
 
 
 def test_the_released_exception_belongs_to_the_released_schedule():
     """Released MVAR leaves guidance out at a scale of 1; a constant weight of 1 is meant as it says."""
-    assert guidance_weights(tiny_mvar(), 1.0) is None
-    assert guidance_weights(tiny_mvar(), 1.0, "constant") == (1, 1, 1)
-    assert guidance_weights(tiny_mvar(), 0.0, "constant") is None
+    assert weights_of(tiny_mvar(), 1.0) is None
+    assert weights_of(tiny_mvar(), 1.0, "constant") == (1, 1, 1)
+    assert weights_of(tiny_mvar(), 0.0, "constant") is None
 
 
 @pytest.mark.parametrize(
@@ -76,13 +70,10 @@ def test_no_unconditional_half_where_its_weight_is_zero(make, rows):
 
 
 def test_a_pyramid_of_one_scale_has_progress_zero():
-    assert progress_of(0, 1) == 0
-
-
-def test_combine_extrapolates():
-    conditional, unconditional = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0])
-    assert combine(conditional, unconditional, 0.0).tolist() == [2, 0]
-    assert combine(conditional, unconditional, 2.0).tolist() == [4, -2]
+    model = tiny_var()
+    model.config = model.config.replace(sides=(4,))
+    assert weights_of(model, 2.0) == (0,)
+    assert weights_of(model, 2.0, "constant") == (2,)
 
 
 @pytest.mark.parametrize("make", [tiny_var, tiny_mvar, tiny_markov_var])
@@ -97,8 +88,8 @@ def test_unconditional_rows_follow_the_others(make):
 )
 def test_the_scales_that_need_no_unconditional_pass(make, skipped, needed):
     model = make()
-    assert not any(is_guided(model, scale) for scale in skipped)
-    assert all(is_guided(model, scale) for scale in needed)
+    assert all(weights_of(model, scale) is None for scale in skipped)
+    assert all(weights_of(model, scale) == (0, scale / 2, scale) for scale in needed)
 
 
 @pytest.mark.parametrize("make, neutral", [(tiny_var, 0.0), (tiny_mvar, 1.0)])
@@ -108,12 +99,14 @@ def test_at_the_neutral_scale_the_conditional_model_alone_is_sampled(make, neutr
     assert torch.equal(found, tiny_sample(model, [1], [3], guidance_scale=0.0, top_k=1).indices)
 
 
+@pytest.mark.parametrize("guidance_scale", [3.0, -0.5])
 @pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
-def test_guided_logits_combine_both_classes(make):
+def test_guided_logits_combine_both_classes(make, guidance_scale):
     """At the last scale the weight is the whole guidance scale; class 3 is the unconditional one."""
     model = make()
-    guided = tiny_sample(model, [1], [3], guidance_scale=3.0, top_k=1)
+    guided = tiny_sample(model, [1], [3], guidance_scale=guidance_scale, top_k=1)
     inputs = tiny_vqvae().quantizer.scale_inputs(guided.indices)
     with torch.no_grad():
         conditional, unconditional = (model(torch.tensor([label]), inputs)[:, -16:] for label in (1, 3))
-    assert torch.allclose(guided.final_logits, 4 * conditional - 3 * unconditional, atol=1e-3)
+    expected = (1 + guidance_scale) * conditional - guidance_scale * unconditional
+    assert torch.allclose(guided.final_logits, expected, atol=1e-3)

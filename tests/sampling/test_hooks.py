@@ -152,9 +152,9 @@ def test_choices_know_labels_and_f_hat():
     seen = []
 
     class Watching(Sampler):
-        def choose(self, logits, choice):
-            seen.append((choice.labels.tolist(), choice.f_hat.clone(), choice.scales))
-            return super().choose(logits, choice)
+        def choose(self, logits, context):
+            seen.append((context.labels.tolist(), context.f_hat.clone(), context.scales))
+            return super().choose(logits, context)
 
     tiny_sample(tiny_mvar(), LABELS, SEEDS, sampler=Watching())
     expected = [torch.zeros(3, 4, 4, 4), *f_hats(tiny_mvar())[:2]]
@@ -166,10 +166,10 @@ def test_choices_know_labels_and_f_hat():
 def test_processors_apply_in_turn_before_the_filters():
     """top_k=1 draws the largest of what the processors leave: (-1 x logits) + 1e4 at code 5."""
 
-    def negate(logits, choice):
+    def negate(logits, context):
         return -logits
 
-    def prefer(logits, choice):
+    def prefer(logits, context):
         assert (logits.amax(-1) < 1e3).all()
         return logits + 1e4 * torch.nn.functional.one_hot(torch.tensor(5), 24)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mvar_models.sampling import sampler as module
-from mvar_models.sampling.processors import SpatialGuidance
+from mvar_models.sampling.hooks import SpatialGuidance
 
 from tiny_models import tiny_mvar, tiny_sample, tiny_var
 
@@ -19,9 +19,9 @@ class Recorded(SpatialGuidance):
         super().__init__(beta)
         self.seen = {}
 
-    def __call__(self, logits, choice):
-        out = super().__call__(logits, choice)
-        self.seen.setdefault(choice.scale, []).append((logits, out))
+    def __call__(self, logits, context):
+        out = super().__call__(logits, context)
+        self.seen.setdefault(context.scale, []).append((logits, out))
         return out
 
 

@@ -12,8 +12,9 @@ import torch
 from benchmarks.peers.plain_loop import plain_sample
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.pipeline import pipeline_for
-from mvar_models.sampling.filters import draw, filter_logits
 from mvar_models.sampling.sampler import Sampler, sample
+from mvar_models.sampling.samplers import draw, filter_logits
+from mvar_models.sampling.settings import SamplingSettings
 
 from tiny_models import SIDES, tiny_mvar, tiny_var, tiny_vqvae
 
@@ -21,9 +22,10 @@ from tiny_models import SIDES, tiny_mvar, tiny_var, tiny_vqvae
 class Sorting(Sampler):
     """Draws by the functions that the plain loop draws by, which are the definition."""
 
-    def choose(self, logits, choice):
-        codes = draw(filter_logits(logits, choice.top_k, choice.top_p), choice.uniform)
-        return codes, choice.quantizer.codebook(codes)
+    def choose(self, logits, context):
+        settings = context.settings
+        codes = draw(filter_logits(logits, settings.top_k, settings.top_p), context.uniform)
+        return codes, context.quantizer.codebook(codes)
 
 
 def shared_modulation(kind, config, **settings):
@@ -59,13 +61,12 @@ def generators(seeds):
 
 def check_bits(name, seeds, batch_size, **options):
     model, quantizer = networks(name)
+    settings = SamplingSettings(**options, sampler=Sorting())
     for part in torch.tensor(seeds).split(batch_size):
         labels = part % model.config.num_classes
         with torch.no_grad():
-            codes, f_hat, logits = plain_sample(
-                model, quantizer, labels, generators(part.tolist()), **options
-            )
-        found = sample(model, quantizer, labels, generators(part.tolist()), sampler=Sorting(), **options)
+            codes, f_hat, logits = plain_sample(model, quantizer, labels, generators(part.tolist()), settings)
+        found = sample(model, quantizer, labels, generators(part.tolist()), settings)
         assert torch.equal(found.indices, codes)
         assert torch.equal(found.f_hat, f_hat)
         assert torch.equal(found.final_logits, logits)
@@ -90,8 +91,6 @@ def test_embedded_models(name, batch_size, guidance_scale):
 def test_images_of_the_pipeline(name, together):
     """One by one and in batches, up to the float32 pixels."""
     pipeline = pipeline_for(name)
-    config = pipeline.model.config
-    options = {"guidance_scale": config.guidance_scale, "top_k": config.top_k, "top_p": config.top_p}
     found = pipeline(
         [3, 7, 1], seed=5, sampler=Sorting(), batch_invariant=not together, output_type="pt", batch_size=3
     )
@@ -103,7 +102,7 @@ def test_images_of_the_pipeline(name, together):
                 pipeline.vqvae.quantizer,
                 labels,
                 generators([5 + row for row in rows]),
-                **options,
+                SamplingSettings.of(pipeline.model.config),
             )
             images = (pipeline.vqvae.decode_latents(f_hat) + 1) / 2
         assert torch.equal(found[rows], images)

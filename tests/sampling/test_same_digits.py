@@ -19,6 +19,7 @@ from PIL import Image
 
 from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 HERE = Path(__file__).parent
 DIGESTS, IMAGES = HERE / "same_digits.json", HERE / "same_digits.png"
@@ -41,14 +42,11 @@ def pipeline_of(model):
 def codes(model, way, batch_size):
     """(64, L) int16: classes in turn, seeds 0 to 63."""
     pipeline = pipeline_of(model)
-    config = pipeline.model.config
-    options = {"guidance_scale": config.guidance_scale, "top_k": config.top_k, "top_p": config.top_p}
+    settings = SamplingSettings.of(pipeline.model.config, **WAYS[way])
     parts = []
     for seeds in torch.arange(COUNT).split(batch_size):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        drawn = sample(
-            pipeline.model, pipeline.vqvae.quantizer, seeds % 10, generators, **options | WAYS[way]
-        )
+        drawn = sample(pipeline.model, pipeline.vqvae.quantizer, seeds % 10, generators, settings)
         parts.append(drawn.indices)
     return torch.cat(parts).numpy().astype("<i2")
 

@@ -5,7 +5,8 @@ import torch
 
 from mvar_models.registry import resolve
 from mvar_models.sampling import sampler as module
-from mvar_models.sampling.sampler import SAMPLERS, Sampler, make_sampler, sample
+from mvar_models.sampling.sampler import Sampler, make_sampler, sample
+from mvar_models.sampling.settings import SAMPLERS, SamplingSettings
 
 from tiny_models import tiny_mvar, tiny_sample, tiny_var, tiny_vqvae
 
@@ -76,7 +77,8 @@ def test_wrong_filters_are_refused_before_anything_runs(options, match):
 def test_generators_are_read_once_per_token():
     """The stream of an image's generator moves on by one float64 per token, whatever the model."""
     generator = torch.Generator().manual_seed(0)
-    sample(tiny_mvar(), tiny_vqvae().quantizer, torch.tensor([0]), [generator], guidance_scale=0.0)
+    settings = SamplingSettings(guidance_scale=0.0, top_k=0, top_p=0.0)
+    sample(tiny_mvar(), tiny_vqvae().quantizer, torch.tensor([0]), [generator], settings)
     expected = torch.Generator().manual_seed(0)
     torch.rand(1 + 4 + 16, generator=expected, dtype=torch.float64)
     assert torch.equal(generator.get_state(), expected.get_state())
@@ -95,18 +97,24 @@ def test_a_sampler_is_taken_as_it_is():
 
 def test_unknown_samplers_are_refused():
     with pytest.raises(ValueError, match=r"sampler.*ancestral, smooth.*'greedy'"):
-        make_sampler("greedy")
+        SamplingSettings(1.0, 0, 0.0, sampler="greedy")
 
 
 def test_choices_say_which_scale_and_which_images():
     seen = []
 
     class Watching(Sampler):
-        def choose(self, logits, choice):
+        def choose(self, logits, context):
             seen.append(
-                (choice.scale, choice.progress, choice.images, tuple(logits.shape), len(choice.generators))
+                (
+                    context.scale,
+                    context.progress,
+                    context.images,
+                    tuple(logits.shape),
+                    len(context.generators),
+                )
             )
-            return super().choose(logits, choice)
+            return super().choose(logits, context)
 
     found = tiny_sample(tiny_mvar(), [0, 1], [3, 4], sampler=Watching())
     assert torch.equal(found.indices, tiny_sample(tiny_mvar(), [0, 1], [3, 4]).indices)

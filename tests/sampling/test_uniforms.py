@@ -5,7 +5,7 @@ import torch
 
 from mvar_kernels import Pyramid
 from mvar_models.sampling.sampler import Sampler
-from mvar_models.sampling.smooth import SmoothSampler
+from mvar_models.sampling.samplers import SmoothSampler
 from mvar_models.sampling.uniforms import UniformNumbers, uniform_numbers
 
 PYRAMID = Pyramid((1, 2, 4))
@@ -39,14 +39,14 @@ def test_a_number_that_rounds_to_one_is_below_one(monkeypatch):
 
 def test_a_sampler_with_its_own_choice_is_taken_to_read_generators():
     class Own(Sampler):
-        def choose(self, logits, choice):
-            return super().choose(logits, choice)
+        def choose(self, logits, context):
+            return super().choose(logits, context)
 
     class Honest(Own):
         reads_generators = False
 
-        def choose(self, logits, choice):
-            return super().choose(logits, choice)
+        def choose(self, logits, context):
+            return super().choose(logits, context)
 
     class Child(Own):
         pass

@@ -1,5 +1,7 @@
 """Small untrained models that run in milliseconds: 16 px images, 3 classes, sides 1, 2, 4."""
 
+import dataclasses
+
 import torch
 
 from mvar_models import (
@@ -13,6 +15,7 @@ from mvar_models import (
     VQVAEConfig,
 )
 from mvar_models.sampling.sampler import sample
+from mvar_models.sampling.settings import SamplingSettings
 
 SIDES = (1, 2, 4)
 NAMES = ("ant", "bee", "cat")
@@ -73,5 +76,13 @@ def tiny_markov_var(**changes):
 def tiny_sample(model, labels, seeds, **options):
     """`sample` with guidance and filters on, one label and seed per image."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    options = {"guidance_scale": 1.5, "top_k": 8, **options}
-    return sample(model, tiny_vqvae().quantizer, torch.tensor(labels), generators, **options)
+    settings, options = split_options({"top_k": 8, **options})
+    return sample(model, tiny_vqvae().quantizer, torch.tensor(labels), generators, settings, **options)
+
+
+def split_options(options):
+    """Return the settings among keyword arguments, and the others; guidance is on, filters are off."""
+    names = {field.name for field in dataclasses.fields(SamplingSettings)}
+    given = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return SamplingSettings(**{"guidance_scale": 1.5, "top_k": 0, "top_p": 0.0, **given}), others

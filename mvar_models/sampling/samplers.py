@@ -1,25 +1,47 @@
-"""Which codes may be drawn, and the draw itself."""
+"""Samplers besides ancestral sampling, and filters and the draw by a sort, in plain PyTorch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mvar_kernels.sampling import check_filters
+from mvar_models.sampling.hooks import ScaleContext
+from mvar_models.sampling.sampler import Sampler
+
+_TINY = 1e-20
+
+
+class SmoothSampler(Sampler):
+    """Adds mixtures of code vectors to f_hat in place of the drawn codes' vectors.
+
+    The mixtures harden from coarse to fine, as the temperature falls.
+    """
+
+    def choose(self, logits: Tensor, context: ScaleContext) -> tuple[Tensor, Tensor]:
+        filtered = filter_logits(logits, context.settings.top_k, context.settings.top_p)
+        temperature = 0.27 * (1 - 0.95 * context.progress)
+        shape = filtered.shape[1:]
+        uniform = torch.stack(
+            [
+                torch.rand(shape, generator=each, dtype=torch.float32, device="cpu")
+                for each in context.generators
+            ]
+        )
+        exponential = -torch.log(uniform.to(filtered.device).clamp_min(_TINY))
+        gumbel = -torch.log(exponential.clamp_min(_TINY))
+        weights = ((filtered * (1 + context.progress) + gumbel) / temperature).softmax(dim=-1)
+        codebook = context.quantizer.code_vectors()
+        return draw(filtered, context.uniform), weights.to(codebook.dtype) @ codebook
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Set the logits of codes that may not be drawn to -inf; top_k applies first, top_p to what it leaves.
+    """Set the logits of excluded codes to -inf; top_k applies first, top_p to what it leaves.
 
     Args:
         logits: (..., V).
         top_k: Number of largest logits to keep; codes tied with the last of them are kept too. 0 is off.
         top_p: Keep the smallest set of codes with at least this probability in total. 0 and 1 are off.
-
-    Raises:
-        ValueError: `top_k` is negative or `top_p` is outside 0 .. 1.
     """
-    top_k, top_p = check_filters(top_k, top_p)
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
@@ -34,11 +56,11 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from the categorical distribution of the logits by inverting its cumulative sum.
+    """Sample from the categorical distribution of the logits by inverting its cumulative sum.
 
     Args:
-        logits: (..., V); -inf marks a code that is never drawn.
-        uniform: (...) in [0, 1), one number per draw.
+        logits: (..., V); -inf excludes a code.
+        uniform: (...) in [0, 1), one number per code.
 
     Returns:
         (...) int64.

@@ -1,17 +1,52 @@
-"""Presets as files: written, read, taken by a pipeline and by `mvar sample`; wrong ones are one line."""
+"""Settings of sampling: checked once; as preset files, config.json and records, and from flags to images."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from mvar_models import MVARPipeline
-from mvar_models.sampling.preset import Preset, read_preset
+from mvar_models import MVARConfig, MVARPipeline
+from mvar_models.sampling.sampler import Sampler
+from mvar_models.sampling.settings import SamplingOptions, SamplingSettings, read_preset
 
 from command_cases import mvar
 
-PRESET = Preset(guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="constant")
+PRESET = SamplingSettings(guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="constant")
+
+
+def test_every_setting_has_a_default_in_config_json_and_a_keyword():
+    names = [field.name for field in fields(SamplingSettings)]
+    assert set(names) <= set(MVARConfig.field_names())
+    assert set(names) == set(SamplingOptions.__annotations__)
+    config = MVARConfig(guidance_scale=2.0, top_k=7, top_p=0.5, guidance_schedule="cosine", sampler="smooth")
+    assert SamplingSettings.of(config) == SamplingSettings(2.0, 7, 0.5, "cosine", "smooth")
+    assert SamplingSettings.of(config, top_k=3, top_p=None) == SamplingSettings(
+        2.0, 3, 0.5, "cosine", "smooth"
+    )
+
+
+def test_a_misspelt_setting_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword arguments: topk"):
+        SamplingSettings.of(MVARConfig(), topk=3)
+
+
+def test_only_a_sampler_with_a_name_can_be_recorded():
+    own = SamplingSettings(1.0, 0, 0.0, sampler=Sampler())
+    with pytest.raises(ValueError, match="sampler must be a name"):
+        own.to_dict()
+
+
+def test_a_checkpoint_may_have_a_sampler_of_its_own(tmp_path):
+    smooth = SamplingSettings(3.5, 17, 0.5, sampler="smooth")
+    smooth.write(tmp_path / "preset.json")
+    pipeline = MVARPipeline.from_pretrained("mvar-digits", preset=tmp_path / "preset.json")
+    plain = MVARPipeline.from_pretrained("mvar-digits")
+    images = plain([1], output_type="np", **smooth.to_dict())
+    assert np.array_equal(pipeline([1], output_type="np"), images)
+    assert not np.array_equal(pipeline([1], output_type="np", sampler="ancestral"), images)
+    saved = MVARPipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "saved"))
+    assert SamplingSettings.of(saved.model.config) == smooth
 
 
 @pytest.fixture
@@ -26,6 +61,7 @@ def test_a_file_holds_the_arguments_of_a_call(file):
         "top_k": 17,
         "top_p": 0.5,
         "guidance_schedule": "constant",
+        "sampler": "ancestral",
     }
     assert read_preset(file) == PRESET
 
@@ -33,7 +69,9 @@ def test_a_file_holds_the_arguments_of_a_call(file):
 def test_a_file_without_a_schedule_has_the_released_one(tmp_path):
     path = tmp_path / "preset.json"
     path.write_text('{"guidance_scale": 3.5, "top_k": 17, "top_p": 0.5}')
-    assert read_preset(path) == Preset(guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="linear")
+    assert read_preset(path) == SamplingSettings(
+        guidance_scale=3.5, top_k=17, top_p=0.5, guidance_schedule="linear"
+    )
 
 
 def test_a_pipeline_takes_a_preset_and_keeps_it(file, tmp_path):
@@ -53,12 +91,13 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
     command = "sample --model mvar-digits --labels 7 --n 1 --top-k 3 --preset"
     result = mvar(command, file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    options = json.loads((tmp_path / "out" / "samples.json").read_text())["options"]
+    options = json.loads((tmp_path / "out" / "samples.json").read_text())["settings"]
     assert {name: options[name] for name in PRESET.to_dict()} == {
         "guidance_scale": 3.5,
         "top_k": 3,
         "top_p": 0.5,
         "guidance_schedule": "constant",
+        "sampler": "ancestral",
     }
     again = mvar("sample --again", tmp_path / "out" / "samples.json", "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output
@@ -80,20 +119,7 @@ def test_linear_guidance_is_recorded_where_the_checkpoint_has_another(constant, 
     result = mvar(f"sample --model {constant} --labels 7 --n 1 {option} -o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
-    assert record["options"]["guidance_schedule"] == "linear"
-
-
-def test_a_record_without_a_schedule_is_drawn_linearly(constant, tmp_path):
-    out = tmp_path / "out"
-    assert mvar(f"sample --model {constant} --labels 7 --n 1 -o", out).exit_code == 0
-    record = json.loads((out / "samples.json").read_text())
-    del record["options"]["guidance_schedule"]
-    (out / "samples.json").write_text(json.dumps(record))
-    result = mvar("sample --again", out / "samples.json", "-o", tmp_path / "again")
-    assert result.exit_code == 0, result.output
-    expected = MVARPipeline.from_pretrained(constant)([7], seed=0, guidance_schedule="linear")
-    (drawn,) = (tmp_path / "again").glob("0*.png")
-    assert np.array_equal(np.array(Image.open(drawn)), np.array(expected[0]))
+    assert record["settings"]["guidance_schedule"] == "linear"
 
 
 def test_a_sweep_keeps_the_schedule_of_the_checkpoint(constant, tmp_path):

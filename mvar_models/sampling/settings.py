@@ -1,0 +1,127 @@
+"""What decides an image beside its label and seed, from flags and files to the loop over scales.
+
+The fields have the names that config.json, preset files, records, flags and `pipeline(...)` have for them. A
+new option is a field here, one of `TransformerConfig` for its default, and the code that acts on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mvar_models.config import Share, TopK, TransformerConfig
+from mvar_models.files import write_text
+from mvar_models.records import check_fields, read_record
+
+# Name -> share of the guidance scale at a progress from 0 (coarsest scale) to 1 (finest).
+GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+}
+RELEASED_SCHEDULE = "linear"
+
+# Name -> where the class is.
+SAMPLERS: dict[str, str] = {
+    "ancestral": "mvar_models.sampling.samplers:Sampler",
+    "smooth": "mvar_models.sampling.samplers:SmoothSampler",
+}
+
+
+def _option(help: str, **more: Any) -> Any:
+    """Return a field's metadata; the command line makes its flag from them."""
+    return {"help": help, "shown": "the checkpoint's", **more}
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Settings of sampling; numbers may be NumPy's, or tensors.
+
+    Attributes:
+        guidance_scale: Weight of classifier-free guidance at the finest scale, or one weight per scale.
+        top_k: Sample from this many codes at most; 0 is off.
+        top_p: Sample from the fewest codes of at least this probability; 0 is off.
+        guidance_schedule: How the weight changes from scale to scale, a name in `GUIDANCE_SCHEDULES`.
+        sampler: How codes are chosen, a name in `SAMPLERS` or a `Sampler`.
+
+    Raises:
+        TypeError: a value is of another type; the message names it.
+        ValueError: a value is out of range, or an unknown name.
+    """
+
+    guidance_scale: float | tuple[float, ...] = field(metadata=_option("Weight at the finest scale."))
+    top_k: TopK = field(metadata=_option("0 turns it off."))
+    top_p: Share = field(metadata=_option("0 turns it off."))
+    guidance_schedule: str = field(
+        default=RELEASED_SCHEDULE,
+        metadata=_option("How guidance changes from scale to scale.", choices=GUIDANCE_SCHEDULES.keys),
+    )
+    sampler: Any = field(
+        default="ancestral", metadata=_option("How codes are chosen.", choices=SAMPLERS.keys)
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            names = ", ".join(GUIDANCE_SCHEDULES)
+            raise ValueError(f"guidance_schedule must be one of {names}, got {self.guidance_schedule!r}")
+        # Sampler itself stands above this file.
+        known = self.sampler in SAMPLERS if isinstance(self.sampler, str) else hasattr(self.sampler, "choose")
+        if not known:
+            raise ValueError(
+                f"sampler must be one of {', '.join(SAMPLERS)} or a Sampler, got {self.sampler!r}"
+            )
+
+    @classmethod
+    def of(cls, config: TransformerConfig, **given: Any) -> SamplingSettings:
+        """Return the settings given, and those of the checkpoint in place of None and of what is left out."""
+        unknown = given.keys() - {each.name for each in fields(cls)}
+        if unknown:
+            raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+        values = {each.name: given.get(each.name) for each in fields(cls)}
+        return cls(**{name: getattr(config, name) if each is None else each for name, each in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by name, as JSON holds them: `pipeline(labels, **settings.to_dict())`.
+
+        Raises:
+            ValueError: the sampler is an object, which no file can hold.
+        """
+        if not isinstance(self.sampler, str):
+            raise ValueError(f"sampler must be a name in SAMPLERS to be recorded, got {self.sampler!r}")
+        return asdict(self)
+
+    def write(self, file: Path) -> None:
+        """Write a preset: a JSON file that `read_preset` reads."""
+        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """`SamplingSettings` as keyword arguments of a call."""
+
+    guidance_scale: float | Sequence[float] | None
+    top_k: int | None
+    top_p: float | None
+    guidance_schedule: str | None
+    sampler: Any
+
+
+def read_preset(file: str | os.PathLike[str]) -> SamplingSettings:
+    """Read a preset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: one line names the file and the value: it holds something else, or values out of range.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"preset: {path} is no file; a preset is what `mvar sweep` writes")
+    preset = read_record(path, SamplingSettings)
+    if isinstance(preset.guidance_scale, tuple):
+        raise ValueError(f"{path}: guidance_scale must be one number, got a list")
+    return preset
