@@ -1,4 +1,4 @@
-"""A short demo writes everything that it promises."""
+"""A short demo, `run_demo` by its command, writes everything that it promises."""
 
 import json
 

@@ -139,7 +139,7 @@ WAYS = {
     **{f"draw {arch}": lambda folder, arch=arch: drawn(PIPES[arch]) for arch in PIPES},
     **{f"edit {arch}": lambda folder, arch=arch: edited(PIPES[arch]) for arch in PIPES},
     "smooth": lambda folder: drawn(PIPES["mvar"], sampler="smooth"),
-    "sorted": lambda folder: drawn(PIPES["mvar"], sampler="sorted", guidance_scale=0.0),
+    "unguided": lambda folder: drawn(PIPES["mvar"], guidance_scale=0.0),
     "processors": lambda folder: drawn(PIPES["mvar"], processors=[SpatialGuidance(1.0)]),
     "none": lambda folder: [pipe([], output_type="pt", return_dict=True).latents for pipe in PIPES.values()],
     "load": loaded,
