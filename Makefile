@@ -42,6 +42,7 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP)
 	$(PY) -m mvar_models demo --out demo_out
 
+# Of long tables of cases it takes a part, another each time; `MVAR_EVERYTHING=1 make test` takes all, in about an hour.
 # Two processes: the Triton kernels run in Triton's interpreter, which must be chosen before the first import.
 test: $(STAMP)
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests --ignore=tests/triton
@@ -58,13 +59,13 @@ CAPABILITIES ?= 80 90 100 120 gfx942
 test-emulated: $(STAMP)
 	printf '%s\n' $(CAPABILITIES) | xargs -P $(WORKERS) -I CAPABILITY sh -c ' \
 	  case CAPABILITY in 80|90) tests=tests/triton;; *) tests=tests/triton/test_tile_table.py;; esac; \
-	  EMULATED=CAPABILITY EMULATED_WARPS=$(WARPS) PYTHONPATH=.:tests/support:tests/emulator OMP_NUM_THREADS=1 \
+	  MVAR_EVERYTHING=1 EMULATED=CAPABILITY EMULATED_WARPS=$(WARPS) PYTHONPATH=.:tests/support:tests/emulator OMP_NUM_THREADS=1 \
 	  $(PY) -m pytest -p emulated_plugin -p no:cacheprovider -q $$tests > emulated-CAPABILITY.txt 2>&1'; \
 	status=$$?; tail -n 12 $(CAPABILITIES:%=emulated-%.txt); exit $$status
 
 # On a machine with a GPU; runs from the tree and installs nothing.
 test-gpu:
-	PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -q \
+	MVAR_EVERYTHING=1 PYTHONPATH=.:tests/support $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -q \
 	  tests/triton tests/kernels/test_attention.py tests/kernels/test_gradients.py \
 	  $(shell $(or $(GPU_PYTHON),$(PYTHON)) -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 

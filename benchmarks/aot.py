@@ -15,6 +15,7 @@ targets from the compiler's metadata.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mvar_kernels.backends.triton import tile_table
 from mvar_kernels.backends.triton.tile_config import SHARED_BYTES, Config, Row
 from mvar_kernels.backends.triton.tile_table import rows_for, tile_row
 
@@ -247,15 +249,24 @@ def _main_loops(code: list[tuple[int, str]]) -> list[int]:
     return lengths
 
 
-def run(targets: list[str], head_dim: int | None = None, variants: bool = False) -> list[dict[str, Any]]:
-    """Return one report per kernel, variant, row and target; only rows for `head_dim` if it is given.
+def run(
+    targets: list[str], head_dim: int | None = None, variants: bool = False, numbers: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return one report per kernel, variant, row and target.
 
     Those of `sample_codes` have the vocabulary as their variant, and no head dimension.
+
+    Args:
+        targets: such as "cuda:90".
+        head_dim: only the rows that serve it, and no `sample_codes`.
+        variants: rarer variants too.
+        numbers: only these rows of a target, counted from 0.
     """
     names = list(VARIANTS) if variants else ["usual"]
     results: list[dict[str, Any]] = []
     for target in targets:
-        for row in _rows(target, head_dim):
+        rows = _rows(target, head_dim)
+        for row in rows if numbers is None else [rows[number] for number in numbers]:
             results += _row_reports(target, row, names)
         if head_dim is None:
             results += _sample_reports(target, ("bf16", "fp32", "fp16") if variants else ("bf16",))
@@ -340,6 +351,14 @@ def _differs(variant_name: str, function: Any, row: Row) -> bool:
     return all(name in function.arg_names for name in changed)
 
 
+def digest() -> str:
+    """Return the SHA-256 of the files that decide how a kernel compiles."""
+    folder = Path(tile_table.__file__).parent
+    names = ["primitives.py", "tile_config.py", "tile_table.py"]
+    files = [*sorted(folder.glob("kernel_*.py")), *(folder / name for name in names)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 # Columns of the printed table, with their widths.
 _COLUMNS = {
     "target": 11,
@@ -372,15 +391,21 @@ def main() -> int:
     parser.add_argument(
         "--head-dim", type=int, default=None, help="only the table rows that serve this head dimension"
     )
+    parser.add_argument("--row", type=int, action="append", help="only this row of a target; may be repeated")
     parser.add_argument(
         "--variants", action="store_true", help="rarer variants too, about seven times as many kernels"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--digest", action="store_true", help="compile nothing; print the kernels' digest")
     arguments = parser.parse_args()
+    if arguments.digest:
+        print(digest())
+        return 0
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     try:
-        results = run(arguments.target or list(TARGETS), arguments.head_dim, arguments.variants)
+        targets = arguments.target or list(TARGETS)
+        results = run(targets, arguments.head_dim, arguments.variants, arguments.row)
     except ImportError as error:
         parser.error(f"{error}; pip install -U triton")
     print(json.dumps(results, indent=1) if arguments.json else "\n".join(_table(results)))

@@ -26,7 +26,7 @@ step() {
 
 workers=$("$python" -c "import xdist; print('-n 8 --dist worksteal')" 2>/dev/null)
 # shellcheck disable=SC2086
-step tests 170 env OMP_NUM_THREADS=2 "$python" -m pytest \
+step tests 170 env MVAR_EVERYTHING=1 OMP_NUM_THREADS=2 "$python" -m pytest \
     tests/triton tests/kernels/test_attention.py -q -p no:cacheprovider $workers
 step selfcheck 40 "$python" -m mvar_kernels
 step attention 130 "$python" -m benchmarks --suite attention --quick --out "$work"

@@ -1,4 +1,4 @@
-"""A short demo, `run_demo` by its command, writes everything that it promises."""
+"""A short demo writes everything that it promises, and its gates fail where they should."""
 
 import json
 
@@ -42,3 +42,14 @@ def test_a_short_demo_writes_everything(tmp_path):
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     assert lines[-1].startswith("look at")
     assert any(line.startswith("cross-entropy: VAR") for line in lines)
+
+
+def test_gates_fail_where_they_should():
+    figures = {
+        "validation": {"var": {"val_loss": 2.0}, "mvar": {"val_loss": 2.031}},
+        "quality": {"var": {"frechet": 30.0}, "mvar": {"frechet": 40.1, "agreement": 0.96}},
+    }
+    assert list(report.gates(figures).values()) == [False, False, False]
+    figures["validation"]["mvar"]["val_loss"] = 2.029
+    figures["quality"]["mvar"] = {"frechet": 39.9, "agreement": 0.97}
+    assert all(report.gates(figures).values())

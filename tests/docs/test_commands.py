@@ -1,7 +1,10 @@
-"""Commands, flags, files and links that README and docs name exist."""
+"""Commands, flags, files and links that README and docs name exist, and the site builds."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 
 import click
 import pytest
@@ -88,3 +91,12 @@ def test_every_page_is_in_the_navigation():
     """A page that mkdocs.yml does not list would be built and never found."""
     listed = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(page.name for page in PAGES if page.parent == ROOT / "docs")
+
+
+def test_site_builds_strictly(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="needs the extra `docs`; `make docs` does the same")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "SpatialMarkovAttention" in (tmp_path / "api.html").read_text()

@@ -2,8 +2,10 @@
 
 import pytest
 
+from machine_code_support import CAPABILITIES
 
-@pytest.fixture(params=[80, 90])
+
+@pytest.fixture(params=CAPABILITIES)
 def gpu(request):
     from emulated_gpu import mvar_backend
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+CAPABILITIES = (80, 90)
 _GATED_WITH = "3.7.1"
 _FOUND = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "no triton"
 MACHINE_CODE = [

@@ -7,8 +7,9 @@ import torch
 from mvar_kernels import Neighborhood
 from mvar_kernels.backends import AttentionCall
 
+from chosen_cases import once
 from kernel_cases import draw_inputs
-from machine_code_support import MACHINE_CODE
+from machine_code_support import CAPABILITIES, MACHINE_CODE
 
 pytestmark = MACHINE_CODE
 NEIGHBORHOOD = Neighborhood.of_grids((6, 7), (9, 8), (4, 3))
@@ -34,12 +35,13 @@ def run(dtype, sea, cosine):
 
 
 @pytest.mark.parametrize(
-    "dtype, cosine", [(torch.bfloat16, True), (torch.float32, False)], ids=["bf16", "fp32"]
+    "gpu, kind", once(CAPABILITIES, [(torch.bfloat16, True), (torch.float32, False)]), indirect=["gpu"]
 )
-def test_nan_around_every_tensor_and_in_what_was_never_written(gpu, dtype, cosine):
+def test_nan_around_every_tensor_and_in_what_was_never_written(gpu, kind):
     """Equal bits with NaN and with zeros there. Shared memory that was never written is NaN either way, and
     reading it is a fault, which the runs would raise.
     """
+    dtype, cosine = kind
     gpu.unit_warps = 0
     with_nan, with_zeros = run(dtype, float("nan"), cosine), run(dtype, 0.0, cosine)
     assert len(gpu.launches) == 2 * (3 + 4 * cosine)

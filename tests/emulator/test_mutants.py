@@ -8,8 +8,9 @@ import torch
 from mvar_kernels import Neighborhood
 from mvar_kernels.backends import AttentionCall
 
+from chosen_cases import once
 from kernel_cases import draw_inputs, in_float64, largest_error
-from machine_code_support import MACHINE_CODE
+from machine_code_support import CAPABILITIES, MACHINE_CODE
 
 pytestmark = MACHINE_CODE
 WINDOWS = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
@@ -66,7 +67,7 @@ def mutants(text, pattern, replacement):
         yield text[: match.start()] + new + text[match.end() :]
 
 
-@pytest.mark.parametrize("what", MUTATIONS)
+@pytest.mark.parametrize("gpu, what", once(CAPABILITIES, list(MUTATIONS)), indirect=["gpu"])
 def test_broken_kernels_are_caught(gpu, what):
     """Half of the mutants must show, not all.
 

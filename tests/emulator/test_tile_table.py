@@ -7,7 +7,8 @@ import pytest
 
 from mvar_kernels.backends.triton.tile_table import ROWS
 
-from machine_code_support import MACHINE_CODE
+from chosen_cases import once
+from machine_code_support import CAPABILITIES, MACHINE_CODE
 
 pytestmark = MACHINE_CODE
 SWEPT = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -26,11 +27,15 @@ def test_every_row_and_variant_is_swept_in_every_type():
     assert len(set(map(str, table_cases(SWEPT[0])))) == len(table_cases(SWEPT[0]))
 
 
-@pytest.mark.parametrize("kind, dim, cosine", [("bf16", 3, False), ("tf32", 3, True), ("fp16", 63, True)])
-def test_chosen_rows_err_at_most_twice_as_plain_pytorch(gpu, monkeypatch, kind, dim, cosine):
+@pytest.mark.parametrize(
+    "gpu, case",
+    once(CAPABILITIES, [("bf16", 3, False), ("tf32", 3, True), ("fp16", 63, True)]),
+    indirect=["gpu"],
+)
+def test_chosen_rows_err_at_most_twice_as_plain_pytorch(gpu, monkeypatch, case):
     from table_cases import assert_within_twice_plain, table_cases
 
     gpu.unit_warps = 0
     cases = table_cases(f"sm_{gpu.capability}")
-    (chosen,) = (c for c in cases if (c.kind, c.dim, c.row.cosine) == (kind, dim, cosine))
+    (chosen,) = (c for c in cases if (c.kind, c.dim, c.row.cosine) == case)
     assert_within_twice_plain(chosen, monkeypatch)

@@ -1,5 +1,7 @@
 """Derivatives on every backend: forward mode, second order, and the transforms of torch.func."""
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -9,6 +11,7 @@ from mvar_kernels.backends import AttentionCall, reference
 from mvar_kernels.backends.tiled import formulas
 from mvar_kernels.pyramid import Neighborhood
 
+from chosen_cases import pairwise, some
 from kernel_cases import CPU_BACKENDS, assert_close, draw_inputs
 
 CASES = {
@@ -18,9 +21,17 @@ CASES = {
     "two scales": Pyramid((1, 3, 9, 12), 3, 2, previous_scales=1).neighborhood(),
     "block-causal": Pyramid((1, 2, 3, 4)).causal_neighborhood(),
 }
-CASE = pytest.mark.parametrize("neighborhood", CASES.values(), ids=list(CASES))
-COSINE = pytest.mark.parametrize("cosine", [False, True], ids=["dot", "cosine"])
-BACKEND = pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+KINDS = {"dot": False, "cosine": True}
+BACKENDS = ("auto", *CPU_BACKENDS)
+COSINE = pytest.mark.parametrize("cosine", KINDS.values(), ids=list(KINDS))
+BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+EVERYWHERE = pytest.mark.parametrize(
+    "neighborhood, cosine, backend",
+    [
+        pytest.param(CASES[case], KINDS[kind], backend, id=f"{backend}-{kind}-{case}")
+        for case, kind, backend in pairwise(list(CASES), list(KINDS), BACKENDS)
+    ],
+)
 
 
 def operands(neighborhood, cosine, dtype=torch.float64, seed=0, batch=2, dim=6):
@@ -57,23 +68,32 @@ def assert_same(actual, expected, what, tolerance=1e-9):
         assert_close(ours, true, tolerance * max(1.0, float(true.abs().max())), f"{what}, {number}")
 
 
-@CASE
-@COSINE
-@BACKEND
+@functools.cache
+def true_tangents(neighborhood, cosine):
+    """Return dense attention's tangents along all operands, then along each alone."""
+    primals, along = operands(neighborhood, cosine), operands(neighborhood, cosine, seed=1)
+    # Tangents are linear: those along all operands are the sum of those along each.
+    each = []
+    for which in range(len(primals)):
+        only = tuple(direction * (place == which) for place, direction in enumerate(along))
+        each.append(torch.func.jvp(attention(neighborhood, "truth", cosine), primals, only)[1])
+    return [tuple(map(sum, zip(*each))), *each]
+
+
+@EVERYWHERE
 def test_tangents_are_those_of_dense_attention(neighborhood, cosine, backend):
     """torch.func.jvp, and dual numbers of each operand alone."""
     primals, along = operands(neighborhood, cosine), operands(neighborhood, cosine, seed=1)
-    ours, truth = attention(neighborhood, backend, cosine), attention(neighborhood, "truth", cosine)
+    ours = attention(neighborhood, backend, cosine)
+    whole, *each = true_tangents(neighborhood, cosine)
     out, tangent = torch.func.jvp(ours, primals, along)
     assert_same(out, ours(*primals), "primal")
-    assert_same(tangent, torch.func.jvp(truth, primals, along)[1], "tangent")
-    for which in range(len(primals)):
-        only = [direction * (place == which) for place, direction in enumerate(along)]
+    assert_same(tangent, whole, "tangent")
+    for which, expected in enumerate(each):
         with forward_ad.dual_level():
             mixed = list(primals)
             mixed[which] = forward_ad.make_dual(primals[which], along[which])
             found = [forward_ad.unpack_dual(each).tangent for each in ours(*mixed)]
-        expected = torch.func.jvp(truth, primals, tuple(only))[1]
         assert_same(
             [torch.zeros(()) if each is None else each for each in found], expected, f"operand {which}"
         )
@@ -83,58 +103,62 @@ def test_tangents_are_those_of_dense_attention(neighborhood, cosine, backend):
 @BACKEND
 def test_all_orders_and_nestings(cosine, backend):
     """PyTorch's own checks: gradients of gradients, forward over reverse, batched; by finite differences."""
-    neighborhood = CASES["one tile"]
+    # Finite differences take a call per number that goes in.
+    neighborhood = Neighborhood.of_grids((2, 3), (3, 2), (2, 2))
     leaves = [t.requires_grad_() for t in operands(neighborhood, cosine, batch=1, dim=2)]
     call = attention(neighborhood, backend, cosine)
     assert torch.autograd.gradcheck(call, leaves, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, leaves, check_fwd_over_rev=True)
 
 
-@CASE
-@COSINE
-@BACKEND
+@functools.cache
+def derivatives(neighborhood, backend, cosine):
+    """Return the second derivatives of an energy, then the third ones."""
+    leaves = [tensor.requires_grad_() for tensor in operands(neighborhood, cosine)]
+    of = energy(attention(neighborhood, backend, cosine))
+    first = torch.autograd.grad(of(*leaves), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, create_graph=True)
+    third = torch.autograd.grad(sum(g.sin().sum() for g in second), leaves)
+    return [*(each.detach() for each in second), *third]
+
+
+@EVERYWHERE
 def test_second_and_third_derivatives(neighborhood, cosine, backend):
-    def penalty(call):
-        leaves = [tensor.requires_grad_() for tensor in operands(neighborhood, cosine)]
-        first = torch.autograd.grad(energy(call)(*leaves), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, create_graph=True)
-        return [*second, *torch.autograd.grad(sum(g.sin().sum() for g in second), leaves)]
-
-    expected = penalty(attention(neighborhood, "truth", cosine))
-    assert_same(penalty(attention(neighborhood, backend, cosine)), expected, "derivative", 1e-8)
+    ours, true = (derivatives(neighborhood, name, cosine) for name in (backend, "truth"))
+    assert_same(ours, true, "derivative", 1e-8)
 
 
-@CASE
-@COSINE
-@BACKEND
-def test_transforms_of_torch_func(neighborhood, cosine, backend):
-    """grad; per-sample gradients of shared and of own factors; Hessian times vector; jacobians."""
+@functools.cache
+def transformed(neighborhood, backend, cosine):
+    """Return grad; per-sample gradients of shared and of own factors; Hessian times vector; jacobians."""
     primals = operands(neighborhood, cosine)
     along = operands(neighborhood, cosine, seed=1)
-    ours, truth = (attention(neighborhood, name, cosine) for name in (backend, "truth"))
+    call = attention(neighborhood, backend, cosine)
     everything = tuple(range(len(primals)))
 
-    def of_one(call):
-        return lambda query, key, value, *factor: energy(call)(query[None], key[None], value[None], *factor)
+    def of_one(query, key, value, *factor):
+        return energy(call)(query[None], key[None], value[None], *factor)
 
-    for transform in (
-        lambda call: torch.func.grad(energy(call), everything)(*primals),
-        lambda call: torch.func.vmap(
-            torch.func.grad(of_one(call), everything), (0, 0, 0, None)[: len(primals)]
-        )(*primals),
-        lambda call: torch.func.vmap(torch.func.grad(of_one(call), everything), (0, 0, 0, 0)[: len(primals)])(
-            *primals[:3], *(torch.stack([factor, 2 * factor]) for factor in primals[3:])
-        ),
-        lambda call: torch.func.vmap(lambda v: call(*primals[:2], v, *primals[3:])[0], 3, 3)(
-            primals[2].unsqueeze(3) * torch.arange(1.0, 4)[:, None]
-        ).unbind(3),
-        lambda call: torch.func.jvp(torch.func.grad(energy(call), everything), primals, along)[1],
-        lambda call: torch.func.vmap(lambda t: torch.func.jvp(call, primals, t)[1])(
+    per_sample = torch.func.grad(of_one, everything)
+    own_factors = [torch.stack([factor, 2 * factor]) for factor in primals[3:]]
+    values = primals[2].unsqueeze(3) * torch.arange(1.0, 4)[:, None]
+    return [
+        *torch.func.grad(energy(call), everything)(*primals),
+        *torch.func.vmap(per_sample, (0, 0, 0, None)[: len(primals)])(*primals),
+        *torch.func.vmap(per_sample, (0, 0, 0, 0)[: len(primals)])(*primals[:3], *own_factors),
+        torch.func.vmap(lambda v: call(*primals[:2], v, *primals[3:])[0], 3, 3)(values),
+        *torch.func.jvp(torch.func.grad(energy(call), everything), primals, along)[1],
+        *torch.func.vmap(lambda t: torch.func.jvp(call, primals, t)[1])(
             tuple(torch.stack([t, -2 * t]) for t in along)
         ),
-        lambda call: torch.func.vjp(call, *primals)[1](truth(*along)),
-    ):
-        assert_same(transform(ours), transform(truth), "transform", 1e-8)
+        *torch.func.vjp(call, *primals)[1](attention(neighborhood, "truth", cosine)(*along)),
+    ]
+
+
+@EVERYWHERE
+def test_transforms_of_torch_func(neighborhood, cosine, backend):
+    ours, true = (transformed(neighborhood, name, cosine) for name in (backend, "truth"))
+    assert_same(ours, true, "transform", 1e-8)
 
 
 def test_small_grids_that_auto_gives_to_pytorch():
@@ -181,7 +205,7 @@ def test_what_trains_with_tangents():
     assert_same(first, gradients(dense), "gradient")
 
 
-@COSINE
+@pytest.mark.parametrize("cosine", some(KINDS.values(), 1))
 def test_transforms_and_torch_compile(cosine):
     """Compiled code takes part or is left while the transform lasts; with fullgraph one line says so."""
     neighborhood = CASES["tiles"]

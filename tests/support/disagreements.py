@@ -1,6 +1,6 @@
 """Starts of training on which two processes, on hosts of different names, do not agree.
 
-Run by `pair`, once per rank; each rank writes what every case ended with to OUT/rank-N.json.
+Each rank, a fork of its own, writes what every case ended with to TOP/rank-N.json.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ def cases(rank: int, shared: Path):
     yield "another version", lambda: start(VQVAESettings)
 
 
-def main(top: Path) -> None:
+def walk(top: Path) -> None:
     rank = int(os.environ["RANK"])
     socket.gethostname = lambda: f"host{rank}"
     processes = sys.modules[Processes.__module__]
@@ -117,7 +117,3 @@ def main(top: Path) -> None:
         assert not (Path("run") / "config.yaml").exists() or rank == 0, name
     (top / f"rank-{rank}.json").write_text(json.dumps(ended))
     Processes.from_environment("cpu").connect().close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

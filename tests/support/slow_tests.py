@@ -19,7 +19,6 @@ SLOW = (
     "docs/test_code_blocks.py",
     "docs/test_commands.py",
     "docs/test_examples.py",
-    "docs/test_site.py",
     "emulator",
     "evaluation/test_dinov2.py::test_features_of_a_file",
     "evaluation/test_open_sets.py::test_digits_in_one_table",

@@ -1,9 +1,5 @@
-"""Training of tiny models on synthetic codes, in this process or as one of torchrun's.
+"""Training of tiny models on synthetic codes, in one process or as one of two."""
 
-torchrun --nproc-per-node 2 tests/support/training_cases.py OUT
-"""
-
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +80,8 @@ def save_at_step_2(folder):
     loop.save_checkpoint(2)
 
 
-def main(out: Path) -> None:
+def train_all(out: Path) -> None:
+    """Train every case in folders below `out`."""
     from torch.distributed.tensor import DTensor
 
     for name, settings in CASES.items():
@@ -107,8 +104,3 @@ def main(out: Path) -> None:
     save_at_step_2(out / "two_to_one")
     new_loop(out / "one_to_two", **SHARED).fit()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -1,22 +1,21 @@
-"""Two steps of every kind of training with every flag, in this process or as one of torchrun's two.
+"""Two steps of every kind of training with every flag, in one process or as one of two.
 
-Run as `walk.py TOP MODE...`; rank 0 writes what each combination ended with to TOP/MODE.json.
+Rank 0 writes what each combination ended with to TOP/MODE.json.
 """
 
 import functools
+import itertools
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from mvar_models.distributed import Processes
 from mvar_models.training import runs, vqvae_losses
 
-from run_cases import invoke, make_data
+from chosen_cases import once
+from run_cases import make_data, succeed
 from tiny_models import tiny_var
 
 SHAPE = dict(depth=2, width=32, num_heads=2)
@@ -29,8 +28,9 @@ TASKS = {
 }
 # Mode -> row of the table in docs/training.md.
 MODES = {"one": "one process", "ddp": "several processes", "fsdp": "--fsdp"}
+NONE = "none"
 FLAGS = {
-    "none": {},
+    NONE: {},
     "--ema": dict(ema=0.9),
     "--accumulate": dict(accumulate=2),
     "--precision bf16": dict(precision="bf16"),
@@ -46,6 +46,14 @@ FLAGS = {
     "--resume": {},
 }
 
+# (mode, task, flag): every task in every mode, and every flag in every mode with some task.
+CHOSEN = [*itertools.product(MODES, TASKS, [NONE])]
+CHOSEN += [
+    (mode, task, flag)
+    for (mode, flag), task in once([*itertools.product(MODES, FLAGS)], list(TASKS))
+    if flag != NONE
+]
+
 
 class Colours(nn.Module):
     """A perceptual loss without weights to download."""
@@ -58,7 +66,7 @@ def prepare(top: Path) -> None:
     make_data(top)
     tiny_var().save_pretrained(top / "var")
     tokenize = ["tokenize", "--data", top / "data", "--vqvae", top / "vae", "--out", top / "codes"]
-    assert invoke(*tokenize).exit_code == 0
+    succeed(*tokenize)
 
 
 def train(top: Path, task: str, mode: str, flag: str) -> None:
@@ -91,18 +99,13 @@ def shorten(run) -> None:
     Processes.from_environment("cpu").connect().run_on_rank0(remove)
 
 
-def chosen(task: str, mode: str) -> list[str]:
-    """Return the flags of a task in a mode: each is in one mode, in all with MVAR_EVERY_COMBINATION=1."""
-    if os.environ.get("MVAR_EVERY_COMBINATION"):
-        return list(FLAGS)
-    first = list(TASKS).index(task) + list(MODES).index(mode)
-    return [flag for index, flag in enumerate(FLAGS) if flag == "none" or (first + index) % len(MODES) == 0]
-
-
-def walk(top: Path, mode: str) -> dict[str, str]:
-    ended = {}
-    for task in TASKS:
-        for flag in chosen(task, mode):
+def walk(top: Path, modes: list[str]) -> None:
+    vqvae_losses.PERCEPTUAL["lpips"] = Colours
+    # That dynamo captures it is what matters; a C++ compiler would take minutes.
+    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="eager")
+    for mode in modes:
+        ended = {}
+        for task, flag in (rest for chosen, *rest in CHOSEN if chosen == mode):
             out = top / mode / task / flag
             try:
                 train(top, task, mode, flag)
@@ -110,19 +113,6 @@ def walk(top: Path, mode: str) -> dict[str, str]:
             except (Exception, SystemExit) as error:
                 written = f" ({out} was written)" if out.exists() else ""
                 ended[f"{task} {flag}"] = f"{type(error).__name__}: {error}{written}"
-    return ended
-
-
-def main(top: Path, modes: list[str]) -> None:
-    vqvae_losses.PERCEPTUAL["lpips"] = Colours
-    # What dynamo captures and autograd runs is the same; a C++ compiler would take minutes.
-    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")
-    for mode in modes:
-        ended = walk(top, mode)
         if Processes.from_environment("cpu").first:
             (top / f"{mode}.json").write_text(json.dumps(ended, indent=1))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    Processes.from_environment("cpu").connect().close()

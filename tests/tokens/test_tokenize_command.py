@@ -1,6 +1,7 @@
 """`mvar tokenize`: write, verify, train from the codes; each message a user may meet."""
 
 import logging
+import os
 import warnings
 
 import pytest
@@ -15,7 +16,7 @@ from mvar_models.tokens.folder import TokenFolder
 
 from command_cases import mvar
 from odd_images import BROKEN, ODD
-from run_cases import make_data, start_pair
+from run_cases import fork_pair, make_data, run
 from tiny_models import tiny_vqvae
 
 
@@ -172,8 +173,13 @@ def test_two_processes_share_the_work_if_they_agree(tmp_path):
     data = make_data(tmp_path)
     options = ["tokenize", "--data", data / "data", "--vqvae", data / "vae", "--shard-size", 4]
     for name, batch_sizes in (("other", (4, 5)), ("same", (4, 4))):
-        more = [[*options, "--out", tmp_path / name, "--batch-size", size] for size in batch_sizes]
-        outputs = [process.communicate()[0] for process in start_pair(each=more)]
+
+        def tokenize(name=name, batch_sizes=batch_sizes):
+            size = batch_sizes[int(os.environ["RANK"])]
+            run(*options, "--out", tmp_path / name, "--batch-size", size)
+
+        pair = fork_pair(tokenize, [tmp_path / f"{name}-{rank}.txt" for rank in (0, 1)])
+        outputs = [process.communicate() for process in pair]
         if name == "other":
             assert "batch_size is 4 on rank 0" in outputs[0], outputs
             assert "Traceback" not in "".join(outputs), outputs

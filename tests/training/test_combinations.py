@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import walk
 
 from mvar_models.training.parallel import cannot_shard
 
-from run_cases import TORCHRUN, start
+from run_cases import Forked, finish_pair
 
 TABLE = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -18,14 +19,14 @@ TABLE = Path(__file__).parents[2] / "docs" / "training.md"
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """Mode -> "task flag" -> what it ended with."""
+    if sys.platform == "win32":
+        pytest.skip("fork is POSIX")
     if (reason := cannot_shard(torch.device("cpu"))) is not None:
         pytest.skip(reason)
     top = tmp_path_factory.mktemp("walk")
     walk.prepare(top)
-    for before, modes in ((None, ["one"]), (TORCHRUN, ["ddp", "fsdp"])):
-        process = start(top, *modes, program=[walk.__file__], **({"before": before} if before else {}))
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
+    assert Forked(lambda: walk.walk(top, ["one"])).wait() == 0
+    finish_pair(lambda: walk.walk(top, ["ddp", "fsdp"]))
     return {mode: json.loads((top / f"{mode}.json").read_text()) for mode in walk.MODES}
 
 
@@ -42,14 +43,11 @@ def read_table():
     return rows
 
 
-@pytest.mark.parametrize(
-    "mode, task, flag",
-    [(mode, task, flag) for mode in walk.MODES for task in walk.TASKS for flag in walk.chosen(task, mode)],
-)
+@pytest.mark.parametrize("mode, task, flag", walk.CHOSEN)
 def test_it_trains_or_is_refused(ended, mode, task, flag):
     table = read_table()
     result = ended[mode][f"{task} {flag}"]
-    if table[walk.MODES[mode], task] and (flag == "none" or table[flag, task]):
+    if table[walk.MODES[mode], task] and (flag == walk.NONE or table[flag, task]):
         assert result == "trained"
     else:
         assert re.match("(ValueError|TypeError): [^\\n]+$", result), result

@@ -15,8 +15,29 @@ from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
 
-from run_cases import COMMAND, TORCHRUN, arguments, invoke, make_data, start, start_pair, wait_for_step
-from training_cases import ADVERSARIAL, CASES, EVALUATED, SHARED, new_loop, new_vqvae_loop, save_at_step_2
+from run_cases import (
+    COMMAND,
+    TORCHRUN,
+    Forked,
+    arguments,
+    finish_pair,
+    fork_pair,
+    invoke,
+    make_data,
+    run,
+    start,
+    wait_for_step,
+)
+from training_cases import (
+    ADVERSARIAL,
+    CASES,
+    EVALUATED,
+    SHARED,
+    new_loop,
+    new_vqvae_loop,
+    save_at_step_2,
+    train_all,
+)
 
 
 def skip_where_shards_do_not_run():
@@ -40,13 +61,8 @@ def two_processes(tmp_path_factory):
     """The folder in which two processes have trained every case."""
     skip_where_shards_do_not_run()
     out = tmp_path_factory.mktemp("two")
-    save_at_step_2(out / "one_to_two")
-    dist.destroy_process_group()
-    process = start(
-        out, before=TORCHRUN, program=[str(Path(__file__).parents[1] / "support" / "training_cases.py")]
-    )
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert Forked(lambda: save_at_step_2(out / "one_to_two")).wait() == 0
+    finish_pair(lambda: train_all(out))
     return out
 
 
@@ -200,22 +216,23 @@ def pid_of_rank(launcher, rank):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds torchrun's processes through /proc")
 def test_signals_and_a_killed_process(tmp_path):
-    """Under torchrun SIGTERM makes all processes save the same step; a killed one ends the run with a clear
+    """SIGTERM makes all processes save the same step; a killed one of torchrun's ends the run with a clear
     message; both go on.
     """
-    folder = make_data(tmp_path)
+    folder, printed = make_data(tmp_path), [tmp_path / "0.txt", tmp_path / "1.txt"]
     options = dict(steps=200, save_every=10, validate_every=100)
     straight, out = tmp_path / "straight", tmp_path / "run"
     assert invoke(*arguments(folder, straight, **options)).exit_code == 0
 
-    launcher = start(*arguments(folder, out, **options), before=[*TORCHRUN, *COMMAND], program=[])
-    wait_for_step(launcher, out, 15)
-    launcher.send_signal(signal.SIGTERM)
-    output = launcher.communicate()[0]
+    pair = fork_pair(lambda: run(*arguments(folder, out, **options)), printed)
+    wait_for_step(pair[0], out, 15)
+    for process in pair:
+        process.send_signal(signal.SIGTERM)
+    output = "".join(process.communicate() for process in pair)
     stopped = re.findall(
         r"stopped by SIGTERM after step (\d+), which is saved; continue with --resume", output
     )
-    assert launcher.returncode != 0, output
+    assert [process.returncode for process in pair] == [143, 143], output
     assert len(stopped) == 1, output
     reached = int(stopped[0])
     assert 15 <= reached < 200
@@ -242,15 +259,16 @@ def test_a_silent_process_is_given_up(tmp_path):
     """The one that waits for it ends with the last checkpoint, and so does the silent one once it is back."""
     folder, out = make_data(tmp_path), tmp_path / "run"
     options = dict(steps=4000, save_every=10, collective_timeout=3)
-    waiting, silent = start_pair(*arguments(folder, out, **options))
+    printed = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    waiting, silent = fork_pair(lambda: run(*arguments(folder, out, **options)), printed)
     wait_for_step(waiting, out, 25)
     silent.send_signal(signal.SIGSTOP)
-    output = waiting.communicate()[0]
+    output = waiting.communicate()
     saved = RunFolder(out).last_step()
     assert waiting.returncode == 1, output
     assert saved >= 20
     silent.send_signal(signal.SIGCONT)
-    other = silent.communicate()[0]
+    other = silent.communicate()
     assert silent.returncode == 1, other
     assert re.search(
         rf"rank 0 .* lost rank 1 .* for 3 s: the last checkpoint is step {saved}, .*--resume {out}", output

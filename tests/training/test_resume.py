@@ -1,6 +1,7 @@
 """Whatever ends a run (kill -9, signals, a full disk, NaN, other data), it resumes to the same bits."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -12,32 +13,24 @@ from PIL import Image
 
 from mvar_models import MVAR
 from mvar_models.checkpoints.tensor_files import read_state
+from mvar_models.training import state
 from mvar_models.training.held_out_distance import HeldOutDistance
 from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.transformer_task import TransformerTask
 
-from run_cases import arguments, assert_same_bits, invoke, losses, make_data, start, wait_for_step, weights
-
-# The command, in a process that kills itself when it has written half of a checkpoint: some files whole, one
-# cut short.
-DIES_WHILE_WRITING = """
-import os, signal, sys
-from mvar_models.cli.main import main
-from mvar_models.training import state
-write = state.save_safetensors
-
-def dies(tensors, path, *rest):
-    if path.name == "optimizer.safetensors" and not sys.argv[0]:
-        write(tensors, path, *rest)
-        path.write_bytes(path.read_bytes()[:1000])
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(tensors, path, *rest)
-
-state.save_safetensors = dies
-sys.argv[0] = ""
-main()
-"""
+from run_cases import (
+    Forked,
+    arguments,
+    assert_same_bits,
+    invoke,
+    losses,
+    make_data,
+    run,
+    succeed,
+    wait_for_step,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +38,26 @@ def folder(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("resume"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+def dies_while_writing(*command):
+    """Run the command until half of a checkpoint is written, some files whole and one cut short."""
+    write = state.save_safetensors
+
+    def dies(tensors, path, *rest):
+        write(tensors, path, *rest)
+        if path.name == "optimizer.safetensors":
+            path.write_bytes(path.read_bytes()[:1000])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state.save_safetensors = dies
+    succeed(*command)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork and kill -9 are POSIX")
 def test_kill_9_five_times(folder, seed):
     """Four times at a random step and once in the middle of writing a checkpoint."""
     options = dict(steps=60, save_every=4, validate_every=20, ema=0.9)
     options |= dict(evaluate_every=10, evaluate_features="pixels")
-    assert invoke(*arguments(folder, "straight", **options)).exit_code == 0
+    succeed(*arguments(folder, "straight", **options))
     out = folder / "killed"
     at = sorted(random.Random(seed).sample(range(2, 46), 4))
     kills: list[int | None] = [*at[:2], None, *at[2:]]
@@ -58,20 +65,19 @@ def test_kill_9_five_times(folder, seed):
     reached = []
     for step in kills:
         command = ["train", "--resume", out] if reached else arguments(folder, "killed", **options)
-        process = start(*command, **({"program": ["-c", DIES_WHILE_WRITING]} if step is None else {}))
+        run = dies_while_writing if step is None else succeed
+        process = Forked(lambda run=run, command=command: run(*command))
         if step is not None:
             wait_for_step(process, out, step)
             process.send_signal(signal.SIGKILL)
-        output = process.communicate()[0]
-        assert process.returncode == -signal.SIGKILL, output
+        assert process.wait() == -signal.SIGKILL
         reached.append(RunFolder(out).last_step())
         if step is None:
             (left,) = (out / "checkpoints").glob(".writing-*")
             assert (left / "optimizer.safetensors").stat().st_size == 1000
     assert reached == sorted(reached), reached
     assert reached[-1] < 60, reached
-    result = invoke("train", "--resume", out)
-    assert result.exit_code == 0, result.output
+    succeed("train", "--resume", out)
     assert_same_bits(folder / "straight", out)
     assert not list(out.rglob(".writing-*"))
     # A run killed before it had loaded its checkpoint has not begun: no entry is its own.
@@ -221,10 +227,13 @@ def test_a_full_disk(folder, tmp_path):
             file.unlink()
         (out / "checkpoints" / step).rmdir()
     limit = 60_000  # bytes; the optimizer's state has more
-    process = start(
-        "train", "--resume", out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
-    output = process.communicate()[0]
+
+    def resume():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        run("train", "--resume", out)
+
+    process = Forked(resume, tmp_path / "printed.txt")
+    output = process.communicate()
     assert process.returncode == 1, output
     said = output.strip().splitlines()[-1]
     assert said.startswith("Error: the checkpoint of step 8")

@@ -7,6 +7,7 @@ from mvar_kernels import Neighborhood
 from mvar_kernels.backends import AttentionCall
 from mvar_kernels.dispatch import load
 
+from chosen_cases import once, some
 from kernel_cases import PYRAMID_DIGITS, assert_close, draw_inputs, errors_beside_plain_pytorch, in_float64
 from triton_support import DEVICE, NAMES
 
@@ -25,7 +26,7 @@ def test_zero_vectors_have_finite_gradients():
     assert all(tensor.isfinite().all() for tensor in (out, lse, *grads))
 
 
-@pytest.mark.parametrize("short", [0.0, 1e-13, 1e-9, 1e-6])
+@pytest.mark.parametrize("short", some([0.0, 1e-13, 1e-9, 1e-6], 2))
 def test_short_vectors_leave_cosine_attention_finite_and_right(short):
     """Mask penalties are divided by the norms too and overflow, also where a first chunk is all hidden."""
     neighborhood = Neighborhood.of_grids((24, 24), (24, 24), (7, 7))
@@ -50,8 +51,7 @@ def test_short_vectors_leave_cosine_attention_finite_and_right(short):
         assert_close(actual.cpu().double() / size, truth / size, 1e-4, name)
 
 
-@pytest.mark.parametrize("factor", [1e3, 1e4, 1e5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("factor, dtype", once([1e3, 1e4, 1e5], [torch.float32, torch.float16]))
 def test_large_factors_cost_gradients_what_the_docstring_says(factor, dtype):
     """The output is as near as plain PyTorch's; a weight of backward is wrong by at most 2e-7 x factor."""
     neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
@@ -65,7 +65,7 @@ def test_large_factors_cost_gradients_what_the_docstring_says(factor, dtype):
     assert dv <= 2 * plain_dv + (2 * eps + 2e-7 * factor) * size_dv
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("sign", some([-1, 1], 1))
 def test_outputs_are_right_up_to_the_largest_factor(sign):
     neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))
     errors = errors_beside_plain_pytorch(

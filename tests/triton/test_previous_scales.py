@@ -7,6 +7,7 @@ import torch
 
 from mvar_kernels import Pyramid, neighborhood_attn, pyramid_markov_attn
 
+from chosen_cases import EVERYTHING, once, some
 from kernel_cases import (
     PYRAMID_DIGITS,
     assert_windows_in_slices,
@@ -21,17 +22,16 @@ ADJACENT = Pyramid((1, 2, 3, 4, 6, 8), 3, 3, 1)
 
 @pytest.mark.parametrize("part", range(4))
 def test_windows_exactly(part, seed):
-    """200 random pyramids in all; with q = 0 and one-hot values the output is the window."""
+    """Random pyramids; with q = 0 and one-hot values the output is the window."""
     rng = random.Random(seed + part)
-    for index in range(50):
+    for index in range(50 if EVERYTHING else 12):
         pyramid = random_pyramid(rng, largest=5)
         while pyramid.length > 64:
             pyramid = random_pyramid(rng, largest=5)
         assert_windows_in_slices(pyramid.neighborhood(), "triton", DEVICE, f"{index} {pyramid}")
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize("previous_scales", [1, 2, 5])
+@pytest.mark.parametrize("previous_scales, cosine", once([1, 2, 5], [False, True]))
 def test_against_float64(previous_scales, cosine):
     pyramid = Pyramid(PYRAMID_DIGITS.sides, 3, 3, previous_scales)
     compare(pyramid.neighborhood(), batch=1, cosine=cosine, dim=16)
@@ -42,16 +42,16 @@ def test_tiles_of_several_chunks():
     compare(Pyramid((13, 16), 7, 0, 1).neighborhood(), batch=1, heads=1, dim=16)
 
 
-@pytest.mark.parametrize("scale", range(PYRAMID_DIGITS.num_scales))
-def test_one_scale_at_a_time_is_all_at_once(scale):
+def test_one_scale_at_a_time_is_all_at_once():
     query, key, value, *_ = draw_inputs(ADJACENT.neighborhood(), batch=1, dim=16, device=DEVICE)
     whole = pyramid_markov_attn(query, key, value, ADJACENT, backend="triton")
-    own = ADJACENT.scale_slice(scale)
-    seen = slice(ADJACENT.offsets[ADJACENT.first_seen(scale)], own.stop)
-    step = neighborhood_attn(
-        query[:, own], key[:, seen], value[:, seen], ADJACENT.step_neighborhood(scale), backend="triton"
-    )
-    assert (step - whole[:, own]).abs().max() <= 2e-5
+    for scale in range(ADJACENT.num_scales):
+        own = ADJACENT.scale_slice(scale)
+        seen = slice(ADJACENT.offsets[ADJACENT.first_seen(scale)], own.stop)
+        step = neighborhood_attn(
+            query[:, own], key[:, seen], value[:, seen], ADJACENT.step_neighborhood(scale), backend="triton"
+        )
+        assert (step - whole[:, own]).abs().max() <= 2e-5, scale
 
 
 def test_all_whole_scales_are_var_s_neighborhood():
@@ -62,7 +62,7 @@ def test_all_whole_scales_are_var_s_neighborhood():
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("factor", [None, 10.0])
+@pytest.mark.parametrize("factor", some([None, 10.0], 1))
 def test_errors_are_at_most_twice_those_of_plain_pytorch(dtype, factor):
     found = errors_beside_plain_pytorch("triton", ADJACENT.neighborhood(), dtype, factor, batch=1, heads=1)
     for name, error, plain, largest in found:

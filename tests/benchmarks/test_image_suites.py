@@ -1,4 +1,4 @@
-"""The evaluation suite damages real images, and the figures move as theory says."""
+"""The suites of evaluation and editing: damaged images move the figures as theory says."""
 
 import json
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.suites import evaluation
+from benchmarks.suites import editing, evaluation
 from mvar_models.evaluation.features.network import feature_network
 
 
@@ -92,3 +93,32 @@ def test_images_need_classes(tmp_path):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{index}.png")
     with pytest.raises(ValueError, match="must have classes"):
         evaluation.real_images(str(tmp_path), 1)
+
+
+def test_the_editing_suite_writes_a_table_and_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(editing, "MODELS", ("mvar-digits",))
+    result = CliRunner().invoke(main, ["--suite", "editing", "--quick", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "editing.json").read_text())["records"]
+    assert {(r["hole"], r["class"], r["rule"]) for r in records} == {
+        (hole, kind, rule)
+        for hole in ("centre", "bottom half")
+        for kind in ("same", "other")
+        for rule in ("closed", "released")
+    }
+    assert all(0 <= r["agreement, pasted"] <= 1 and 10 < r["PSNR of the kept part"] < 60 for r in records)
+    # The released rule knows what was in the hole: it draws the digit that was there, whatever is asked for.
+    centre = {r["rule"]: r["agreement"] for r in records if (r["hole"], r["class"]) == ("centre", "other")}
+    assert centre["released"] < centre["closed"]
+    # Two holes, each with originals, masked originals and one row per class and rule.
+    assert Image.open(tmp_path / "editing.png").size == (12 * 34 - 2, 12 * 34 - 2)
+    assert "| mvar-digits | centre | other | closed |" in (tmp_path / "editing.md").read_text()
+
+
+def test_a_seam_is_the_step_across_the_edge_of_the_mask():
+    mask = editing.holes(8)["centre"]
+    image = mask.float().expand(1, 3, 8, 8)
+    assert editing.seam(image, mask) == pytest.approx(255)
+    assert editing.seam(torch.full((1, 3, 8, 8), 0.4), mask) == 0
+    bottom = editing.holes(8)["bottom half"]
+    assert bottom.sum() == 32 and editing.seam(image, bottom) < 255
