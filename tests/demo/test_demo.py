@@ -12,9 +12,11 @@ from mvar_models.demo import report
 
 def test_a_short_demo_writes_everything(tmp_path):
     out = tmp_path / "demo"
-    for _ in range(2):  # running it again replaces its own output
-        result = CliRunner().invoke(main, ["demo", "--out", str(out), "--steps", "2", "--samples", "80"])
-        assert result.exit_code == 0, result.output
+    # What an earlier demo left, which training would refuse to overwrite.
+    (out / "runs" / "mvar").mkdir(parents=True)
+    (out / "runs" / "mvar" / "config.yaml").write_text("earlier")
+    result = CliRunner().invoke(main, ["demo", "--out", str(out), "--steps", "2", "--samples", "80"])
+    assert result.exit_code == 0, result.output
     figures = json.loads((out / "report.json").read_text())
     assert set(figures["validation"]) == {"var", "mvar_untuned", "mvar", "var_control"}
     assert all(len(value["val_loss_per_scale"]) == 6 for value in figures["validation"].values())

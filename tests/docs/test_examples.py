@@ -1,7 +1,7 @@
 """The examples run as they stand, in seconds and without a network, and stay short enough to read at once."""
 
 import os
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -9,17 +9,23 @@ import pytest
 from PIL import Image
 
 from pages import ROOT
+from run_cases import Forked
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def run(folder, name, *options):
-    """What the example prints, run in `folder` with the packages of this tree."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "examples" / name), *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run the example in `folder`, in a fork; return what it prints."""
+
+    def example():
+        os.chdir(folder)
+        sys.argv = [name, *options]
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+    process = Forked(example, folder / "printed.txt")
+    printed = process.communicate()
+    assert process.returncode == 0, printed
+    return printed
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

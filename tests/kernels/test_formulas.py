@@ -11,7 +11,7 @@ from mvar_kernels.backends import AttentionCall, reference
 from mvar_kernels.backends.tiled import formulas
 from mvar_kernels.pyramid import Neighborhood
 
-from chosen_cases import pairwise, some
+from chosen_cases import once, pairwise, some
 from kernel_cases import CPU_BACKENDS, assert_close, draw_inputs
 
 CASES = {
@@ -99,8 +99,7 @@ def test_tangents_are_those_of_dense_attention(neighborhood, cosine, backend):
         )
 
 
-@COSINE
-@BACKEND
+@pytest.mark.parametrize("cosine, backend", once(list(KINDS.values()), BACKENDS))
 def test_all_orders_and_nestings(cosine, backend):
     """PyTorch's own checks: gradients of gradients, forward over reverse, batched; by finite differences."""
     # Finite differences take a call per number that goes in.
