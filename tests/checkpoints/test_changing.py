@@ -1,33 +1,21 @@
 """A folder that one process rewrites while another loads it: always the model of one save, whole."""
 
+import functools
 import logging
-import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
 
 from mvar_models import MVAR, MVARPipeline
 from mvar_models.checkpoints import checkpoint as opening
-
-from checkpoint_cases import one_line
-from tiny_models import tiny_mvar
-
-_WRITER = """
-import sys
-from pathlib import Path
-
-import torch
-
-from mvar_models import MVARPipeline
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
-from tiny_models import tiny_mvar, tiny_vqvae
 
-how, folder = sys.argv[1], Path(sys.argv[2])
-torch.set_num_threads(1)
+from checkpoint_cases import one_line
+from fork_cases import Forked
+from tiny_models import tiny_mvar, tiny_vqvae
 
 
 def model_of(number):
@@ -38,32 +26,32 @@ def model_of(number):
     return model
 
 
-def save(model, folder):
-    saved = model if how == "model" else MVARPipeline(model, tiny_vqvae())
-    saved.save_pretrained(folder)
+def write(how, folder):
+    """Save models to a folder in turns, for ever: weights and guidance are the model's number."""
 
+    def save(model, folder):
+        saved = model if how == "model" else MVARPipeline(model, tiny_vqvae())
+        saved.save_pretrained(folder)
 
-models = [model_of(number) for number in range(1, 4)]
-writer = RunWriter(RunFolder(folder.parent))
-while True:
-    for model in models:
-        if how == "run":
-            writer.model("the model", folder, lambda target: save(model, target))
-        else:
-            save(model, folder)
-        (folder.parent / "saved").touch()
-"""
+    models = [model_of(number) for number in range(1, 4)]
+    writer = RunWriter(RunFolder(folder.parent))
+    while True:
+        for model in models:
+            if how == "run":
+                writer.model("the model", folder, functools.partial(save, model))
+            else:
+                save(model, folder)
+            (folder.parent / "saved").touch()
 
 
 @pytest.fixture
 def rewritten(tmp_path):
-    """Start a process that saves models to a folder in turns: weights and guidance are the model's number."""
+    """Start a process that writes a folder; return the folder."""
     started = []
 
     def start(how):
         folder = tmp_path / "best"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        started.append(subprocess.Popen([sys.executable, "-c", _WRITER, how, str(folder)], env=environment))
+        started.append(Forked(lambda: write(how, folder)))
         while not (tmp_path / "saved").exists():
             assert started[-1].poll() is None
             time.sleep(0.01)
@@ -71,7 +59,7 @@ def rewritten(tmp_path):
 
     yield start
     for process in started:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
 
 

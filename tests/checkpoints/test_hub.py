@@ -5,9 +5,6 @@ The Hub is a server on this machine that speaks its file protocol; the released 
 tiny size.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -15,7 +12,7 @@ from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.checkpoints.official import to_official
 
 from checkpoint_cases import sharded
-from hub_server import environment, hub
+from hub_server import hub, run_with_hub
 from tiny_models import tiny_mvar
 
 _LOAD = """
@@ -54,14 +51,10 @@ def served(tmp_path):
 
 
 def load(server, cache, cls, name, **options):
-    """In a process of its own. Returns its output, or its error line."""
-    command = [sys.executable, "-c", _LOAD, cls, name, repr(options)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(server, cache))
-    return (
-        done.stdout.split()
-        if done.returncode == 0
-        else [line for line in done.stderr.splitlines() if line.strip()][-1]
-    )
+    """In a process of its own. Return its output, or its error line."""
+    code, printed = run_with_hub(_LOAD, cls, name, repr(options), server=server, cache=cache)
+    last = [line for line in printed.splitlines() if line.strip()][-1]
+    return last.split() if code == 0 else last
 
 
 def fingerprint(model):

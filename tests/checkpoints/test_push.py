@@ -9,7 +9,7 @@ import pytest
 from mvar_models import MVARPipeline
 from mvar_models.checkpoints.push import CardFacts, model_card
 
-from hub_server import TOKEN, environment, hub
+from hub_server import TOKEN, hub, run_with_hub
 from tiny_models import tiny_mvar, tiny_vqvae
 
 _PUSH = """
@@ -24,16 +24,6 @@ except PermissionError as error:
 """
 
 
-def run(code, *arguments, server, cache, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(server, cache),
-        cwd=cwd,
-    )
-
-
 @pytest.fixture
 def saved(tmp_path):
     MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path / "saved")
@@ -44,7 +34,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("cls", ["MVAR", "MVARPipeline"])
 def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
     with hub(saved / "hub") as server:
-        done = run(
+        code, printed = run_with_hub(
             _PUSH,
             cls,
             str(saved / "saved"),
@@ -54,7 +44,7 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
             cache=saved / "cache",
             cwd=saved / "empty",
         )
-        assert done.returncode == 0 and "/someone/ants/commit/" in done.stdout, done.stderr
+        assert code == 0 and "/someone/ants/commit/" in printed, printed
         pushed = saved / "hub" / "someone" / "ants"
         assert (pushed / "model.safetensors").read_bytes() == (
             saved / "saved" / "model.safetensors"
@@ -71,8 +61,8 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
         }
         assert expected <= set(card.splitlines()), card
         (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        done = run(usage, server=server, cache=saved / "cache", cwd=saved / "empty")
-        assert done.returncode == 0, done.stderr
+        code, printed = run_with_hub(usage, server=server, cache=saved / "cache", cwd=saved / "empty")
+        assert code == 0, printed
         assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
         if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
             script = (
@@ -80,13 +70,13 @@ def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
                 "from mvar_models.checkpoints.checkpoint import open_checkpoint; "
                 "VQVAE.from_pretrained(open_checkpoint('someone/ants').vqvae_name)"
             )
-            done = run(script, server=server, cache=saved / "cache", cwd=saved / "empty")
-            assert done.returncode == 0, done.stderr
+            code, printed = run_with_hub(script, server=server, cache=saved / "cache", cwd=saved / "empty")
+            assert code == 0, printed
 
 
 def test_a_refused_push_is_one_line(saved):
     with hub(saved / "hub") as server:
-        done = run(
+        code, printed = run_with_hub(
             _PUSH,
             "MVAR",
             str(saved / "saved"),
@@ -96,7 +86,8 @@ def test_a_refused_push_is_one_line(saved):
             cache=saved / "cache",
             cwd=saved / "empty",
         )
-    (said,) = done.stderr.strip().splitlines()
+    (said,) = printed.strip().splitlines()
+    assert code == 1
     assert said.startswith("PermissionError: the Hub refused someone/ants") and "token=" in said
 
 

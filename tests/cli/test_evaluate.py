@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from click.testing import CliRunner
 from mvar_models.cli.main import main
 
 from feature_cases import random_images
+from fork_cases import Forked, fork_pair
 from run_cases import make_data
 
 
@@ -94,20 +92,20 @@ def test_classes_that_a_model_lacks_are_refused_before_it_samples(tmp_path):
 def test_two_processes_give_the_figures_of_one(tmp_path):
     for name, seed in (("drawn", 0), ("reference", 1)):
         np.savez(tmp_path / f"{name}.npz", random_images(61, seed=seed))
-    command = ["-m", "mvar_models", "evaluate", "drawn.npz", "--reference", "reference.npz"]
-    command += ["--features", "pixels", "--bootstrap", "5"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    figures = []
-    for count, before in ((1, []), (2, torchrun)):
-        options = ["--json", f"{count}.json", "--out", f"out{count}"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(
-            [sys.executable, *before, *command, *options],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("drawn.npz  ") == 1, "one process prints the table"
-        figures.append(json.loads((tmp_path / f"{count}.json").read_text()))
+    options = ["drawn.npz", "--reference", "reference.npz", "--features", "pixels", "--bootstrap", "5"]
+
+    def evaluate(count):
+        os.chdir(tmp_path)
+        main(["evaluate", *options, "--json", f"{count}.json", "--out", f"out{count}"])
+
+    printed = [tmp_path / f"{name}.txt" for name in ("one", "rank-0", "rank-1")]
+    alone = Forked(lambda: evaluate(1), printed[0])
+    assert alone.wait() == 0
+    pair = fork_pair(lambda: evaluate(2), printed[1:])
+    tables = [process.communicate().count("drawn.npz  ") for process in (alone, *pair)]
+    assert tables == [1, 1, 0], "one process prints the table"
+    assert [process.returncode for process in pair] == [0, 0]
+    figures = [json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2)]
     one, two = figures
     assert one["precision"] is not None
     for name in ("fd", "precision", "recall", "density", "coverage", "near_copies"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fork_cases import Forked
 from pages import ROOT
-from run_cases import Forked
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -9,10 +9,14 @@ import hashlib
 import json
 import os
 import re
+import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from fork_cases import Forked
 
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_secret"
@@ -147,12 +151,26 @@ def hub(root: Path):
         server.server_close()
 
 
-def environment(server, cache):
-    """For a process that takes `server` for the Hub, or finds none; the endpoint is read at import."""
-    endpoint = server.endpoint if server else "http://127.0.0.1:9"
-    values = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
-    }
+def run_with_hub(code, *arguments, server, cache, cwd="."):
+    """Run Python code in a fork that takes `server` for the Hub, or finds none.
+
+    Returns:
+        Its exit code and what it prints.
+    """
+
+    def work():
+        os.chdir(cwd)
+        os.environ.update(HF_ENDPOINT=server.endpoint if server else "http://127.0.0.1:9")
+        os.environ.update(HF_HOME=str(cache), HF_HUB_DISABLE_XET="1")
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            os.environ.pop(name, None)
+        # The endpoint is read at import.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+            del sys.modules[name]
+        sys.argv = ["-c", *map(str, arguments)]
+        exec(code, {"__name__": "__main__"})
+
+    with tempfile.TemporaryDirectory() as folder:
+        process = Forked(work, Path(folder) / "printed.txt")
+        printed = process.communicate()
+    return process.returncode, printed

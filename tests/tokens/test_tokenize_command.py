@@ -15,8 +15,9 @@ from mvar_models.tokens import writer
 from mvar_models.tokens.folder import TokenFolder
 
 from command_cases import mvar
+from fork_cases import fork_pair
 from odd_images import BROKEN, ODD
-from run_cases import fork_pair, make_data, run
+from run_cases import make_data, run
 from tiny_models import tiny_vqvae
 
 

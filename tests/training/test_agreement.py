@@ -5,7 +5,7 @@ import json
 import disagreements
 import pytest
 
-from run_cases import finish_pair
+from fork_cases import finish_pair
 
 
 @pytest.fixture(scope="module")

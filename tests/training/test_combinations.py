@@ -11,7 +11,7 @@ import walk
 
 from mvar_models.training.parallel import cannot_shard
 
-from run_cases import Forked, finish_pair
+from fork_cases import Forked, finish_pair
 
 TABLE = Path(__file__).parents[2] / "docs" / "training.md"
 

@@ -15,19 +15,8 @@ from mvar_models.distributed import RunStopped
 from mvar_models.training.parallel import cannot_shard
 from mvar_models.training.run_folder import RunFolder
 
-from run_cases import (
-    COMMAND,
-    TORCHRUN,
-    Forked,
-    arguments,
-    finish_pair,
-    fork_pair,
-    invoke,
-    make_data,
-    run,
-    start,
-    wait_for_step,
-)
+from fork_cases import Forked, finish_pair, fork_pair
+from run_cases import COMMAND, TORCHRUN, arguments, invoke, make_data, run, start, wait_for_step
 from training_cases import (
     ADVERSARIAL,
     CASES,

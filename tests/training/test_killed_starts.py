@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from chosen_cases import EVERYTHING
-from run_cases import Forked, arguments, assert_same_bits, make_data, succeed
+from fork_cases import Forked
+from run_cases import arguments, assert_same_bits, make_data, succeed
 
 OPTIONS = dict(steps=3, save_every=2, validate_every=1, sample_every=1)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")

@@ -1,17 +1,16 @@
 """Division of a batch, what cannot be divided, and two processes that give one process's gradients."""
 
-import socket
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from benchmarks.core.activations import example
 from mvar_models.training.parallel import cannot_shard, global_norm, pieces
 
+from fork_cases import finish_pair
 from tiny_models import tiny_mvar
 from training_cases import new_loop
 
@@ -51,12 +50,6 @@ def problem():
     return model, example(model, BATCH, torch.device("cpu"))
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 class Loss(torch.nn.Module):
     """DDP wraps a forward."""
 
@@ -81,9 +74,9 @@ def distributed(model, kind):
     return model.loss
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     for kind, checkpointing in KINDS:
         model, tensors = problem()
         if checkpointing:
@@ -111,7 +104,7 @@ def test_two_processes_equal_one(tmp_path):
     model, tensors = problem()
     loss = model.loss(*tensors)
     loss.backward()
-    mp.spawn(worker, args=(free_port(), tmp_path), nprocs=2)
+    finish_pair(lambda: worker(tmp_path))
     for kind, checkpointing in KINDS:
         found = torch.load(tmp_path / f"{kind}-{checkpointing}.pt", weights_only=True)
         torch.testing.assert_close(found.pop("loss"), loss.detach(), rtol=1e-6, atol=0)

@@ -19,8 +19,8 @@ from mvar_models.training.loop import Loop
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.transformer_task import TransformerTask
 
+from fork_cases import Forked
 from run_cases import (
-    Forked,
     arguments,
     assert_same_bits,
     invoke,
