@@ -14,12 +14,12 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
-# The longest file, which stays on one worker: started last, the other worker would wait for it.
-_FIRST = "test_distributed.py"
+# A file stays on one worker. The longest begin, so that no worker ends with one while others wait.
+_FIRST = ("test_distributed.py", "test_combinations.py", "test_aot.py", "test_formulas.py", "test_mutants.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name != _FIRST)
+    items.sort(key=lambda item: item.path.name not in _FIRST)
     for item in items:
         if is_slow(item.path, item.originalname):
             item.add_marker(pytest.mark.slow)
