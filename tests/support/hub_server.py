@@ -164,9 +164,10 @@ def run_with_hub(code, *arguments, server, cache, cwd="."):
         os.environ.update(HF_HOME=str(cache), HF_HUB_DISABLE_XET="1")
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
             os.environ.pop(name, None)
-        # The endpoint is read at import.
-        for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-            del sys.modules[name]
+        # The endpoint is read at import, by whoever comes first.
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("huggingface_hub", "mvar_models"):
+                del sys.modules[name]
         sys.argv = ["-c", *map(str, arguments)]
         exec(code, {"__name__": "__main__"})
 
