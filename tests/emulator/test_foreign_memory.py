@@ -35,7 +35,10 @@ def run(dtype, sea, cosine):
 
 
 @pytest.mark.parametrize(
-    "gpu, kind", once(CAPABILITIES, [(torch.bfloat16, True), (torch.float32, False)]), indirect=["gpu"]
+    "gpu, kind",
+    once(CAPABILITIES, [(torch.bfloat16, True), (torch.float32, False)]),
+    indirect=["gpu"],
+    ids=str,
 )
 def test_nan_around_every_tensor_and_in_what_was_never_written(gpu, kind):
     """Equal bits with NaN and with zeros there. Shared memory that was never written is NaN either way, and

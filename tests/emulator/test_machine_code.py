@@ -28,7 +28,7 @@ def forward(neighborhood, dtype, cosine, scale=1.0, **options):
 HIDDEN = [(80, torch.float16), (90, torch.bfloat16), (80, torch.bfloat16), (90, torch.float16)]
 
 
-@pytest.mark.parametrize("gpu, dtype", HIDDEN if EVERYTHING else HIDDEN[:2], indirect=["gpu"])
+@pytest.mark.parametrize("gpu, dtype", HIDDEN if EVERYTHING else HIDDEN[:2], indirect=["gpu"], ids=str)
 def test_queries_whose_first_chunk_of_keys_is_hidden(gpu, dtype):
     """Was NaN for 25 of 576 rows in float16 on sm_80, for 30 in bfloat16 on sm_90.
 
@@ -47,6 +47,7 @@ def test_queries_whose_first_chunk_of_keys_is_hidden(gpu, dtype):
     "gpu, case",
     once(CAPABILITIES, [(0.0, 46_000.0), (-3.0, 46_000.0), (100.0, 1.0), (1e8, 1.0)]),
     indirect=["gpu"],
+    ids=str,
 )
 def test_no_factor_and_no_norm_of_float16_lets_hidden_keys_in(gpu, case):
     factor, norm = case
@@ -70,6 +71,7 @@ def test_no_factor_and_no_norm_of_float16_lets_hidden_keys_in(gpu, case):
     "gpu, dtype, factor",
     pairwise(CAPABILITIES, [torch.float16, torch.bfloat16], [None, 10.0]),
     indirect=["gpu"],
+    ids=str,
 )
 def test_forward_and_backward_err_at_most_twice_as_plain_pytorch(gpu, dtype, factor):
     gpu.unit_warps = 0

@@ -67,7 +67,7 @@ def mutants(text, pattern, replacement):
         yield text[: match.start()] + new + text[match.end() :]
 
 
-@pytest.mark.parametrize("gpu, what", once(CAPABILITIES, list(MUTATIONS)), indirect=["gpu"])
+@pytest.mark.parametrize("gpu, what", once(CAPABILITIES, list(MUTATIONS)), indirect=["gpu"], ids=str)
 def test_broken_kernels_are_caught(gpu, what):
     """Half of the mutants must show, not all.
 

@@ -14,7 +14,7 @@ pytestmark = MACHINE_CODE
 ADJACENT = Pyramid((1, 2, 3, 4, 6, 8), 3, 3, 1)
 
 
-@pytest.mark.parametrize("gpu, factor", once(CAPABILITIES, [None, 10.0]), indirect=["gpu"])
+@pytest.mark.parametrize("gpu, factor", once(CAPABILITIES, [None, 10.0]), indirect=["gpu"], ids=str)
 def test_forward_and_backward_err_at_most_twice_as_plain_pytorch(gpu, factor):
     gpu.unit_warps = 0
     found = errors_beside_plain_pytorch(
@@ -29,6 +29,7 @@ def test_forward_and_backward_err_at_most_twice_as_plain_pytorch(gpu, factor):
     "gpu, case",
     once(CAPABILITIES, [((2, 5, 7), 3), (((3, 4), (6, 5)), (2, 3)), ((9, 6), 5)]),
     indirect=["gpu"],
+    ids=str,
 )
 def test_windows_exactly(gpu, case):
     sides, kernel_size = case

@@ -41,6 +41,7 @@ def row_of(vocabulary, dtype, seed, rows=2):
     "gpu, vocabulary, dtype",
     pairwise(CAPABILITIES, [4096, 1003], [torch.float32, torch.float16, torch.bfloat16]),
     indirect=["gpu"],
+    ids=str,
 )
 def test_held_rows(gpu, vocabulary, dtype, seed):
     case = row_of(vocabulary, dtype, seed)

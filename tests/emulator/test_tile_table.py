@@ -31,6 +31,7 @@ def test_every_row_and_variant_is_swept_in_every_type():
     "gpu, case",
     once(CAPABILITIES, [("bf16", 3, False), ("tf32", 3, True), ("fp16", 63, True)]),
     indirect=["gpu"],
+    ids=str,
 )
 def test_chosen_rows_err_at_most_twice_as_plain_pytorch(gpu, monkeypatch, case):
     from table_cases import assert_within_twice_plain, table_cases

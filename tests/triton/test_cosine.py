@@ -51,7 +51,7 @@ def test_short_vectors_leave_cosine_attention_finite_and_right(short):
         assert_close(actual.cpu().double() / size, truth / size, 1e-4, name)
 
 
-@pytest.mark.parametrize("factor, dtype", once([1e3, 1e4, 1e5], [torch.float32, torch.float16]))
+@pytest.mark.parametrize("factor, dtype", once([1e3, 1e4, 1e5], [torch.float32, torch.float16]), ids=str)
 def test_large_factors_cost_gradients_what_the_docstring_says(factor, dtype):
     """The output is as near as plain PyTorch's; a weight of backward is wrong by at most 2e-7 x factor."""
     neighborhood = Neighborhood.of_grids((12, 12), (12, 12), (5, 5))

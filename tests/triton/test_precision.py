@@ -13,12 +13,12 @@ from kernel_cases import PYRAMID_DIGITS, assert_within_twice_plain_pytorch
 from triton_support import DEVICE, HALF, INTERPRETED, compare
 
 
-@pytest.mark.parametrize("dtype, cosine", once(HALF, [False, True]))
+@pytest.mark.parametrize("dtype, cosine", once(HALF, [False, True]), ids=str)
 def test_half_precision(dtype, cosine):
     compare(PYRAMID_DIGITS.neighborhood(), batch=1, dim=32, dtype=dtype, cosine=cosine, scale=0.2)
 
 
-@pytest.mark.parametrize("dtype, factor", once([torch.float32, *HALF], [None, 10.0, 100.0]))
+@pytest.mark.parametrize("dtype, factor", once([torch.float32, *HALF], [None, 10.0, 100.0]), ids=str)
 def test_error_is_within_twice_that_of_plain_pytorch(dtype, factor):
     # NumPy, which multiplies in the interpreter, rounds a product by the shape of its operands, and so
     # differently in forward and backward: logits of 100 differ by a few 1e-5, and every weight with them.
