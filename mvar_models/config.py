@@ -416,3 +416,27 @@ class MarkovVARConfig(TransformerConfig):
         settings = super().settings_for(sides, **asked)
         windows = {"dense_scales": released_dense_scales(sides)} if "kernel_size" in settings else {}
         return {**windows, **settings}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerConfig(Config):
+    """The scorer of LSRS (arXiv 2512.03796).
+
+    Attributes:
+        num_classes: Number of classes.
+        z_channels: Channels of the feature map, the length of a code vector.
+        sides: Grid side of each scale, coarse to fine; the last must be divisible by 8.
+        width: Channels of the first level.
+    """
+
+    model_type: ClassVar[str] = "lsrs-scorer"
+
+    num_classes: _Many = 1000
+    z_channels: _Width = 32
+    sides: _Sides = SIDES_256
+    width: _Width = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sides[-1] % 8:
+            raise ValueError(f"a scorer needs a last side that is divisible by 8, got {self.sides[-1]}")

@@ -124,6 +124,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             released_outer="trainer",
             released_mark="context_pool.ca.mat_q",
         ),
+        Architecture(
+            name="lsrs-scorer",
+            title="scorer of LSRS",
+            config="mvar_models.config:ScorerConfig",
+            network="mvar_models.networks.scorer:Scorer",
+            pipeline=None,
+            paper="2512.03796",
+            description="Tells feature maps of sampled codes from those of real images, scale by scale.",
+        ),
     )
 }
 

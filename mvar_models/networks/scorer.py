@@ -1,0 +1,126 @@
+"""The scorer of LSRS (arXiv 2512.03796): how real the feature map looks after a scale, given class and scale.
+
+Shapes: N maps of z channels and n x n positions, all at the side of the last scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_models.checkpoints.pretrained import PretrainedModel
+from mvar_models.config import ScorerConfig
+
+_SLOPE = 0.2
+_DROPOUT = 0.05
+_LEVELS = 3
+_EMBEDDING = 128
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions and a 1 x 1, each with a norm over channels and positions, beside a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, side: int, stride: int) -> None:
+        super().__init__()
+        shape = (channels, side // stride, side // stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.ln1 = nn.LayerNorm(shape)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.ln2 = nn.LayerNorm(shape)
+        self.conv3 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.ln3 = nn.LayerNorm(shape)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            convolution = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.LayerNorm(shape))
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = F.leaky_relu(self.ln1(self.conv1(features)), _SLOPE)
+        hidden = F.leaky_relu(self.ln2(self.conv2(hidden)), _SLOPE)
+        return F.leaky_relu(self.ln3(self.conv3(hidden)) + self.shortcut(features), _SLOPE)
+
+
+class Scorer(PretrainedModel):
+    """Scores feature maps; a higher score is more like the codes of a real image."""
+
+    config_class = ScorerConfig
+    config: ScorerConfig
+
+    @torch.inference_mode(False)
+    def __init__(self, config: ScorerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ScorerConfig()
+        side, channels = config.sides[-1], config.z_channels
+        self.stages = nn.ModuleList()
+        for level in range(_LEVELS):
+            width = config.width << level
+            first = ResidualBlock(channels, width, side, 2)
+            side, channels = side // 2, width
+            self.stages.append(nn.Sequential(first, ResidualBlock(width, width, side, 1)))
+        self.class_embedding = nn.Embedding(config.num_classes, _EMBEDDING)
+        self.class_proj = nn.Linear(_EMBEDDING, _EMBEDDING)
+        self.scale_embedding = nn.Embedding(len(config.sides), _EMBEDDING)
+        self.scale_proj = nn.Linear(_EMBEDDING, _EMBEDDING)
+        self.fuser = nn.Sequential(
+            nn.Linear(channels * side * side + 2 * _EMBEDDING, 8 * config.width),
+            nn.LeakyReLU(_SLOPE),
+            nn.Linear(8 * config.width, 4 * config.width),
+            nn.LeakyReLU(_SLOPE),
+            nn.Linear(4 * config.width, 2 * config.width),
+        )
+        self.out_proj = nn.Linear(2 * config.width, 1)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw initial values as the released program does."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+
+    def forward(self, maps: Tensor, labels: Tensor, scale: int | Tensor) -> Tensor:
+        """Score maps: (N,) in the type of the weights.
+
+        Args:
+            maps: (N, z, n, n), f_hat with the codes of `scale` added.
+            labels: (N,) int64, real classes: there is no score without a class.
+            scale: Index of the scale, or (N,) int64 with one for each map.
+        """
+        hidden = maps.to(self.dtype)
+        for stage in self.stages:
+            hidden = F.dropout(stage(hidden), _DROPOUT, self.training)
+        scales = torch.as_tensor(scale, device=maps.device).expand(len(maps))
+        known = [self.class_proj(self.class_embedding(labels)), self.scale_proj(self.scale_embedding(scales))]
+        return self.out_proj(self.fuser(torch.cat([hidden.flatten(1), *known], dim=1)))[:, 0]
+
+    def check_fits(self, sides: Sequence[int], num_classes: int) -> None:
+        """Raise ValueError unless the scorer was trained for this ladder of scales and these classes."""
+        for name, own, other in (
+            ("sides", tuple(self.config.sides), tuple(sides)),
+            ("num_classes", self.config.num_classes, num_classes),
+        ):
+            if own != other:
+                raise ValueError(f"scorer was trained for {name} {own}, the model has {other}")
+
+
+def ranking_loss(scorer: Scorer, sampled: Iterable[Tensor], real: Iterable[Tensor], labels: Tensor) -> Tensor:
+    """Average -log sigmoid(S(real) - S(sampled)) over pairs and scales.
+
+    Args:
+        scorer: The scorer.
+        sampled: The feature map after every scale, (B, z, n, n) each, of codes that a model sampled.
+        real: The same of images of the same classes (`MultiScaleQuantizer.accumulate`).
+        labels: (B,) classes of the pairs.
+    """
+    losses = [
+        F.softplus(scorer(fake, labels, scale) - scorer(true, labels, scale))
+        for scale, (fake, true) in enumerate(zip(sampled, real))
+    ]
+    return torch.stack(losses).mean()
