@@ -2,4 +2,5 @@
 
 from mvar_models.cli.main import main
 
-main(prog_name="mvar")
+if __name__ == "__main__":  # a process that the command starts imports this file too
+    main(prog_name="mvar")

@@ -1,4 +1,4 @@
-"""Model configurations: dataclasses that are written to and read from config.json.
+"""Model configurations: dataclasses with a JSON form, which config.json holds.
 
 The defaults are the released 256 px models. The assignment of residual convolutions to scales is stored, not
 derived on reading, because float32 and float64 disagree on two of ten scales (see `residual_assignment`).
@@ -10,14 +10,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from mvar_kernels import Pyramid
-from mvar_models.records import Must, check_fields, read_record, record_of, within
+from mvar_models.records import Must, check_fields, record_of, within
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -94,15 +93,10 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
-        """Build a configuration from the values of a config.json.
-
-        Args:
-            values: What `to_dict` returned.
-            source: Where the values come from, for error messages.
+        """Build a configuration from the values of a config.json; `source` names it in errors.
 
         Raises:
-            ValueError: the values belong to another kind of model, have names that this version does not
-                know, or contradict each other.
+            ValueError: the values belong to another kind of model, are unknown or contradict each other.
         """
         actual = model_type_of(values) or cls.model_type
         if actual != cls.model_type:
@@ -121,24 +115,14 @@ class Config:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def _freeze(self, name: str, value: Any) -> None:
-        # The dataclass is frozen; __post_init__ fills in what the caller left open.
-        object.__setattr__(self, name, value)
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen; __post_init__ fills in what the caller left open
 
 
 def model_type_of(values: dict[str, Any]) -> str | None:
     """Return the kind of model that the values of a config.json name, or None."""
     kind = values.get(_MODEL_TYPE)
     return None if kind is None else str(kind)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the values of a config.json.
-
-    Raises:
-        ValueError: the file is not a JSON object.
-    """
-    return read_record(path, dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +159,7 @@ class VQVAEConfig(Config):
         assignment = self.residual_convolution_of_scale
         if assignment is None:
             assignment = residual_assignment(len(self.sides), self.num_residual_convolutions)
-            self._freeze("residual_convolution_of_scale", assignment)
+            self._set("residual_convolution_of_scale", assignment)
         if len(assignment) != len(self.sides):
             raise ValueError(
                 f"residual_convolution_of_scale needs one entry per scale ({len(self.sides)}), "
@@ -211,7 +195,7 @@ class VQVAEConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Config):
-    """What all transformers over a scale pyramid share.
+    """Settings of all transformers over a scale pyramid.
 
     Attributes:
         depth: Number of blocks.
@@ -227,8 +211,8 @@ class TransformerConfig(Config):
         guidance_scale: Sampling preset of this checkpoint: strength of classifier-free guidance.
         guidance_schedule: Sampling preset: how the strength changes from scale to scale, a name in
             `mvar_models.sampling.settings.GUIDANCE_SCHEDULES`; linear in all models that others released.
-        top_k: Sampling preset: number of codes to draw from; 0 is off.
-        top_p: Sampling preset: probability of the codes to draw from; 0 is off.
+        top_k: Sampling preset: number of codes to sample from; 0 is off.
+        top_p: Sampling preset: probability of the codes to sample from; 0 is off.
         sampler: Sampling preset: how codes are chosen, a name in `mvar_models.sampling.settings.SAMPLERS`.
         class_names: One name per label, or None.
         vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
@@ -258,8 +242,8 @@ class TransformerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._freeze("width", 64 * self.depth if self.width is None else self.width)
-        self._freeze("num_heads", self.depth if self.num_heads is None else self.num_heads)
+        self._set("width", 64 * self.depth if self.width is None else self.width)
+        self._set("num_heads", self.depth if self.num_heads is None else self.num_heads)
         if self.width % self.num_heads:
             raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
         if self.class_names is not None and len(self.class_names) != self.num_classes:

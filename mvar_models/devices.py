@@ -1,4 +1,4 @@
-"""Devices by name, and how many images to process at a time on them."""
+"""Look up devices by name, recognise memory that ran out, and size batches."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def checked_device(device: torch.device | str | int | None) -> torch.device:
 
 
 def _accelerator() -> str:
-    found = None if torch.cuda.is_available() else torch.accelerator.current_accelerator()
-    return "cuda" if found is None else found.type
+    other = None if torch.cuda.is_available() else torch.accelerator.current_accelerator()
+    return "cuda" if other is None else other.type
 
 
 def _try(place: torch.device, missing: str) -> None:

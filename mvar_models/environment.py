@@ -1,4 +1,4 @@
-"""What a result depends on besides the arguments: versions, machine, commit; and this process's memory."""
+"""Record versions, machine and commit, on which a result depends, and measure this process's memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return what the processes of a run must have in common: versions, and the commit where it is known."""
+    """Return the facts that all processes of a run must share: versions, and the commit where it is known."""
     known = environment()
     facts = {name: str(known[name]) for name in ("mvar", "torch", "python")}
     return facts if known["commit"].startswith("unknown") else {**facts, "commit": known["commit"]}
@@ -61,8 +61,8 @@ def commit() -> str:
         done = git("describe", "--always", "--dirty", "--abbrev=12")
     except OSError:
         return "unknown (no git)"
-    found = tracked.returncode == 0 and done.returncode == 0
-    return done.stdout.strip() if found else "unknown (installed, not a checkout)"
+    is_checkout = tracked.returncode == 0 and done.returncode == 0
+    return done.stdout.strip() if is_checkout else "unknown (installed, not a checkout)"
 
 
 def processor() -> str:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and folders filled by several processes, or one at a time."""
+"""Write files that appear complete or not at all, hash them, and claim folders among processes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ _LOCKED_BYTE = 1 << 20
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, flushed to disk, when the block ends without an
-    error.
-    """
+    """Yield a temporary file that replaces `path`, flushed to disk, when the block ends without an error."""
     with _temporary(path) as temporary:
         mode = temporary.stat().st_mode & 0o777
         yield temporary
@@ -77,6 +75,22 @@ def digest(*parts: str | bytes) -> str:
         # The length goes first, so that ("ab", "c") and ("a", "bc") differ.
         total.update(len(value).to_bytes(8, "little") + value)
     return total.hexdigest()[:16]
+
+
+@contextmanager
+def damage_named(name: object, what: str = "no .npz, or is cut off or damaged") -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one line: ValueError, "NAME is WHAT: reason"."""
+    try:
+        yield
+    # zipfile, its decompressors and NumPy's parser raise some twenty kinds, RecursionError among them.
+    except Exception as error:
+        # NumPy's MemoryError says how much; Python's parser raises a silent one on too many brackets.
+        if isinstance(error, MemoryError) and str(error):
+            raise
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{name} is {what}: {reason}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -134,8 +148,8 @@ def _flush(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes of this machine left in `folder`."""
     for file in folder.glob(".*"):
-        found = _TEMPORARY.fullmatch(file.name)
-        if found and not _alive(int(found[1])):
+        temporary = _TEMPORARY.fullmatch(file.name)
+        if temporary and not _alive(int(temporary[1])):
             file.unlink(missing_ok=True)
 
 
@@ -232,12 +246,12 @@ def file_names(places: Sequence[str]) -> list[str]:
 def numbered(names: Sequence[str]) -> list[str]:
     """Return the names, with a number after each that came before, in whatever letter case."""
     taken: set[str] = set()
-    found = []
+    unique = []
     for name in names:
         candidates = chain([name], (f"{name}-{number}" for number in count_from(2)))
-        found.append(next(each for each in candidates if each.casefold() not in taken))
-        taken.add(found[-1].casefold())
-    return found
+        unique.append(next(each for each in candidates if each.casefold() not in taken))
+        taken.add(unique[-1].casefold())
+    return unique
 
 
 class SettingsMismatch(ValueError):
@@ -261,28 +275,12 @@ def claim(record: Path, settings: Mapping[str, Any], what: str) -> None:
     compare(record.parent, read_record(record, dict[str, Any]), settings, what)
 
 
-def compare(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
-    """SettingsMismatch naming the settings that differ from those found in `folder`."""
-    changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+def compare(folder: Path, recorded: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
+    """Raise SettingsMismatch if settings differ from those recorded in `folder`; it names them."""
+    changed = sorted(key for key in {*recorded, *settings} if recorded.get(key) != settings.get(key))
     if changed:
         told = (
             f"{folder} holds {what} made with other settings ({', '.join(changed)} differ); "
             "use those, or remove the folder"
         )
         raise SettingsMismatch(told, changed)
-
-
-@contextmanager
-def damage_named(name: object, what: str = "no .npz, or is cut off or damaged") -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line: ValueError, "NAME is WHAT: reason"."""
-    try:
-        yield
-    # zipfile, its decompressors and NumPy's parser raise some twenty kinds, RecursionError among them.
-    except Exception as error:
-        # NumPy's MemoryError says how much; Python's parser raises a silent one on too many brackets.
-        if isinstance(error, MemoryError) and str(error):
-            raise
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{name} is {what}: {reason}") from None

@@ -1,4 +1,4 @@
-"""What people have to RGB images, images to tensors and back, and images side by side."""
+"""Decode images of any kind to RGB, convert them to tensors and back, and arrange them in grids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UnreadableImage(ValueError):
 
 
 def decode(source: str | os.PathLike[str] | bytes, background: str = "white") -> Image.Image:
-    """Decode a file, or a file's bytes, to what `rgb` makes of it, or raise UnreadableImage."""
+    """Decode a file, or a file's bytes, to RGB as `rgb` does, or raise UnreadableImage."""
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), background)
     try:

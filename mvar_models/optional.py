@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where used, with a clear message where absent."""
+"""Import optional dependencies where they are used, with a clear message where absent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Every random choice of training is a pure function of (seed, purpose, step), drawn for the global batch.
+"""Random numbers of training: pure functions of (seed, purpose, step), sampled for the global batch.
 
-So a resumed run draws what the uninterrupted run would have drawn, without any saved generator state. A
-process takes its slice of the draw as it takes its slice of the batch, so the number of processes changes
-nothing.
+So a resumed run samples as the uninterrupted run would have, without any saved generator state. A process
+takes its slice of the numbers as it takes its slice of the batch, so the number of processes changes nothing.
 """
 
 from __future__ import annotations

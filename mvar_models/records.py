@@ -117,7 +117,7 @@ def parse_json(text: str | bytes, source: str) -> Any:
     try:
         return _bounded(json.loads(text, object_pairs_hook=_without_twins, parse_int=_parse_int))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON: {_reason(error)}") from None
+        raise ValueError(f"{source} is not valid JSON: {reason_in_line(error)}") from None
 
 
 def yaml_of(values: Any) -> str:
@@ -136,7 +136,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return _bounded(yaml.load(text, _Loader))
     except Exception as error:  # PyYAML's constructors raise their own, KeyError, AttributeError and more
-        raise ValueError(f"{path} is not valid YAML: {_reason(error)}") from None
+        raise ValueError(f"{path} is not valid YAML: {reason_in_line(error)}") from None
 
 
 def record_of(values: Any, schema: type[T], source: str) -> T:
@@ -321,7 +321,7 @@ def _shown(value: Any) -> str:
         return f"a very long {type(value).__name__}"
 
 
-def _reason(error: Exception) -> str:
+def reason_in_line(error: Exception) -> str:
     """Return the reason in one line of bounded length."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

@@ -1,4 +1,4 @@
-"""The model architectures: one row each, named by strings so that reading the table imports no network.
+"""The table of model architectures, named by strings so that reading it imports no network.
 
 A new variant is one file under `networks/` with its config class, and one row here. Code that would ask
 "is this a VAR?" asks the row, the config class or the network class instead.
@@ -21,7 +21,7 @@ class Architecture:
         title: How messages and model cards write it.
         config: Config class, as "module:name".
         network: Network class, as "module:name".
-        pipeline: Pipeline class, as "module:name"; None for a network that does not draw images by itself.
+        pipeline: Pipeline class, as "module:name"; None for one that generates no images.
         paper: arXiv id.
         description: One sentence for model cards.
         released_entry: Entry of a released training program's checkpoint that holds the weights, if any.
@@ -66,7 +66,7 @@ class Architecture:
 
     @property
     def is_generator(self) -> bool:
-        """Whether the architecture draws images, so that `mvar sample` and `mvar train --arch` take it."""
+        """Whether it generates images, so that `mvar sample` and `mvar train --arch` take it."""
         return self.pipeline is not None
 
 
@@ -90,7 +90,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             network="mvar_models.networks.var:VAR",
             pipeline="mvar_models.pipeline:VARPipeline",
             paper="2404.02905",
-            description="A class-conditional VAR: draws the codes of an image scale by scale.",
+            description="A class-conditional VAR: generates the codes of an image scale by scale.",
             released_entry="var_wo_ddp",
         ),
         Architecture(
@@ -101,7 +101,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             pipeline="mvar_models.pipeline:MVARPipeline",
             paper="2505.12742",
             description=(
-                "A class-conditional MVAR: draws the codes of an image scale by scale, each from the "
+                "A class-conditional MVAR: generates the codes of an image scale by scale, each from the "
                 "preceding scale alone, without a KV cache."
             ),
             released_entry="mvar_wo_ddp",
@@ -116,8 +116,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             pipeline="mvar_models.pipeline:MarkovVARPipeline",
             paper="2511.23334",
             description=(
-                "A class-conditional Markov-VAR: draws the codes of an image scale by scale, each from the "
-                "preceding scale and a vector pooled from the last three, without a KV cache."
+                "A class-conditional Markov-VAR: generates the codes of an image scale by scale, each from "
+                "the preceding scale and a vector pooled from the last three, without a KV cache."
             ),
             released_entry="var_wo_ddp",
             released_wrapped=True,
@@ -160,12 +160,12 @@ def marked(names: Container[str]) -> Architecture | None:
 
 
 def generator_names() -> list[str]:
-    """Names of the architectures that draw images, in the table's order: the choices of `--arch`."""
+    """Return the names of architectures that generate images, the choices of `--arch`."""
     return [row.name for row in ARCHITECTURES.values() if row.is_generator]
 
 
 def generator_titles() -> str:
-    """Their titles for messages: "VAR or MVAR"."""
+    """Return their titles for messages: "VAR or MVAR"."""
     *most, last = [row.title for row in ARCHITECTURES.values() if row.is_generator]
     return f"{', '.join(most)} or {last}" if most else last
 

@@ -1,1 +1,1 @@
-"""Names to weights and back."""
+"""Checkpoints: located, opened, loaded, saved and uploaded."""

@@ -1,4 +1,4 @@
-"""An opened checkpoint: what it holds, each file read at most once, whoever asks."""
+"""Open a checkpoint: fetch and read each of its files at most once, whoever asks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mvar_models.checkpoints.tensor_files import (
     read_values,
     saved_with,
 )
-from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of, read_config
+from mvar_models.config import CONFIG_NAME, VQVAE_FOLDER, model_type_of
+from mvar_models.records import read_record
 from mvar_models.registry import ARCHITECTURES, Architecture, generator_names, generator_titles
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Checkpoint:
     @cached_property
     def config_values(self) -> dict[str, Any] | None:
         """The values of config.json, or None."""
-        return None if self.config_path is None else read_config(self.config_path)
+        return None if self.config_path is None else read_record(self.config_path, dict[str, Any])
 
     def contents(self, kind: str = "") -> Contents:
         """Return the tensors; `kind` selects a network where a training program's file holds several."""
@@ -115,10 +116,10 @@ class Checkpoint:
         return arch or self.contents().kind
 
     def architecture(self, arch: str | None = None) -> Architecture:
-        """Return the row of the registry for a checkpoint that draws images; `arch` as for `kind`.
+        """Return the row of the registry for a checkpoint that generates images; `arch` as for `kind`.
 
         Raises:
-            ValueError: nothing tells which architecture it is, or it is one that draws no images.
+            ValueError: nothing tells which architecture it is, or it is one that generates no images.
         """
         kind, titles = self.kind(arch), generator_titles()
         if kind is None:
@@ -135,26 +136,27 @@ class Checkpoint:
 
     @cached_property
     def vqvae_name(self) -> str | None:
-        """Name, folder or file of the VQVAE whose codes the model predicts; None if the checkpoint does not
-        say.
+        """Name, folder or file of the VQVAE whose codes the model predicts; None if nothing tells.
 
         The VQVAE inside a Hub repository is downloaded for it; its name is then a folder of the cache.
         """
-        named = self._named_vqvae
+        entry = self.source.entry
+        preset = entry.preset if entry is not None else {}
+        named = preset.get("vqvae") or (self.config_values or {}).get("vqvae")
         if named is not None:
-            return named
+            return str(named)
         if self.config_path is None:
+            # A training program's file may hold both networks; otherwise it used the one released VQVAE.
             if self.contents().has_vqvae:
                 return str(self.weights)
             return zoo.RELEASED_VQVAE if zoo.of_file(self.weights.name) else None
-        row = ARCHITECTURES.get(model_type_of(self.config_values or {}) or "")
-        if row is not None and not row.is_generator:
-            return None
-        inner = self._inner_vqvae
+        row = ARCHITECTURES.get(self.kind() or "")
+        inner = None if row is not None and not row.is_generator else self.source.inside(VQVAE_FOLDER)
         if inner is None:
             return None
-        assert inner.config_path is not None
-        return str(inner.weights.parent) if inner.source.repository else str(inner)
+        opened = Checkpoint(inner)
+        assert opened.config_path is not None
+        return str(opened.weights.parent)
 
     def open_vqvae(self, name: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Open the VQVAE of that name, or else the one that the checkpoint goes with.
@@ -162,31 +164,14 @@ class Checkpoint:
         Raises:
             ValueError: the checkpoint does not say which one it goes with.
         """
-        name = name or self._named_vqvae
-        if name is not None:
-            # A revision pins the model's repository, not the VQVAE's.
-            return Checkpoint(locate(name, hub=replace(self.source.hub, revision=None)))
-        if self.config_path is None:
-            # A training program's file may hold both networks; otherwise it used the one released VQVAE.
-            return self if self.contents().has_vqvae else self.open_vqvae(zoo.RELEASED_VQVAE)
-        if self._inner_vqvae is None:
+        name = name or self.vqvae_name
+        if name is None and self.config_path is not None:
             raise ValueError(f"{self} does not say which VQVAE its codes belong to; pass vqvae=")
-        return self._inner_vqvae
-
-    @cached_property
-    def _named_vqvae(self) -> str | None:
-        entry = self.source.entry
-        if entry is not None and "vqvae" in entry.preset:
-            return str(entry.preset["vqvae"])
-        if self.source.repository is None and self._inner_vqvae is not None:
-            return None  # what lies beside the weights is more certain than a name
-        named = (self.config_values or {}).get("vqvae")
-        return None if named is None else str(named)
-
-    @cached_property
-    def _inner_vqvae(self) -> Checkpoint | None:
-        inner = None if self.config_path is None else self.source.inside(VQVAE_FOLDER)
-        return None if inner is None else Checkpoint(inner)
+        name = name or zoo.RELEASED_VQVAE
+        if name == self.source.weights:
+            return self
+        # A revision pins the model's repository, not the VQVAE's.
+        return Checkpoint(locate(name, hub=replace(self.source.hub, revision=None)))
 
 
 def open_checkpoint(

@@ -1,4 +1,4 @@
-"""A checkpoint's name to its files: a zoo name, a folder, a file or a Hub id."""
+"""Locate a checkpoint's files by its name: a zoo name, a folder, a file or a Hub id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mvar_models.checkpoints.tensor_files import INDEX_SUFFIX
 from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".distcp")
-# What a folder or a repository may keep its weights in, the first that is there.
+# Weights of a folder or a repository, by preference.
 _WEIGHTS_NAMES = (
     WEIGHTS_NAME,
     WEIGHTS_NAME + INDEX_SUFFIX,

@@ -1,4 +1,4 @@
-"""Names and layouts of the released state dicts, to ours and back without loss.
+"""Convert names and layouts of the released state dicts to ours and back, without loss.
 
 `official_name` says what an entry of ours is called there; both directions are read off it, so they agree by
 construction.
@@ -69,6 +69,8 @@ _MARKOV_VAR_RULES = (
 )
 # Rules by the kind of model; transformers without an entry have VAR's.
 _RULES = {"vqvae": _VQVAE_RULES, "markov-var": _MARKOV_VAR_RULES}
+# Axes of size 1 that released tensors have in front.
+_LEADING_AXES = {"pos_start": 1, "pos_1LC": 1, "mat_q": 1, "ada_gss": 2}
 
 
 def official_name(name: str, config: Config) -> str:
@@ -98,9 +100,7 @@ def from_official(state: Mapping[str, Tensor], model: nn.Module, config: Config)
 
 
 def to_official(model: nn.Module, config: Config) -> dict[str, Tensor]:
-    """Return our weights under the released names and shapes, with the buffers that strict loading there
-    expects.
-    """
+    """Return our weights under the released names and shapes, with the buffers of released files."""
     state = {}
     for name, value in model.state_dict().items():
         official = official_name(name, config)
@@ -111,27 +111,20 @@ def to_official(model: nn.Module, config: Config) -> dict[str, Tensor]:
 
 
 def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
-    if name in ("pos_start", "pos_1LC"):
-        return 1, *value.shape
-    if name.endswith("ada_gss"):
-        return 1, 1, *value.shape
-    if name.endswith("scale_mul_1H11"):
+    last = name.rpartition(".")[2]
+    if last == "scale_mul_1H11":
         return 1, value.shape[0], 1, 1
-    if name.endswith("ca.mat_q"):
-        return 1, *value.shape
-    return tuple(value.shape)
+    return (1,) * _LEADING_AXES.get(last, 0) + tuple(value.shape)
 
 
 def _rebuilt_buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
     allowed = config.released_mask()
     bias = torch.zeros(allowed.shape, dtype=torch.float32, device="cpu").masked_fill_(~allowed, float("-inf"))
     buffers = {"lvl_1L": config.scale_of_token()[None], "attn_bias_for_masking": bias[None, None]}
-    for index in range(config.depth):
-        buffers[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(
-            config.width, dtype=torch.float32, device="cpu"
-        )
-    if isinstance(config, MarkovVARConfig):
-        buffers["context_pool.ca.zero_k_bias"] = torch.zeros(config.width, dtype=torch.float32, device="cpu")
+    layers = [f"blocks.{index}.attn" for index in range(config.depth)]
+    layers += ["context_pool.ca"] if isinstance(config, MarkovVARConfig) else []
+    for layer in layers:
+        buffers[f"{layer}.zero_k_bias"] = torch.zeros(config.width, dtype=torch.float32, device="cpu")
     return {name: value.to(device) for name, value in buffers.items()}
 
 
@@ -165,23 +158,24 @@ def infer_config(state: Mapping[str, Tensor], config_class: type[C]) -> C:
 def _infer_vqvae(state: Mapping[str, Tensor]) -> dict[str, Any]:
     vocab_size, z_channels = state["quantize.embedding.weight"].shape
     channels = state["encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in state) if m)
+    widths = [
+        state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0]
+        for level in range(_count(state, r"encoder\.down\.(\d+)\."))
+    ]
     return dict(
         vocab_size=vocab_size,
         z_channels=z_channels,
         channels=channels,
-        channel_multipliers=[
-            state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // channels for i in range(levels)
-        ],
-        blocks_per_level=1
-        + max(
-            int(m[1]) for m in (re.match(r"encoder\.down\.0\.block\.(\d+)\.", name) for name in state) if m
-        ),
+        channel_multipliers=[width // channels for width in widths],
+        blocks_per_level=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         sides=_sides_of_count(state["quantize.ema_vocab_hit_SV"].shape[0]),
-        num_residual_convolutions=sum(
-            bool(re.match(r"quantize\.quant_resi\.qresi_ls\.\d+\.bias", name)) for name in state
-        ),
+        num_residual_convolutions=_count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.bias"),
     )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Return how many parts are numbered in the names that match."""
+    return 1 + max(int(match[1]) for match in (re.match(pattern, name) for name in state) if match)
 
 
 def _infer_transformer(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -204,10 +198,9 @@ def _infer_markov_var(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _infer_shared(state: Mapping[str, Tensor], length: int) -> dict[str, Any]:
     """Return the settings that all released transformers show alike; `length` is the number of tokens."""
     classes, width = state["class_emb.weight"].shape
-    depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
     cosine = "blocks.0.attn.scale_mul_1H11" in state
     return dict(
-        depth=depth,
+        depth=_count(state, r"blocks\.(\d+)\."),
         width=width,
         num_heads=state["blocks.0.attn.scale_mul_1H11"].shape[1] if cosine else max(width // 64, 1),
         num_classes=classes - 1,
@@ -219,8 +212,7 @@ def _infer_shared(state: Mapping[str, Tensor], length: int) -> dict[str, Any]:
 
 
 def _sides_of_tokens(state: Mapping[str, Tensor], length: int) -> tuple[int, ...]:
-    # The buffer with the scale of each token shows any pyramid; without it only the released ones can be
-    # told.
+    # The buffer with the scale of each token shows any pyramid; without it only released ones can be told.
     levels = state.get("lvl_1L")
     if levels is not None and not levels.is_meta and levels.numel() == length:
         counts = torch.bincount(levels.flatten().long()).tolist()

@@ -1,4 +1,4 @@
-"""Models to files and back: `from_pretrained`, `save_pretrained`, the released layout, and upload."""
+"""Load models from files and save them: `from_pretrained`, `save_pretrained`, the released layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models to the Hub, each with a card that says what it is and how to run it."""
+"""Upload models to the Hub, each with a card that says what it is and how to run it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from mvar_models.config import Config
 from mvar_models.files import write_text
+from mvar_models.records import reason_in_line
 from mvar_models.registry import architecture
 
 # Settings that a card lists, as far as the architecture has them.
@@ -78,7 +79,8 @@ def push_to_hub(
         The commit's address.
 
     Raises:
-        PermissionError: the Hub refused; the message says why.
+        PermissionError: the Hub refused, or there is no token; the message says why.
+        OSError: the Hub cannot be reached, or the upload failed.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,10 +96,13 @@ def push_to_hub(
                 )
             )
         except HfHubHTTPError as error:
-            reason = str(error).splitlines()[0]
-            raise PermissionError(
-                f"the Hub refused {repository}: {reason} (log in with `hf auth login`, or pass token=)"
-            ) from None
+            refusal = f"the Hub refused {repository}: {reason_in_line(error)}"
+        except LocalTokenNotFoundError:
+            refusal = f"{repository} needs an access token, and none is stored"
+        # Errors of the connection, of the name and of the disk, of four libraries and their versions.
+        except Exception as error:
+            raise OSError(f"{repository} could not be uploaded: {reason_in_line(error)}") from error
+        raise PermissionError(f"{refusal} (log in with `hf auth login`, or pass token=)")
 
 
 def model_card(

@@ -1,9 +1,8 @@
-"""Reading tensors out of files from strangers: nothing read here can run code, and what a wrong file is, is
-said in one line.
+"""Read tensors from untrusted files without executing code, and write them; invalid files raise one line.
 
-safetensors, or `torch.load(weights_only=True)` with numpy's numbers and argparse's Namespace allowed, which
-hold values only and which training programs like to keep beside their weights. Files are mapped, not copied,
-into memory wherever their format allows.
+Formats are safetensors, and `torch.load(weights_only=True)` with NumPy's numbers and argparse's Namespace
+allowed, which hold values only and which training programs like to keep beside their weights. Files are
+mapped into memory, not copied, wherever their format allows.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def contents_of(values: Any, path: Path, kind: str = "") -> Contents:
         ValueError: the values hold no model; the message says what they are.
     """
     rows = [row for row in ARCHITECTURES.values() if row.released_entry is not None]
-    # The kind asked for comes first, and networks that draw nothing, which lie beside the transformer, last.
+    # The kind asked for comes first, and the VQVAE, which lies beside the transformer, last.
     ordered = sorted(rows, key=lambda row: (row.name != kind, not row.is_generator))
     entries = [str(row.released_entry) for row in ordered if row.is_generator or row.name == kind]
     entries += [
@@ -195,7 +194,7 @@ def read_values(path: Path) -> Any:
         return _read_shards(path)
     with path.open("rb") as file:
         head = file.read(512)
-    refuse_impostors(path, head)
+    _refuse_impostors(path, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of length, then JSON
         try:
             return load_file(path)
@@ -265,7 +264,7 @@ def _sort_notes(path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def refuse_impostors(path: Path, head: bytes) -> None:
+def _refuse_impostors(path: Path, head: bytes) -> None:
     """Refuse what failed downloads leave behind.
 
     Args:
@@ -317,7 +316,7 @@ def _why_unreadable(path: Path, error: str) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Classes that hold values and do nothing.
+    """Return the classes that hold values and do nothing.
 
     NumPy's constructor of a number has moved between its versions, and files name either place.
     """

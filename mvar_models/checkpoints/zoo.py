@@ -1,4 +1,4 @@
-"""The models that have a name, and the class names of ImageNet, which most of them know. Data only."""
+"""The zoo: named checkpoints, and the class names of ImageNet, which most of them know. Data only."""
 
 from __future__ import annotations
 
@@ -51,65 +51,44 @@ class Entry:
     revision: str = "main"
 
 
-def _preset(guidance_scale: float, top_k: int, top_p: float, **more: Any) -> dict[str, Any]:
-    return {
-        "guidance_scale": guidance_scale,
-        "top_k": top_k,
-        "top_p": top_p,
-        "vqvae": RELEASED_VQVAE,
-        **more,
-    }
+# Repository, licence and source of each family of released transformers.
+_FAMILIES = {
+    "var": ("FoundationVision/var", "MIT", "github.com/FoundationVision/VAR"),
+    "mvar": ("CVLUESTC/MVAR", "see its page", "huggingface.co/CVLUESTC/MVAR"),
+    "markov-var": ("kairoliu/Markov-VAR", "not stated", "arXiv 2511.23334"),
+}
 
 
-def _var(depth: int, *, parameters: str, fid: float, resolution: int = 256, **more: Any) -> Entry:
-    return Entry(
-        name=f"var-d{depth}",
-        model_type="var",
-        repository="FoundationVision/var",
-        file=f"var_d{depth}.pth",
-        licence="MIT",
-        resolution=resolution,
-        parameters=parameters,
-        preset=_preset(guidance_scale=1.5, top_k=900, top_p=0.96, **more),
-        source="github.com/FoundationVision/VAR",
-        scores={"FID": fid},
-        depth=depth,
-    )
-
-
-def _mvar(
-    name: str, *, file: str, depth: int, parameters: str, fid: float, inception: float, preset: dict[str, Any]
+def _released(
+    name: str,
+    file: str,
+    parameters: str,
+    preset: tuple[float, int, float],
+    scores: Mapping[str, float],
+    resolution: int = 256,
+    **more: Any,
 ) -> Entry:
+    """Return the entry of a released transformer; `preset` is guidance_scale, top_k and top_p."""
+    kind, _, depth = name.removesuffix("-finetuned").rpartition("-d")
+    repository, licence, source = _FAMILIES[kind]
     return Entry(
         name=name,
-        model_type="mvar",
-        repository="CVLUESTC/MVAR",
+        model_type=kind,
+        repository=repository,
         file=file,
-        licence="see its page",
-        resolution=256,
+        licence=licence,
+        resolution=resolution,
         parameters=parameters,
-        preset=preset,
-        source="huggingface.co/CVLUESTC/MVAR",
-        scores={"FID": fid, "IS": inception},
-        depth=depth,
+        preset={**dict(zip(("guidance_scale", "top_k", "top_p"), preset)), "vqvae": RELEASED_VQVAE, **more},
+        source=source,
+        scores=scores,
+        depth=int(depth),
     )
 
 
-def _markov_var(depth: int, *, parameters: str, fid: float, inception: float) -> Entry:
-    return Entry(
-        name=f"markov-var-d{depth}",
-        model_type="markov-var",
-        repository="kairoliu/Markov-VAR",
-        file=f"d{depth}.pth",
-        licence="not stated",
-        resolution=256,
-        parameters=parameters,
-        # Published for depth 24 alone; the released programs have no preset of their own for the others.
-        preset=_preset(guidance_scale=5.0, top_k=900, top_p=0.95),
-        source="arXiv 2511.23334",
-        scores={"FID": fid, "IS": inception},
-        depth=depth,
-    )
+_VAR_PRESET = (1.5, 900, 0.96)
+# Published for depth 24 alone; the released programs have no preset of their own for the others.
+_MARKOV_PRESET = (5.0, 900, 0.95)
 
 
 def _embedded(family: str, name: str, *, model_type: str, resolution: int, parameters: str) -> Entry:
@@ -137,50 +116,36 @@ ENTRIES: dict[str, Entry] = {
             parameters="109 M",
             source="arXiv 2404.02905",
         ),
-        _var(16, parameters="310 M", fid=3.55),
-        _var(20, parameters="601 M", fid=2.95),
-        _var(24, parameters="1.03 B", fid=2.33),
-        _var(30, parameters="2.01 B", fid=1.97),
-        _var(36, parameters="2.35 B", fid=2.63, resolution=512, sides=SIDES_512),
-        _mvar(
-            "mvar-d16",
-            file="mvar-d16.pth",
-            depth=16,
-            parameters="310 M",
-            fid=3.01,
-            inception=285.17,
-            preset=_preset(guidance_scale=2.7, top_k=1200, top_p=0.99),
-        ),
-        _mvar(
+        _released("var-d16", "var_d16.pth", "310 M", _VAR_PRESET, {"FID": 3.55}),
+        _released("var-d20", "var_d20.pth", "601 M", _VAR_PRESET, {"FID": 2.95}),
+        _released("var-d24", "var_d24.pth", "1.03 B", _VAR_PRESET, {"FID": 2.33}),
+        _released("var-d30", "var_d30.pth", "2.01 B", _VAR_PRESET, {"FID": 1.97}),
+        _released("var-d36", "var_d36.pth", "2.35 B", _VAR_PRESET, {"FID": 2.63}, 512, sides=SIDES_512),
+        _released("mvar-d16", "mvar-d16.pth", "310 M", (2.7, 1200, 0.99), {"FID": 3.01, "IS": 285.17}),
+        _released(
             "mvar-d16-finetuned",
-            file="mvar-finetune-d16.pth",
-            depth=16,
-            parameters="310 M",
-            fid=3.37,
-            inception=295.35,
-            preset=_preset(guidance_scale=2.0, top_k=1200, top_p=0.99),
+            "mvar-finetune-d16.pth",
+            "310 M",
+            (2.0, 1200, 0.99),
+            {"FID": 3.37, "IS": 295.35},
         ),
-        _mvar(
+        _released(
             "mvar-d20-finetuned",
-            file="mvar-finetune-d20.pth",
-            depth=20,
-            parameters="601 M",
-            fid=2.83,
-            inception=294.31,
-            preset=_preset(guidance_scale=1.5, top_k=900, top_p=0.96),
+            "mvar-finetune-d20.pth",
+            "601 M",
+            (1.5, 900, 0.96),
+            {"FID": 2.83, "IS": 294.31},
         ),
-        _mvar(
+        _released(
             "mvar-d24-finetuned",
-            file="mvar-finetune-d24.pth",
-            depth=24,
-            parameters="1.03 B",
-            fid=2.15,
-            inception=298.85,
-            preset=_preset(guidance_scale=1.4, top_k=900, top_p=0.96),
+            "mvar-finetune-d24.pth",
+            "1.03 B",
+            (1.4, 900, 0.96),
+            {"FID": 2.15, "IS": 298.85},
         ),
-        _markov_var(16, parameters="320 M", fid=3.23, inception=256.2),
-        _markov_var(20, parameters="623 M", fid=2.44, inception=286.1),
-        _markov_var(24, parameters="1.05 B", fid=2.15, inception=310.9),
+        _released("markov-var-d16", "d16.pth", "320 M", _MARKOV_PRESET, {"FID": 3.23, "IS": 256.2}),
+        _released("markov-var-d20", "d20.pth", "623 M", _MARKOV_PRESET, {"FID": 2.44, "IS": 286.1}),
+        _released("markov-var-d24", "d24.pth", "1.05 B", _MARKOV_PRESET, {"FID": 2.15, "IS": 310.9}),
         _embedded("digits", "vae-digits", model_type="vqvae", resolution=32, parameters="0.33 M"),
         _embedded("digits", "var-digits", model_type="var", resolution=32, parameters="0.98 M"),
         _embedded("digits", "mvar-digits", model_type="mvar", resolution=32, parameters="0.98 M"),
@@ -204,17 +169,9 @@ def find(name: str) -> Entry | None:
 
 
 def of_file(file: str, model_type: str | None = None) -> Entry | None:
-    """Return the entry whose released file has this name, of that kind if given: its preset holds for a copy
-    too.
-    """
-    return next(
-        (
-            entry
-            for entry in ENTRIES.values()
-            if entry.file == file and entry.model_type == (model_type or entry.model_type)
-        ),
-        None,
-    )
+    """Return the entry whose released file has this name, of that kind if given; a copy shares its preset."""
+    entries = [entry for entry in ENTRIES.values() if entry.file == file]
+    return next((entry for entry in entries if model_type in (None, entry.model_type)), None)
 
 
 def in_repository(repository: str) -> list[str]:

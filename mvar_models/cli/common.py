@@ -61,8 +61,8 @@ def memory_remedy(command: click.Command, arguments: Sequence[str]) -> str:
     }
     if "batch_size" not in options:
         known["n"] = "lower --n"
-    found = [remedy for name, remedy in known.items() if name in options] or ["use a machine with more"]
-    remedies = f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else found[0]
+    *most, last = [remedy for name, remedy in known.items() if name in options] or ["use a machine with more"]
+    remedies = f"{', '.join(most)} or {last}" if most else last
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         return f"a run keeps its settings, so continue on a machine with more, or start anew and {remedies}"
     return remedies

@@ -26,7 +26,7 @@ from mvar_models.pipeline import MVARPipeline
     "--samples",
     default=1000,
     type=click.IntRange(min=20),
-    help="Images to draw from each model for the quality figures.",
+    help="Images to generate with each model for the quality figures.",
 )
 def demo(out: Path, steps: int | None, samples: int) -> None:
     """Fine-tune the embedded VAR into MVAR on handwritten digits and compare the two."""

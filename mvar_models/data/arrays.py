@@ -85,12 +85,14 @@ def read_array(file: Path, name: str, kinds: str = "biufcSU", shape: _Shape | No
     """
     what = f"{file}: {name}"
     with open_npz(file) as archive, open_member(archive, name) as entry:
-        found, dtype = read_header(entry, what)
-        if dtype.kind not in kinds or (shape is not None and not _fits(found, shape)):
+        actual, dtype = read_header(entry, what)
+        if dtype.kind not in kinds or (shape is not None and not _fits(actual, shape)):
             wanted = "" if shape is None else f"{_written(shape)} of "
-            raise ValueError(f"{what} must be {wanted}{_kind_names(kinds)}, got {_written(found)} of {dtype}")
-        values = read_bytes(entry, math.prod(found) * dtype.itemsize, what)
-        return np.frombuffer(values, dtype).reshape(found)
+            raise ValueError(
+                f"{what} must be {wanted}{_kind_names(kinds)}, got {_written(actual)} of {dtype}"
+            )
+        values = read_bytes(entry, math.prod(actual) * dtype.itemsize, what)
+        return np.frombuffer(values, dtype).reshape(actual)
 
 
 def read_npy(file: Path, dtype: np.dtype[Any], shape: _Shape) -> np.ndarray:
@@ -101,17 +103,17 @@ def read_npy(file: Path, dtype: np.dtype[Any], shape: _Shape) -> np.ndarray:
         ValueError: it is no .npy of that type and shape (None for any length), or damaged.
     """
     with file.open("rb") as opened:
-        found, kind = read_header(opened, str(file))
+        actual, kind = read_header(opened, str(file))
         start = opened.tell()
-    if kind != dtype or not _fits(found, shape):
-        raise ValueError(f"{file} must be {_written(shape)} of {dtype}, got {_written(found)} of {kind}")
-    size = start + math.prod(found) * dtype.itemsize
+    if kind != dtype or not _fits(actual, shape):
+        raise ValueError(f"{file} must be {_written(shape)} of {dtype}, got {_written(actual)} of {kind}")
+    size = start + math.prod(actual) * dtype.itemsize
     with damage_named(file, "no .npy, or is cut off or damaged"):
         if file.stat().st_size < size:
             raise ValueError(f"{size - file.stat().st_size:,} bytes are missing")
         # Not a memmap, which keeps the file open: a folder may have more files than a process may open.
         mapped = torch.from_file(str(file), size=size, dtype=torch.uint8, device="cpu").numpy()
-    values = mapped[start:].view(dtype).reshape(found)
+    values = mapped[start:].view(dtype).reshape(actual)
     values.flags.writeable = False
     return values
 
@@ -152,8 +154,8 @@ def read_bytes(entry: IO[bytes], count: int, what: str) -> bytes:
     return values
 
 
-def _fits(found: tuple[int, ...], wanted: _Shape) -> bool:
-    return len(found) == len(wanted) and all(side in (None, length) for side, length in zip(wanted, found))
+def _fits(actual: tuple[int, ...], wanted: _Shape) -> bool:
+    return len(actual) == len(wanted) and all(side in (None, length) for side, length in zip(wanted, actual))
 
 
 def _written(shape: _Shape) -> str:

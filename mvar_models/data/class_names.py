@@ -1,4 +1,4 @@
-"""Which number a class has, decided by names alone, and which classes of two sets are the same."""
+"""Number classes by their names, and match the classes of two sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in folders: one folder per class."""
+"""Images in folders, one folder per class, as people mean them and alike on every machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from array import array
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +15,6 @@ import numpy as np
 from torch import Tensor
 
 from mvar_models.data.class_names import class_order, printable, warn_once
-from mvar_models.data.listing import Listing, plain_path
 from mvar_models.data.source import ImageSource, Split, content_fingerprint
 from mvar_models.data.transforms import SUFFIXES, load_image, read_file
 from mvar_models.files import digest
@@ -21,6 +22,11 @@ from mvar_models.records import read_text
 from mvar_models.sampling.labels import composed
 
 HELD_OUT = "held_out.txt"
+# Thumbnails, waste baskets, snapshots and forks that NAS, Windows, macOS and Linux keep among the files.
+_OF_SYSTEMS = frozenset({
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler",
+    "system volume information", "__macosx", "lost+found",
+})  # fmt: skip
 
 _SPLIT = re.compile(
     r"(train|training|val|valid|validation|dev|eval|evaluation|test|testing)"
@@ -40,7 +46,7 @@ class ClassFolders(ImageSource):
     each class is held out (`make_split`).
 
     Images are found at any depth below a class, also behind links, and read on demand. Hidden files are
-    ignored. Folders of systems (`Listing`), empty files, links to nothing, images outside the class folders
+    ignored. Folders of systems (`_Listing`), empty files, links to nothing, images outside the class folders
     and files that are no images are listed in `skipped`.
 
     Raises:
@@ -52,7 +58,7 @@ class ClassFolders(ImageSource):
         self.folder = folder
         self.resolution = resolution
         self.files: list[str] = []
-        listing = Listing(folder)
+        listing = _Listing(folder)
         children, loose = listing.entries(folder)
         for link, target in listing.twice.items():
             raise ValueError(f"{link} is a link to {target}, whose images would count twice; remove the link")
@@ -66,8 +72,7 @@ class ClassFolders(ImageSource):
         lists = [entry.path for entry in loose if _LIKE_HELD_OUT.fullmatch(entry.name)]
         for label, place in enumerate([children[i].path for i in chosen] or [str(folder)]):
             before = len(empty)
-            found = listing.files(place) if children else loose
-            for entry in found:
+            for entry in listing.files(place) if children else loose:
                 if _LIKE_HELD_OUT.fullmatch(entry.name):
                     lists += [entry.path] if children else []
                 elif not _is_image(entry.name):
@@ -80,7 +85,7 @@ class ClassFolders(ImageSource):
                 else:
                     empty.append(entry.path)
             if label not in labels[-1:]:
-                raise _no_images(Path(place), len(empty) - before, alone=not children)
+                raise _no_images(Path(place), len(empty) - before, has_classes=bool(children))
         own = composed(printable(folder.resolve().name))
         super().__init__(np.array(labels), [names[i] for i in chosen] or [own], mirror_safe=True)
         self._sizes, self._stamps = np.array(sizes), np.array(stamps)
@@ -120,7 +125,7 @@ class ClassFolders(ImageSource):
     def _names(self) -> list[str]:
         """Return the paths of the images below the folder, the same on every machine."""
         start = len(os.path.join(self.folder, ""))
-        return [plain_path(path[start:]) for path in self.files]
+        return [_plain_path(path[start:]) for path in self.files]
 
     def _read_held_out(self) -> np.ndarray | None:
         """Return (N,) bool flags of the images that `held_out.txt` names, or None without such a file."""
@@ -150,6 +155,84 @@ class ClassFolders(ImageSource):
         return flags
 
 
+@dataclass
+class _Listing:
+    """Lists folders, and notes what it leaves out.
+
+    Hidden names and folders of systems are left out. A link to a folder is followed, unless what it leads to
+    is listed anyway: the images would count twice, perhaps once held out and once not.
+
+    Attributes:
+        root: the folder that holds all that is listed.
+        dangling: links to nothing.
+        twice: links that were not followed -> what they lead to.
+        systems: names of the folders of systems -> how many.
+    """
+
+    root: Path
+    dangling: list[str] = field(default_factory=list)
+    twice: dict[str, str] = field(default_factory=dict)
+    systems: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._root = Path(os.path.realpath(self.root))
+        self._listed = {self._root}
+        self._above = set(self._root.parents)
+
+    def entries(self, folder: str | Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+        """Return the folders and the files in one folder."""
+        folders, files = [], []
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in _in_order(visible):
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                self.dangling.append(entry.path)
+            elif entry.is_file():
+                files.append(entry)
+            elif entry.is_dir() and entry.name.lower() in _OF_SYSTEMS:
+                self.systems[entry.name] += 1
+            elif entry.is_dir() and (not entry.is_symlink() or self._follows(entry.path)):
+                folders.append(entry)
+        return folders, files
+
+    def files(self, folder: str | Path) -> list[os.DirEntry[str]]:
+        """Return all files below a folder."""
+        below, pending = [], [str(folder)]
+        while pending:
+            folders, files = self.entries(pending.pop())
+            pending += [entry.path for entry in folders]
+            below += files
+        return _in_order(below)
+
+    def _follows(self, link: str) -> bool:
+        """Return whether to follow a link to a folder, and remember that it was."""
+        target = Path(os.path.realpath(link))
+        within = self._listed.intersection((target, *target.parents))
+        if within == {self._root} and _hidden(target.relative_to(self._root)):
+            within = set()
+        if within or target in self._above:
+            self.twice[link] = str(target)
+            return False
+        self._listed.add(target)
+        self._above.update(target.parents)
+        return True
+
+
+def _hidden(path: Path) -> bool:
+    """Return whether a folder below the root is not listed there."""
+    return any(part.startswith(".") or part.lower() in _OF_SYSTEMS for part in path.parts)
+
+
+def _in_order(entries: Iterable[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+    """Sort by path, alike on every machine."""
+    return sorted(entries, key=lambda entry: _plain_path(entry.path))
+
+
+def _plain_path(path: str) -> str:
+    """Return a path with composed accents and with slashes, as it compares between machines."""
+    return composed(path.replace(os.sep, "/"))
+
+
 def _check_layout(folder: Path, names: list[str]) -> None:
     """Look for folders that are no classes: splits, images without a class, one folder around the classes."""
     _refuse_splits(folder, names)
@@ -158,7 +241,7 @@ def _check_layout(folder: Path, names: list[str]) -> None:
             warn_once(f"{folder / name} is taken for a class; if its images have none, move it elsewhere")
     inner = folder
     while len(names) == 1:
-        below, files = Listing(inner).entries(inner / names[0])
+        below, files = _Listing(inner).entries(inner / names[0])
         if not below or any(_is_image(file.name) for file in files):
             break
         inner, names = inner / names[0], [entry.name for entry in below]
@@ -187,7 +270,7 @@ def _refuse_splits(folder: Path, names: list[str]) -> None:
 
 
 def _skipped(
-    empty: list[str], listing: Listing, others: Counter[str], folder: str, loose: list[os.DirEntry[str]]
+    empty: list[str], listing: _Listing, others: Counter[str], folder: str, loose: list[os.DirEntry[str]]
 ) -> dict[str, str]:
     """Return name -> reason of what is no example."""
     skipped = dict.fromkeys(empty, "is empty (0 bytes)")
@@ -211,8 +294,8 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def _no_images(folder: Path, empty: int, alone: bool) -> ValueError:
-    if alone and not empty:
+def _no_images(folder: Path, empty: int, has_classes: bool) -> ValueError:
+    if not has_classes and not empty:
         return ValueError(
             f"{folder} has no class folders and no images; "
             "put the images of each class into a folder named after it"

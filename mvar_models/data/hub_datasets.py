@@ -55,14 +55,14 @@ class HubDataset(ImageSource):
     def __init__(self, place: str, resolution: int | None, part: str = "") -> None:
         self.place = place
         self.resolution = resolution
-        rows = _load(place, part)
-        self._image = _image_column(rows, place)
-        label = _label_column(rows, place)
+        rows, library = _load(place, part), require("datasets", "data")
+        self._image = _column(rows, place, "images", library.Image, _IMAGE_NAMES, _holds_bytes)
+        label = _column(rows, place, "labels", library.ClassLabel, _LABEL_NAMES, _names_classes)
         labels, names = _labels(rows, label, place)
         super().__init__(labels, names, mirror_safe=True)
         # Not decoded by the library, so that odd and broken images are treated as in folders.
-        image_type = require("datasets", "data").Image(decode=False)
-        self._rows = rows.select_columns([self._image]).cast_column(self._image, image_type)
+        images = rows.select_columns([self._image])
+        self._rows = images.cast_column(self._image, library.Image(decode=False))
         # The library's tables are not documented as safe to read from several threads.
         self._lock = threading.Lock()
 
@@ -165,17 +165,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _image_column(rows: Any, place: str) -> str:
-    """Return the column typed as images, or one of a usual name that holds the bytes of files."""
-    return _column(rows, place, "images", require("datasets", "data").Image, _IMAGE_NAMES, _holds_bytes)
-
-
-def _label_column(rows: Any, place: str) -> str:
-    """Return the column typed as classes, or one of a usual name that holds integers or strings."""
-    class_label = require("datasets", "data").ClassLabel
-    return _column(rows, place, "labels", class_label, _LABEL_NAMES, _names_classes)
-
-
 def _holds_bytes(kind: Any) -> bool:
     if isinstance(kind, dict):
         return "bytes" in kind
@@ -189,21 +178,21 @@ def _names_classes(kind: Any) -> bool:
 def _column(
     rows: Any, place: str, what: str, typed: type, usual: tuple[str, ...], fits: Callable[[Any], bool]
 ) -> str:
-    """Choose a column by its type or, failing that, by its name.
+    """Choose a column by its type or, failing that, by a usual name; of several, the one with a usual name.
 
     Args:
         rows: the dataset.
         place: its name, for the error.
         what: what the column holds, for the error.
-        typed: the feature type looked for first; of several such columns the one with a usual name is chosen.
+        typed: the feature type looked for first.
         usual: column names looked for, lower case.
         fits: whether the type of a column with a usual name will do.
     """
-    found = [name for name, kind in rows.features.items() if isinstance(kind, typed)]
-    found = found or [name for name, kind in rows.features.items() if name.lower() in usual and fits(kind)]
-    chosen = found if len(found) < 2 else [name for name in found if name.lower() in usual]
+    fitting = [name for name, kind in rows.features.items() if isinstance(kind, typed)]
+    fitting = fitting or [n for n, kind in rows.features.items() if n.lower() in usual and fits(kind)]
+    chosen = fitting if len(fitting) < 2 else [name for name in fitting if name.lower() in usual]
     if len(chosen) != 1:
-        problem = f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"
+        problem = f"several columns of {what} ({', '.join(fitting)})" if fitting else f"no column of {what}"
         columns = ", ".join(
             f"{name} ({getattr(kind, 'dtype', None) or type(kind).__name__})"
             for name, kind in rows.features.items()
@@ -226,16 +215,12 @@ def _labels(rows: Any, column: str, place: str) -> tuple[np.ndarray, list[str]]:
                 f"{place}: some rows of column {column!r} have the label -1, which means none; "
                 "choose a labelled split"
             )
-        _refuse_empty(values, list(kind.names), place)
+        empty = [name for label, name in enumerate(kind.names) if not (values == label).any()]
+        if empty:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise ValueError(f"{place}: class {empty[0]!r}{more} has no images in this split")
         return values.astype(np.int64), [composed(name) for name in kind.names]
-    found, labels = np.unique(values, return_inverse=True)
-    names = [composed(str(name)) for name in found]
+    distinct, labels = np.unique(values, return_inverse=True)
+    names = [composed(str(name)) for name in distinct]
     chosen = class_order(names, place)
     return np.argsort(chosen)[labels], [names[i] for i in chosen]
-
-
-def _refuse_empty(labels: np.ndarray, names: list[str], place: str) -> None:
-    empty = [name for label, name in enumerate(names) if not (labels == label).any()]
-    if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise ValueError(f"{place}: class {empty[0]!r}{more} has no images in this split")

@@ -1,4 +1,4 @@
-"""What `--data` names, opened as images."""
+"""Open what `--data` names as labelled images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_images(data: str | os.PathLike[str], resolution: int | None = None) -> 
 
 
 def check_data_exists(data: str | os.PathLike[str]) -> None:
-    """Check, before anything is downloaded for it, that there is something to open.
+    """Check that there is something to open, before anything is downloaded for it.
 
     The name of a Hub dataset is only checked for its form.
 

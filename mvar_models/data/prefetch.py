@@ -1,4 +1,4 @@
-"""Reading the next batch while the current one is used."""
+"""Read the next batch while the current one is used."""
 
 from __future__ import annotations
 

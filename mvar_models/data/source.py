@@ -1,4 +1,4 @@
-"""`ImageSource`: a fixed list of labelled images, and what happens to those that cannot be read.
+"""Fixed lists of labelled images: their split, their fingerprint, and those that cannot be read.
 
 Unreadable images are found when they are read, because decoding a million files up front would cost as much
 as using them. Encoding skips them (`readable`). Training on pixels replaces each with the next image of its
@@ -83,7 +83,10 @@ class ImageSource(abc.ABC):
 
     @property
     def stamps(self) -> np.ndarray:
-        """(N,) int64 that change when the bytes of an example are written again; here: they never are."""
+        """(N,) int64 that change when the bytes of an example are written again; here: they never are.
+
+        Times of modification, so an edit that keeps size and time is not seen.
+        """
         return np.zeros(len(self), dtype=np.int64)
 
     def raw(self, index: int) -> bytes:
@@ -130,9 +133,9 @@ class ImageSource(abc.ABC):
 
     def readable(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Read the images that can be read: (m, 3, R, R), and their m positions in `indices`."""
-        found = self._try_all(indices)
-        kept = [position for position, image in enumerate(found) if image is not None]
-        images = [image for image in found if image is not None]
+        read = self._try_all(indices)
+        kept = [position for position, image in enumerate(read) if image is not None]
+        images = [image for image in read if image is not None]
         return (
             torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.float32, device="cpu")
         ), np.array(kept, dtype=np.int64)
@@ -145,9 +148,9 @@ class ImageSource(abc.ABC):
         Raises:
             ValueError: no training image of a class can be read, or no held-out image at all.
         """
-        found = self._try_all(indices)
+        read = self._try_all(indices)
         return torch.stack(
-            [self._stand_in(int(i)) if image is None else image for i, image in zip(indices, found)]
+            [self._stand_in(int(i)) if image is None else image for i, image in zip(indices, read)]
         )
 
     def problems(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Images of a dataset to tensors of one size, and light augmentation."""
+"""Decode and crop images of a dataset to tensors of one size, and augment them."""
 
 from __future__ import annotations
 

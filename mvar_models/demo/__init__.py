@@ -1,4 +1,4 @@
-"""The main job on embedded data: fine-tune the embedded VAR into MVAR on digits, compare the two, draw emoji.
+"""The main job on embedded data: fine-tune the embedded VAR into MVAR on digits, compare, generate emoji.
 
 mvar demo --out demo_out        (or `make demo`)
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import torch
 from tqdm import tqdm
 
 from mvar_models.data.digits import Digits
-from mvar_models.demo import plots, report
-from mvar_models.demo.draw import Drawn, draw_in_process
+from mvar_models.demo import report
 from mvar_models.demo.gallery import draw_gallery
-from mvar_models.demo.quality import DigitJudge, features
+from mvar_models.demo.quality import DigitJudge, Generated, features, generate_in_process
 from mvar_models.environment import environment
 from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
@@ -42,11 +41,11 @@ _VALIDATE_EVERY = 100
 _LR = 1.5e-3
 _BATCH_SIZE = 16
 _COPIES = 12
-_DRAW_BATCH = 100
+_SAMPLE_BATCH = 100
 _COLUMNS = 8
 _CLASSES = 10
 _EMOJI_MODEL, _EMOJI_PER_CLASS = "mvar-emoji", 6
-# A short demo, such as the one in tests, draws fewer emoji as well.
+# A short demo, such as the one in tests, generates fewer emoji as well.
 _DIGITS_PER_EMOJI = 150
 
 # Name in the report, architecture, what is said of it. The runs differ in the architecture alone.
@@ -65,7 +64,7 @@ class _Curve:
 
 
 def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterator[str]:
-    """Run everything, yielding lines to print; the last ones say what was found and where to look.
+    """Run everything, yielding lines to print; the last ones give the figures and the files.
 
     Args:
         out: Folder for the report; runs of an earlier demo in it are removed.
@@ -98,21 +97,24 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
         validation[name], curves[name] = _train(runs / name, arch, steps, tokens)
 
     yield f"generating {samples} digits with each model and judging them ..."
-    drawn = _draw(out, runs, samples)
-    yield f"drawing emoji with the embedded {_EMOJI_MODEL} ..."
-    emoji_seconds = _draw_emoji(out / "emoji", max(1, min(samples // _DIGITS_PER_EMOJI, _EMOJI_PER_CLASS)))
+    generated = _generate(out, {"var": "var-digits", "mvar": str(runs / "mvar" / "model")}, samples)
+    yield f"generating emoji with the embedded {_EMOJI_MODEL} ..."
+    emoji_begun = time.perf_counter()
+    per_class = max(1, min(samples // _DIGITS_PER_EMOJI, _EMOJI_PER_CLASS))
+    draw_gallery(pipeline_for(_EMOJI_MODEL), out / "emoji", name=_EMOJI_MODEL, samples=per_class)
+    emoji_seconds = time.perf_counter() - emoji_begun
     results = {
         "validation": validation,
         "steps": steps,
         "steps_to_gate": _steps_to_gate(curves["mvar"].validations, target),
-        **_judge(source, vqvae, drawn),
+        **_judge(source, vqvae, generated),
         "attention": _attention_figures(untuned),
         "emoji": {"model": _EMOJI_MODEL, "seconds": emoji_seconds},
         "seconds": time.perf_counter() - begun,
         "environment": environment(),
     }
-    _plot(out, results, curves, drawn, untuned, source.class_names)
-    plots.edits(out / "editing.png", _edit(source, str(runs / "mvar" / "model")))
+    _plot(out, results, curves, generated, untuned, source.class_names)
+    report.plot_edits(out / "editing.png", _edit(source, str(runs / "mvar" / "model")))
     report.write(out, results, vqvae.config.sides)
     yield from report.summary(out, results)
 
@@ -121,18 +123,18 @@ def _plot(
     out: Path,
     results: dict[str, Any],
     curves: dict[str, _Curve],
-    drawn: dict[str, Drawn],
+    generated: dict[str, Generated],
     model: MVAR,
     names: Sequence[str],
 ) -> None:
     validation, sides = results["validation"], model.config.sides
-    images = {"VAR": drawn["var"].images, "MVAR": drawn["mvar"].images}
-    plots.samples(out / "samples.png", images, _COLUMNS, names)
+    images = {"VAR": generated["var"].images, "MVAR": generated["mvar"].images}
+    report.plot_samples(out / "samples.png", images, _COLUMNS, names)
     losses = {"MVAR, fine-tuned": curves["mvar"].losses, "VAR, trained on": curves["var_control"].losses}
     bars = {"VAR": "var", "MVAR untuned": "mvar_untuned", "MVAR fine-tuned": "mvar"}
     per_scale = {title: validation[name]["val_loss_per_scale"] for title, name in bars.items()}
-    plots.training(out / "training.png", losses, per_scale, sides, validation["var"]["val_loss"])
-    plots.attention(out / "attention.png", model.pyramid)
+    report.plot_training(out / "training.png", losses, per_scale, sides, validation["var"]["val_loss"])
+    report.plot_attention(out / "attention.png", model.pyramid)
 
 
 def _validate(model: ScaleTransformer, vqvae: VQVAE, tokens: TokenSets) -> dict[str, Any]:
@@ -182,24 +184,13 @@ def _steps_to_gate(validations: list[tuple[int, float]], target: float) -> int |
     return reached
 
 
-def _draw(out: Path, runs: Path, samples: int) -> dict[str, Drawn]:
-    per_class = -(-samples // 10)
-    models = {"var": "var-digits", "mvar": str(runs / "mvar" / "model")}
-    return {
-        name: draw_in_process(model, per_class, _DRAW_BATCH, out / f"{name}_samples.npz")
-        for name, model in models.items()
-    }
-
-
-def _draw_emoji(out: Path, per_class: int) -> float:
-    """Write the contact sheets of the emoji model: classes, scales, in-paintings, changes of class.
-
-    Returns:
-        Seconds for all of them, with loading the model.
-    """
-    begun = time.perf_counter()
-    draw_gallery(pipeline_for(_EMOJI_MODEL), out, name=_EMOJI_MODEL, samples=per_class)
-    return time.perf_counter() - begun
+def _generate(out: Path, models: dict[str, str], samples: int) -> dict[str, Generated]:
+    """Generate digits with each model, and keep them as .npz files."""
+    generated = {}
+    for name, model in models.items():
+        generated[name] = each = generate_in_process(model, -(-samples // _CLASSES), _SAMPLE_BATCH)
+        np.savez_compressed(out / f"{name}_samples.npz", images=each.images, labels=each.labels)
+    return generated
 
 
 def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:
@@ -209,36 +200,35 @@ def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:
     digits = (source.images(np.array(first)) + 1) / 2
     mask = torch.zeros(digits.shape[-2:], dtype=torch.bool, device="cpu")
     mask[mask.shape[0] // 2 :] = True
-    rows = {"held-out digits": digits, "the part to draw": torch.where(mask, 0.5, digits)}
+    rows = {"held-out digits": digits, "the part to in-paint": torch.where(mask, 0.5, digits)}
     for title, shift in (("as its class", 0), ("as the next", 1)):
         labels = [(number + shift) % _CLASSES for number in range(_CLASSES)]
         rows[title] = pipeline.inpaint(digits, mask, labels, seed=0, output_type="pt")
     return {title: to_uint8(images * 2 - 1) for title, images in rows.items()}
 
 
-def _judge(source: Digits, vqvae: VQVAE, drawn: dict[str, Drawn]) -> dict[str, Any]:
+def _judge(source: Digits, vqvae: VQVAE, generated: dict[str, Generated]) -> dict[str, Any]:
     train, held_out = source.images(source.train), source.images(source.held_out)
     labels, real = source.labels[source.held_out], features(to_uint8(held_out))
     judge = DigitJudge(features(to_uint8(train)), source.labels[source.train], real, labels)
     reconstructed = torch.cat([vqvae.decode(vqvae.encode(images)) for images in held_out.split(64)])
-    quality = {name: judge.judge(features(d.images), d.labels).to_dict() for name, d in drawn.items()}
-    quality["real"] = judge.judge(real, labels).to_dict()
-    quality["reconstructed"] = judge.judge(features(to_uint8(reconstructed)), labels).to_dict()
+    sets = {name: (features(each.images), each.labels) for name, each in generated.items()}
+    sets |= {"real": (real, labels), "reconstructed": (features(to_uint8(reconstructed)), labels)}
     sampling = {
-        name: {"images": len(d.labels), "seconds": d.seconds, "peak_bytes": d.peak_bytes}
-        for name, d in drawn.items()
+        name: {"images": len(each.labels), "seconds": each.seconds, "peak_bytes": each.peak_bytes}
+        for name, each in generated.items()
     }
+    quality = {name: asdict(judge.judge(*each)) for name, each in sets.items()}
     return {"quality": quality, "classifier_accuracy": judge.accuracy, "sampling": sampling}
 
 
 def _attention_figures(model: MVAR) -> dict[str, Any]:
-    pyramid = model.pyramid
-    causal, windows = pyramid.causal_neighborhood().attended_pairs(), pyramid.attended_pairs()
+    pyramid, config = model.pyramid, model.config
     return {
         "tokens": pyramid.length,
-        "sides": list(model.config.sides),
-        "kernel_size": model.config.kernel_size,
-        "dense_scales": model.config.dense_scales,
-        "pairs_var": causal,
-        "pairs_mvar": windows,
+        "sides": list(config.sides),
+        "kernel_size": config.kernel_size,
+        "dense_scales": config.dense_scales,
+        "pairs_var": pyramid.causal_neighborhood().attended_pairs(),
+        "pairs_mvar": pyramid.attended_pairs(),
     }

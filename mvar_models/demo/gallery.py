@@ -1,8 +1,8 @@
-"""What a model can do, as contact sheets: its classes, its scales, an in-painting and a change of class."""
+"""Contact sheets of a model: its classes, its scales, an in-painting and a change of class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ def draw_gallery(
     seed: int = 0,
     **options: Any,
 ) -> list[Path]:
-    """Draw the sheets of a model and an index of them; the index is written last.
+    """Write the sheets of a model and an index of them; the index is written last.
 
     Args:
-        pipeline: What draws.
+        pipeline: The model's.
         out: Folder to write to.
         name: The model's name in the index.
-        labels: Class numbers or names. Default: all, or twenty spread evenly over more.
+        labels: Class numbers or names. Default: all, or twenty evenly spaced over more.
         samples: Images per class, and of the in-painting.
         seed: Image i of a sheet takes seed + i.
         options: guidance_scale, guidance_schedule, top_k, top_p and sampler, as the pipeline takes them.
@@ -45,18 +45,34 @@ def draw_gallery(
     Returns:
         The files written: a PNG per sheet, and the index.
     """
-    numbers = [pipeline.label_of(label) for label in labels] if labels else _spread(pipeline)
+    numbers = [pipeline.label_of(label) for label in labels] if labels else _evenly_spaced(pipeline)
     names = pipeline.model.config.class_names
     # Classes may share a name, as two of ImageNet's that are called crane, and a label may come twice.
     rows = numbered([str(number) if names is None else names[number] for number in numbers])
     given = {key: value for key, value in options.items() if value is not None}
     examples = slice(0, _EXAMPLES)
 
+    def inpaintings(image: Image.Image, number: int) -> list[Image.Image]:
+        side = image.width
+        hole = (side // 4, side // 4, side - side // 4, side - side // 4)
+        mask, kept = Image.new("L", image.size, 0), image.copy()
+        mask.paste(255, hole)
+        kept.paste((128, 128, 128), hole)
+        painted = pipeline.inpaint(
+            image, mask, [number], seed=seed + 1000, num_images_per_label=samples, **given
+        )
+        return [image, kept, *painted]
+
+    def changed(image: Image.Image, number: int) -> Iterable[Image.Image]:
+        half = len(pipeline.model.config.sides) // 2
+        return pipeline.vary(image, half, [number], seed=seed + 2000, **given)
+
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX).unlink(missing_ok=True)
-    drawn = pipeline(numbers, num_images_per_label=samples, seed=seed, **given)
-    by_class = [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
-    firsts = [images[0] for images in by_class][examples]
+    images = pipeline(numbers, num_images_per_label=samples, seed=seed, **given)
+    by_class = [images[start : start + samples] for start in range(0, len(images), samples)]
+    firsts = [row[0] for row in by_class][examples]
+    following = [(index + 1) % len(numbers) for index in range(len(firsts))]
     _, scales = pipeline(
         numbers[examples],
         seed=[seed + samples * i for i in range(len(firsts))],
@@ -70,20 +86,23 @@ def draw_gallery(
             {row: [images[i] for images in scales] for i, row in enumerate(rows[examples])},
         ),
         "inpainting": (
-            "The middle drawn again: the image, what is kept of it, and in-paintings",
-            _inpaintings(pipeline, firsts, numbers, rows, samples, seed, given),
+            "The middle in-painted: the image, what is kept of it, and in-paintings",
+            dict(zip(rows, map(inpaintings, firsts, numbers))),
         ),
         "classes_changed": (
-            "The coarse half of the scales kept, the others drawn as another class: the image, and that",
-            _changes(pipeline, firsts, numbers, rows, seed, given),
+            "The coarse half of the scales kept, the others generated as another class: the image, and that",
+            {
+                f"{row} as {rows[other]}": [image, *changed(image, numbers[other])]
+                for row, image, other in zip(rows, firsts, following)
+            },
         ),
     }
     files = []
     lines = [f"# {name}", ""]
-    for file, (title, images) in sheets.items():
+    for file, (title, cells) in sheets.items():
         files.append(out / f"{file}.png")
         with replacing(files[-1]) as temporary:
-            sheet(images).save(temporary, format="PNG")
+            sheet(cells).save(temporary, format="PNG")
         lines += [f"## {title}", "", f"![{title}]({file}.png)", ""]
     files.append(out / INDEX)
     write_text(files[-1], "\n".join(lines))
@@ -116,47 +135,6 @@ def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     return canvas
 
 
-def _spread(pipeline: Pipeline) -> list[int]:
+def _evenly_spaced(pipeline: Pipeline) -> list[int]:
     count = pipeline.model.config.num_classes
     return sorted({int(number) for number in np.linspace(0, count - 1, min(count, _MOST_CLASSES))})
-
-
-def _inpaintings(
-    pipeline: Pipeline,
-    images: Sequence[Image.Image],
-    numbers: Sequence[int],
-    rows: Sequence[str],
-    samples: int,
-    seed: int,
-    given: Mapping[str, Any],
-) -> dict[str, list[Image.Image]]:
-    side = images[0].width
-    hole = (side // 4, side // 4, side - side // 4, side - side // 4)
-    mask = Image.new("L", images[0].size, 0)
-    mask.paste(255, hole)
-    found = {}
-    for image, number, row in zip(images, numbers, rows):
-        kept = image.copy()
-        kept.paste((128, 128, 128), hole)
-        drawn = pipeline.inpaint(
-            image, mask, [number], seed=seed + 1000, num_images_per_label=samples, **given
-        )
-        found[row] = [image, kept, *drawn]
-    return found
-
-
-def _changes(
-    pipeline: Pipeline,
-    images: Sequence[Image.Image],
-    numbers: Sequence[int],
-    rows: Sequence[str],
-    seed: int,
-    given: Mapping[str, Any],
-) -> dict[str, list[Image.Image]]:
-    half = len(pipeline.model.config.sides) // 2
-    found = {}
-    for index, (image, row) in enumerate(zip(images, rows)):
-        following = (index + 1) % len(numbers)
-        drawn = pipeline.vary(image, half, [numbers[following]], seed=seed + 2000, **given)
-        found[f"{row} as {rows[following]}"] = [image, *drawn]
-    return found

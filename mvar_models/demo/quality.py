@@ -1,4 +1,4 @@
-"""How good generated digits are: three figures, to be compared with those of real digits.
+"""Generate digits in a process of their own, and judge them by three figures beside those of real digits.
 
 Everything is measured on 8 x 8 grey images with values from 0 to 16, the form in which scikit-learn ships the
 digits. Real and generated images are converted alike: to grey, then to the mean of each 4 x 4 block.
@@ -6,16 +6,64 @@ digits. Real and generated images are converted alike: to grey, then to the mean
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mvar_models.environment import peak_resident_bytes
 from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.nearest import copy_distance, nearest_distances
 from mvar_models.optional import require
+from mvar_models.pipeline import pipeline_for
 
 _COMPONENTS = 20
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated images and what they cost.
+
+    Attributes:
+        images: (n, R, R, 3) uint8.
+        labels: (n,) their classes.
+        seconds: Time for all of them.
+        peak_bytes: How much generating them raised the peak memory of the process.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    seconds: float
+    peak_bytes: int
+
+
+def generate_in_process(model: str, per_class: int, batch_size: int) -> Generated:
+    """Generate images of every class in a new process, whose time and peak memory nothing else shares.
+
+    Args:
+        model: Zoo name or folder.
+        per_class: Images per class.
+        batch_size: Images at a time, on which the memory of a KV cache depends.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_generate, model, per_class, batch_size).result()
+
+
+def _generate(model: str, per_class: int, batch_size: int) -> Generated:
+    pipeline = pipeline_for(model)
+    labels = np.repeat(np.arange(pipeline.model.config.num_classes), per_class)
+    # The first call initialises libraries, whose time and memory are not the model's.
+    pipeline(labels[:1].tolist(), seed=0, output_type="np")
+    before, begun = peak_resident_bytes() or 0, time.perf_counter()
+    images = pipeline(
+        labels.tolist(), seed=_SEED, output_type="np", batch_size=batch_size, batch_invariant=False
+    )
+    seconds = time.perf_counter() - begun
+    return Generated(images, labels, seconds, (peak_resident_bytes() or 0) - before)
 
 
 @dataclass(frozen=True)
@@ -31,10 +79,6 @@ class Quality:
     agreement: float
     frechet: float
     near_copies: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the figures by name."""
-        return asdict(self)
 
 
 def features(images: np.ndarray) -> np.ndarray:
@@ -61,16 +105,14 @@ class DigitJudge:
     def __init__(
         self, train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray
     ) -> None:
-        self._classifier: Any = (
-            require("sklearn.svm", "demo").SVC(gamma=0.001, C=10.0).fit(train, train_labels)
-        )
+        svm, decomposition = (require(f"sklearn.{name}", "demo") for name in ("svm", "decomposition"))
+        self._classifier: Any = svm.SVC(gamma=0.001, C=10.0).fit(train, train_labels)
         # The full decomposition is deterministic; the randomised one, which "auto" may choose, is not.
-        pca = require("sklearn.decomposition", "demo").PCA(_COMPONENTS, svd_solver="full")
-        self._pca: Any = pca.fit(train)
+        self._pca: Any = decomposition.PCA(_COMPONENTS, svd_solver="full").fit(train)
         self._train = train
-        self._projected = self.project(train)
+        self._projected = self._pca.transform(train)
         self.accuracy = float((self._classifier.predict(val) == val_labels).mean())
-        self.copy_distance = copy_distance(self._nearest(val))
+        self.copy_distance = copy_distance(nearest_distances(val, train))
 
     def judge(self, generated: np.ndarray, labels: np.ndarray) -> Quality:
         """Return the figures of generated images.
@@ -81,15 +123,6 @@ class DigitJudge:
         """
         return Quality(
             agreement=float((self._classifier.predict(generated) == labels).mean()),
-            frechet=frechet_distance(self.project(generated), self._projected),
-            near_copies=float((self._nearest(generated) <= self.copy_distance).mean()),
+            frechet=frechet_distance(self._pca.transform(generated), self._projected),
+            near_copies=float((nearest_distances(generated, self._train) <= self.copy_distance).mean()),
         )
-
-    def project(self, values: np.ndarray) -> np.ndarray:
-        """Project (n, 64) features onto the first 20 principal components of the training digits."""
-        projected: np.ndarray = self._pca.transform(values)
-        return projected
-
-    def _nearest(self, values: np.ndarray) -> np.ndarray:
-        """Return (n,) distances to the nearest training digit."""
-        return nearest_distances(values, self._train)

@@ -1,13 +1,21 @@
-"""The demo's report: Markdown for people, JSON for programs, and a summary of a few lines to print."""
+"""The demo's report: Markdown and four figures for people, JSON for programs, a summary to print.
+
+The figures need matplotlib (the `demo` extra).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mvar_kernels import Pyramid
 from mvar_models.files import write_text
+from mvar_models.optional import require
 
 # What a good run reaches. The report says whether this run did.
 LOSS_GATE = 0.03
@@ -58,8 +66,8 @@ def _markdown(results: dict[str, Any], sides: Sequence[int]) -> Iterator[str]:
 def _emoji_sheets(emoji: dict[str, Any]) -> Iterator[str]:
     yield "## Emoji\n"
     yield (
-        f"Drawn with the embedded `{emoji['model']}` in {emoji['seconds']:.0f} s: 64 px, ten scales up to "
-        "16 x 16, 680 tokens, windows of 7.\n"
+        f"Generated with the embedded `{emoji['model']}` in {emoji['seconds']:.0f} s: 64 px, ten scales up "
+        "to 16 x 16, 680 tokens, windows of 7.\n"
     )
     yield "![classes](emoji/classes.png)\n\nThe images after each scale:\n\n![scales](emoji/scales.png)\n"
     yield "More in [emoji/index.md](emoji/index.md)."
@@ -117,10 +125,10 @@ def _cost_table(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     trained = {"var": "var_control", "mvar": "mvar"}
     for key, title in (("var", "VAR"), ("mvar", "MVAR")):
-        pairs, drawn = attention[f"pairs_{key}"], sampling[key]
-        rate, peak = drawn["images"] / drawn["seconds"], drawn["peak_bytes"] / 1e6
+        pairs, cost = attention[f"pairs_{key}"], sampling[key]
+        rate, peak = cost["images"] / cost["seconds"], cost["peak_bytes"] / 1e6
         training = results["validation"][trained[key]]["seconds"]
-        yield f"| {title} | {pairs:,} | {drawn['seconds']:.1f} | {rate:.0f} | {peak:.0f} | {training:.0f} |"
+        yield f"| {title} | {pairs:,} | {cost['seconds']:.1f} | {rate:.0f} | {peak:.0f} | {training:.0f} |"
     yield "\nAt this size attention is a small part of the work; the times say little about larger models.\n"
 
 
@@ -145,3 +153,97 @@ def summary(out: Path, results: dict[str, Any]) -> Iterator[str]:
         str(out / f"{name}.png") for name in ("samples", "training", "attention", "editing", "emoji/classes")
     ]
     yield f"look at {', '.join(files)}; read {out / 'report.md'}"
+
+
+def plot_samples(path: Path, images: Mapping[str, np.ndarray], columns: int, names: Sequence[str]) -> None:
+    """Plot one panel per model with one row per class.
+
+    Args:
+        path: File to write.
+        images: Title -> (classes * n, R, R, 3) images, ordered by class.
+        columns: Images per row.
+        names: Names of the classes.
+    """
+    with _figure(path, 1, len(images), (5.2 * len(images), 6.6)) as axes:
+        for axis, (title, shown) in zip(axes, images.items()):
+            side = shown.shape[1]
+            chosen = shown.reshape(len(names), -1, side, side, 3)[:, :columns]
+            mosaic = chosen.transpose(0, 2, 1, 3, 4).reshape(len(names) * side, -1, 3)
+            axis.imshow(mosaic, interpolation="nearest")
+            axis.set_title(title)
+            axis.set_xticks([])
+            axis.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
+            axis.tick_params(length=0)
+
+
+def plot_training(
+    path: Path,
+    losses: Mapping[str, Sequence[float]],
+    per_scale: Mapping[str, Sequence[float]],
+    sides: Sequence[int],
+    target: float,
+) -> None:
+    """Plot the loss over steps with its running mean, and the held-out cross-entropy per scale as bars.
+
+    Args:
+        path: File to write.
+        losses: Model -> loss of each step.
+        per_scale: Model -> held-out cross-entropy of each scale.
+        sides: Grid side of each scale.
+        target: Held-out cross-entropy of the embedded VAR, plotted as a line.
+    """
+    with _figure(path, 1, 2, (11.5, 4.4)) as (left, right):
+        for name, values in losses.items():
+            steps = np.arange(1, len(values) + 1)
+            window = max(1, len(values) // 20)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            (line,) = left.plot(steps[window - 1 :], smooth, label=name)
+            left.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
+        left.axhline(target, color="black", linestyle=":", linewidth=1, label="embedded VAR, held out")
+        left.set_xlabel("step")
+        left.set_ylabel("training cross-entropy, nats per code")
+        left.legend()
+        width = 0.8 / len(per_scale)
+        for index, (name, values) in enumerate(per_scale.items()):
+            places = np.arange(len(sides)) + (index - (len(per_scale) - 1) / 2) * width
+            right.bar(places, values, width, label=name)
+        right.set_xticks(range(len(sides)), [f"{side} x {side}" for side in sides])
+        right.set_xlabel("scale")
+        right.set_ylabel("held-out cross-entropy, nats per code")
+        right.legend()
+
+
+def plot_attention(path: Path, pyramid: Pyramid) -> None:
+    """Plot who attends to whom: VAR's block-causal mask, and the pyramid's windows."""
+    with _figure(path, 1, 2, (11, 5.6)) as axes:
+        for axis, title, mask in zip(axes, ("VAR", "MVAR"), (pyramid.causal_mask(), pyramid.mask())):
+            axis.imshow(mask.numpy(), cmap="Greys", interpolation="nearest", vmin=0, vmax=1)
+            for offset in pyramid.offsets[1:]:
+                axis.axhline(offset - 0.5, color="tab:orange", linewidth=0.4)
+                axis.axvline(offset - 0.5, color="tab:orange", linewidth=0.4)
+            pairs = int(mask.sum())
+            axis.set_title(f"{title}: {pairs:,} of {mask.numel():,} pairs ({pairs / mask.numel():.1%})")
+            axis.set_xlabel("key token")
+            axis.set_ylabel("query token")
+
+
+def plot_edits(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """Plot rows of images (n, R, R, 3), each under the one that it was made from."""
+    with _figure(path, len(rows), 1, (9, 1.1 * len(rows))) as axes:
+        for axis, (title, images) in zip(axes, rows.items()):
+            axis.imshow(np.concatenate(list(images), axis=1), interpolation="nearest")
+            axis.set_ylabel(title, rotation=0, ha="right", va="center")
+            axis.set_xticks([])
+            axis.set_yticks([])
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Sequence[Any]]:
+    """Yield the axes of a figure, which is written to `path` afterwards."""
+    require("matplotlib", "demo").use("Agg")
+    plt = require("matplotlib.pyplot", "demo")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    yield axes.ravel()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,4 +1,4 @@
-"""Notices a host that is cut off, whose connections stay open and silent; TCP takes a quarter of an hour."""
+"""Notice a host that is cut off, whose connections stay open and silent; TCP takes a quarter of an hour."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def lost_process(error: Exception) -> bool:
-    """Whether `error` is how the loss of another process shows."""
+    """Return whether an error shows that another process was lost."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)

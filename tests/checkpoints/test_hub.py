@@ -1,19 +1,23 @@
-"""Checkpoints from the Hub: a zoo name, an id with a revision, resuming, the cache offline, and one clear
-line for what is not there.
+"""From the Hub and to it: downloads, errors in one line, and cards whose usage runs as it stands.
 
 The Hub is a server on this machine that speaks its file protocol; the released files' names and layouts, at a
 tiny size.
 """
 
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from mvar_models import MVAR, VAR, MVARConfig, VARConfig
+from mvar_models import MVAR, VAR, MVARConfig, MVARPipeline, VARConfig
 from mvar_models.checkpoints.official import to_official
+from mvar_models.checkpoints.push import CardFacts, model_card
 
 from checkpoint_cases import sharded
-from hub_server import hub, run_with_hub
-from tiny_models import tiny_mvar
+from hub_server import TOKEN, hub, run_with_hub
+from tiny_models import tiny_mvar, tiny_vqvae
 
 _LOAD = """
 import sys, torch
@@ -164,3 +168,113 @@ def test_what_is_not_there_is_one_line(served, cls, name, options, message):
 def test_unreachable_hub_is_one_line(tmp_path):
     said = load(None, tmp_path, "VAR", "var-d16")
     assert isinstance(said, str) and "is not in the local cache and the Hub cannot be reached" in said, said
+
+
+_PUSH = """
+import sys
+from mvar_models import MVAR, MVARPipeline
+cls = {"MVAR": MVAR, "MVARPipeline": MVARPipeline}[sys.argv[1]]
+try:
+    options = {"license": "mit", "base_model": "FoundationVision/var"}
+    print(cls.from_pretrained(sys.argv[2]).push_to_hub(sys.argv[3], token=sys.argv[4] or True, **options))
+except OSError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture
+def saved(tmp_path):
+    MVARPipeline(tiny_mvar(), tiny_vqvae()).save_pretrained(tmp_path / "saved")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("cls", ["MVAR", "MVARPipeline"])
+def test_a_pushed_model_loads_and_its_card_runs(saved, cls):
+    with hub(saved / "hub") as server:
+        code, printed = run_with_hub(
+            _PUSH,
+            cls,
+            str(saved / "saved"),
+            "someone/ants",
+            TOKEN,
+            server=server,
+            cache=saved / "cache",
+            cwd=saved / "empty",
+        )
+        assert code == 0 and "/someone/ants/commit/" in printed, printed
+        pushed = saved / "hub" / "someone" / "ants"
+        assert (pushed / "model.safetensors").read_bytes() == (
+            saved / "saved" / "model.safetensors"
+        ).read_bytes()
+        assert (pushed / "vqvae" / "config.json").is_file() == (cls == "MVARPipeline")
+        card = (pushed / "README.md").read_text()
+        expected = {
+            "library_name: mvar",
+            "license: mit",
+            "base_model: FoundationVision/var",
+            "- mvar",
+            "| kernel_size | 3 |",
+            "| top_k | 1200 |",
+        }
+        assert expected <= set(card.splitlines()), card
+        (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        code, printed = run_with_hub(usage, server=server, cache=saved / "cache", cwd=saved / "empty")
+        assert code == 0, printed
+        assert (saved / "empty" / "0.png").is_file() == (cls == "MVARPipeline")
+        if cls == "MVARPipeline":  # what fine-tuning from this id takes by default
+            script = (
+                "from mvar_models import VQVAE; "
+                "from mvar_models.checkpoints.checkpoint import open_checkpoint; "
+                "VQVAE.from_pretrained(open_checkpoint('someone/ants').vqvae_name)"
+            )
+            code, printed = run_with_hub(script, server=server, cache=saved / "cache", cwd=saved / "empty")
+            assert code == 0, printed
+
+
+@pytest.mark.parametrize(
+    "reached, token, message",
+    [
+        (True, "hf_wrong", r"PermissionError: the Hub refused someone/ants: .*token="),
+        (True, "", r"PermissionError: someone/ants needs an access token, and none is stored .*token="),
+        (False, TOKEN, r"OSError: someone/ants could not be uploaded: \S+"),
+    ],
+    ids=["refused", "without a token", "unreachable"],
+)
+def test_a_refused_push_is_one_line(saved, reached, token, message):
+    with hub(saved / "hub") as server:
+        code, printed = run_with_hub(
+            _PUSH,
+            "MVAR",
+            str(saved / "saved"),
+            "someone/ants",
+            token,
+            server=server if reached else None,
+            cache=saved / "cache",
+            cwd=saved / "empty",
+        )
+    (said,) = printed.strip().splitlines()
+    assert code == 1
+    assert re.match(message, said), said
+
+
+def test_cards_of_every_kind():
+    for model, draws in ((tiny_mvar(), True), (tiny_vqvae(), False)):
+        facts = CardFacts(type(model).__name__, model.config, model.num_parameters())
+        card = model_card(facts, "someone/ants")
+        assert card.data.license == "other"
+        assert card.data.library_name == "mvar"
+        assert card.data.pipeline_tag is None, "the Hub's only fitting tag says unconditional, which is wrong"
+        assert ("class-conditional-image-generation" in card.data.tags) == draws
+        assert model.config.model_type in card.data.tags
+        assert f'{type(model).__name__}.from_pretrained("someone/ants")' in card.text
+        assert f"{model.num_parameters():,} parameters" in card.text
+
+
+def test_importing_the_models_does_not_import_the_hub():
+    """Loading from disk needs no Hub.
+
+    huggingface_hub alone would double the time of importing the pipeline.
+    """
+    code = "import sys, mvar_models.pipeline; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

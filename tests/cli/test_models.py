@@ -1,6 +1,10 @@
-"""`mvar models`: the zoo as a table."""
+"""The commands models, export and doctor."""
 
-from mvar_models import list_models
+import pytest
+
+from mvar_kernels import selfcheck
+from mvar_models import MVAR, VQVAE, list_models
+from mvar_models.pipeline import MVARPipeline
 
 from command_cases import mvar
 
@@ -21,3 +25,37 @@ def test_without_a_pattern_all_are_listed():
     output = mvar("models").output
     for name in list_models():
         assert name in output
+
+
+@pytest.mark.parametrize("name, network", [("mvar-digits", MVAR), ("vae-digits", VQVAE)])
+def test_the_file_holds_the_model(tmp_path, name, network):
+    path = tmp_path / "model.pth"
+    result = mvar(f"export --model {name} --out", path)
+    assert result.exit_code == 0, result.output
+    model = network.from_pretrained(name)
+    assert f"{model.num_parameters():,}" in result.output
+    assert str(path) in result.output
+    assert path.stat().st_size >= sum(value.nbytes for value in model.parameters())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_it_checks_the_kernels_and_draws_from_the_embedded_model():
+    result = mvar("doctor")
+    assert result.exit_code == 0
+    assert "tiled" in result.output
+    assert "embedded models" in result.output
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_its_exit_code_is_that_of_the_self_check(monkeypatch, code):
+    monkeypatch.setattr(selfcheck, "main", lambda: code)
+    assert mvar("doctor").exit_code == code
+
+
+def test_weights_that_do_not_load_are_a_failure(monkeypatch):
+    def fails(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(selfcheck, "main", lambda: 0)
+    monkeypatch.setattr(MVARPipeline, "from_pretrained", fails)
+    assert mvar("doctor").exit_code == 1

@@ -1,4 +1,4 @@
-"""Options made from settings: every field has one, with the type, choices and default of its field."""
+"""Options made from settings, and the options that commands share."""
 
 import dataclasses
 
@@ -6,8 +6,14 @@ import click
 import pytest
 
 from mvar_models.cli import training
+from mvar_models.cli.edit import edit
 from mvar_models.cli.options import INTERNAL, flag_of, settings_options
+from mvar_models.cli.sample import sample
+from mvar_models.sampling.sampler import SAMPLERS
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings, setting
+
+from command_cases import mvar
+from run_cases import make_data
 
 COMMANDS = {"train": TransformerSettings, "finetune": TransformerSettings, "train_vqvae": VQVAESettings}
 
@@ -154,3 +160,46 @@ def test_flags():
     assert flag_of("init", TransformerSettings) == "--model"
     assert flag_of("batch_size", TransformerSettings) == "--batch-size"
     assert flag_of("epochs", VQVAESettings) == "--epochs"
+
+
+def test_train_vqvae_and_resume(tmp_path):
+    out = tmp_path / "vae"
+    shape = "--channels 32 --vocab-size 16 --z-channels 4 --sides 1,2,8"
+    result = mvar(f"train-vqvae --data digits --steps 2 --batch-size 4 {shape} --out", out)
+    assert result.exit_code == 0, result.output
+    assert "PSNR" in result.output
+    assert str(out / "model") in result.output
+    assert (out / "model" / "model.safetensors").is_file()
+    again = mvar("train-vqvae --resume", out)
+    assert again.exit_code == 0, again.output
+
+
+def test_a_vqvae_of_another_size_is_refused_before_images_are_encoded(tmp_path):
+    data, out = make_data(tmp_path), tmp_path / "run"
+    options = ["--data", data / "data", "--vqvae", data / "vae", "--out", out]
+    result = mvar("finetune --model var-digits --steps 1", *options)
+    assert result.exit_code == 1
+    assert "var-digits: sides differs" in result.output
+    assert not (out / "tokens").exists()
+
+
+SHARED = {
+    "model",
+    "vqvae",
+    "arch",
+    "dtype",
+    "device",
+    "guidance_scale",
+    "guidance_schedule",
+    "top_k",
+    "top_p",
+    "sampler",
+    "preset",
+}
+
+
+@pytest.mark.parametrize("command", [sample, edit])
+def test_shared_options(command):
+    options = {parameter.name: parameter for parameter in command.params}
+    assert SHARED <= set(options)
+    assert list(options["sampler"].type.choices) == list(SAMPLERS)

@@ -1,14 +1,18 @@
-"""Sources: unreadable images are named, counted, and left out or replaced by the next of their class
-and part."""
+"""Sources of images: the split, fingerprints, and images that cannot be read."""
 
+import hashlib
 import logging
+import os
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from mvar_models.data.digits import Digits
 from mvar_models.data.open import open_images
-from mvar_models.data.source import ImageSource
+from mvar_models.data.source import ImageSource, Split, content_fingerprint, make_split
+from mvar_models.files import digest
 
 from odd_images import BROKEN, EMPTY, ODD, fill, plain_folder
 
@@ -105,3 +109,123 @@ def test_a_class_of_broken_images_is_named(tmp_path):
     green = np.flatnonzero(source.labels == source.class_names.index("green"))
     with pytest.raises(ValueError, match=r"'green' .*\(1 tried; .*broken\.png is not an image"):
         source.images(green)
+
+
+def test_the_split_is_that_of_version_0_1():
+    """Another split would validate 0.1.0's models on images that they were trained on."""
+    labels = np.array([2, 1, 2, 2, 1, 2, 2, 0, 0, 0, 0, 2, 2, 0, 1, 2, 0, 2, 0, 1])
+    split = make_split(labels, 3)
+    assert split.train.tolist() == [0, 1, 2, 5, 6, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19]
+    assert split.held_out.tolist() == [3, 4, 9, 13, 17]
+    digits = Digits(16)
+    hashes = [
+        hashlib.sha256(part.astype("<i8").tobytes()).hexdigest() for part in (digits.train, digits.held_out)
+    ]
+    assert [value[:16] for value in hashes] == ["6894de88bca2fa1b", "b5f40a368eb2b91e"]
+
+
+def test_a_quarter_of_every_class_is_held_out():
+    digits = Digits(16)
+    assert sorted([*digits.train, *digits.held_out]) == list(range(1797))
+    shares = np.bincount(digits.labels[digits.held_out]) / np.bincount(digits.labels)
+    assert shares.min() > 0.23
+    assert shares.max() < 0.27
+
+
+def test_where_none_can_be_spared_validation_uses_the_training_examples(caplog):
+    split = make_split(np.array([0]), 1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert split.train.tolist() == split.held_out.tolist() == [0]
+    assert split.reserved.tolist() == []
+    assert len(caplog.records) == 1, "the warning is said once"
+    assert caplog.records[0].args == (1,)
+
+
+def test_flags_describe_a_split():
+    split = Split.of_flags(np.array([True, False, False, True]))
+    assert split.train.tolist() == [1, 2]
+    assert split.held_out.tolist() == [0, 3]
+
+
+EXAMPLES = {
+    "class_names": ["a", "b"],
+    "labels": np.array([0, 1]),
+    "names": ["a/x.png", "b/y.png"],
+    "sizes": np.array([10, 300]),
+}
+
+
+def test_fingerprints_change_with_the_list_of_examples(tmp_path):
+    folder = plain_folder(tmp_path / "data")
+    first = open_images(folder, 16).fingerprint
+    assert first == open_images(folder, 32).fingerprint, "the resolution does not matter"
+    copy = plain_folder(tmp_path / "copy")
+    assert first == open_images(copy, 16).fingerprint, "the place does not matter"
+    seen = {first}
+
+    def changed():
+        seen.add(open_images(folder, 16).fingerprint)
+        return len(seen)
+
+    (folder / "red" / "0.png").rename(folder / "blue" / "9.png")
+    assert changed() == 2, "another label"
+    (folder / "blue" / "9.png").rename(folder / "blue" / "8.png")
+    assert changed() == 3, "another name"
+    Image.new("RGB", (200, 100), "blue").save(folder / "blue" / "8.png")
+    assert changed() == 4, "another size"
+    (folder / "blue").rename(folder / "azure")
+    assert changed() == 5, "another class name"
+    assert Digits(16).fingerprint == Digits(32).fingerprint
+
+
+def test_stamps_and_content_tell_images_that_were_changed_in_place(tmp_path):
+    """Uncompressed ones keep their size to the byte."""
+    file = plain_folder(tmp_path / "data") / "red" / "x.bmp"
+    Image.new("RGB", (9, 9), "red").save(file)
+    os.utime(file, (1e9, 1e9))
+
+    def seen():
+        source = open_images(tmp_path / "data", 16)
+        return source.fingerprint, source.stamps.tolist(), source.content(np.arange(len(source)))
+
+    first = seen()
+    os.utime(file, (2e9, 2e9))
+    copied = seen()
+    assert [a == b for a, b in zip(first, copied)] == [True, False, True]
+    Image.new("RGB", (9, 9), "blue").save(file)
+    edited = seen()
+    assert [a == b for a, b in zip(copied, edited)] == [True, False, False]
+    source = open_images(tmp_path / "data", 16)
+    assert source.content(np.arange(3)) != source.content(np.arange(2))
+    file.unlink()
+    assert source.content(np.arange(len(source))) not in (first[2], edited[2])
+    assert not Digits(16).stamps.any(), "they cannot change"
+
+
+def test_fingerprints_stay_the_same():
+    """Token folders hold them: another value would no longer find the data that was encoded."""
+    assert content_fingerprint(**EXAMPLES) == "c0e26bffe87d7edf"
+    assert Digits(16).fingerprint == "8b09f08b758f29ac"
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("class_names", ["a", "c"]),
+        ("labels", np.array([1, 0])),
+        ("names", ["a/x.png", "b/z.png"]),
+        ("sizes", np.array([10, 301])),
+    ],
+)
+def test_each_argument_counts(argument, value):
+    assert content_fingerprint(**{**EXAMPLES, argument: value}) != content_fingerprint(**EXAMPLES)
+
+
+def test_the_borders_between_parts_count():
+    assert digest("ab", "c") != digest("a", "bc")
+    assert digest("ab") == digest(b"ab")
+
+
+def test_names_need_not_be_valid_utf_8():
+    assert digest("\udcff.png") == digest(b"\xff.png")

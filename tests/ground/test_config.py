@@ -1,6 +1,7 @@
 """Configurations: derived values, the JSON form there and back, and values that contradict each other."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from mvar_models.config import (
     MVARConfig,
     VARConfig,
     VQVAEConfig,
-    read_config,
     released_dense_scales,
     residual_assignment,
 )
+from mvar_models.records import read_record
 
 SMALL = dict(depth=2, width=32, num_heads=2, num_classes=2, sides=[1, 2, 4])
 
@@ -36,7 +37,7 @@ def test_json_and_back(config, tmp_path):
     """Lists come back as tuples, so that the configuration equals the one that was written and hashes."""
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
-    back = type(config).from_dict(read_config(path))
+    back = type(config).from_dict(read_record(path, dict[str, Any]))
     assert back == config
     assert hash(back) == hash(config)
 
@@ -98,7 +99,7 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"config\.json.*(JSON|object|UTF)"):
-        read_config(path)
+        read_record(path, dict[str, Any])
 
 
 @pytest.mark.parametrize("resolution", RELEASED_SIDES)

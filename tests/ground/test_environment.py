@@ -1,10 +1,11 @@
-"""The commit that a result is recorded with, and the memory of this process."""
+"""What a result depends on besides its arguments: versions, optional packages, random numbers."""
 
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from mvar_models.environment import (
     peak_resident_bytes,
     resident_bytes,
 )
+from mvar_models.optional import require
+from mvar_models.randomness import Purpose, batch_members, generator
 
 
 @pytest.fixture
@@ -114,3 +117,42 @@ def test_the_peak_falls_when_reset():
     # The kernel counts in batches per thread, so even an unchanged peak may read a little lower.
     assert after > with_it - size // 8, "a peak outlives what was held"
     assert reset < with_it - size // 2
+
+
+def test_a_module_that_is_there_is_returned():
+    assert require("json", "plots") is json
+    assert require("os.path", "plots") is sys.modules["os.path"]
+
+
+def test_an_absent_module_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"matplotlib.*\[plots\]"):
+        require("matplotlib", "plots")
+
+
+def test_a_module_that_lacks_its_own_dependency_says_which(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import missing_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"half_installed.*missing_dependency.*\[plots\]"):
+        require("half_installed", "plots")
+
+
+def test_other_errors_of_a_module_are_its_own(tmp_path, monkeypatch):
+    """An installed module with a bug must not be reported as absent."""
+    (tmp_path / "broken_inside.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        require("broken_inside", "plots")
+
+
+@pytest.mark.parametrize("size, batch", [(10, 4), (7, 7), (3, 8)])
+def test_every_epoch_sees_every_example_once(size, batch):
+    drawn = np.concatenate([batch_members(5, step, batch, size) for step in range(3 * size)])
+    for epoch in range(len(drawn) // size):
+        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(range(size))
+    assert not np.array_equal(drawn[:size], drawn[size : 2 * size]) or size < 4
+
+
+def test_streams_are_independent_of_each_other():
+    draws = {tuple(generator(s, p, t).integers(0, 2**31, 4)) for s in (0, 1) for p in Purpose for t in (0, 1)}
+    assert len(draws) == 4 * len(Purpose)

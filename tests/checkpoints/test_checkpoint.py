@@ -1,5 +1,10 @@
-"""An opened checkpoint: what it knows of itself, and that each file is read and downloaded once."""
+"""An opened checkpoint: what it knows of itself, each file read once, and always the files of one save."""
 
+import functools
+import logging
+import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +19,12 @@ from mvar_models.checkpoints import tensor_files
 from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.official import to_official
 from mvar_models.pipeline import model_for, pipeline_for
+from mvar_models.training.run_folder import RunFolder
+from mvar_models.training.run_writer import RunWriter
 from mvar_models.training.runs import start_transformer_run, train_transformer
 
-from checkpoint_cases import official_file, small, small_vqvae
+from checkpoint_cases import official_file, one_line, small, small_vqvae
+from fork_cases import Forked
 from tiny_models import tiny_mvar, tiny_var, tiny_vqvae
 
 
@@ -25,7 +33,7 @@ def reads(monkeypatch):
     """Counts of weights read, whoever reads them, and of config.json read."""
     counts = Counter()
     load_file, load = tensor_files.load_file, torch.load
-    read_config = opening.read_config
+    read_record = opening.read_record
 
     def counted_load_file(path, *args, **options):
         counts[Path(path).parent.name + "/" + Path(path).name] += 1
@@ -35,13 +43,13 @@ def reads(monkeypatch):
         counts[Path(path).name] += 1
         return load(path, *args, **options)
 
-    def counted_read_config(path):
+    def counted_read_record(path, schema):
         counts[path.parent.name + "/" + path.name] += 1
-        return read_config(path)
+        return read_record(path, schema)
 
     monkeypatch.setattr(tensor_files, "load_file", counted_load_file)
     monkeypatch.setattr(torch, "load", counted_load)
-    monkeypatch.setattr(opening, "read_config", counted_read_config)
+    monkeypatch.setattr(opening, "read_record", counted_read_record)
     return counts
 
 
@@ -159,6 +167,90 @@ def test_a_saved_pipeline_s_own_vqvae_counts_not_the_one_named_before(tmp_path):
     assert torch.equal(loaded.vqvae.encoder.conv_in.weight, tiny_vqvae().encoder.conv_in.weight)
     assert loaded.model.config.vqvae is None
     assert model.config.vqvae == "vae-digits", "saving changes nothing in the model"
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"vqvae": null', '"vqvae": "vae-digits"'))
-    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae"), "as saved by 0.1.0"
+    assert open_checkpoint(tmp_path).vqvae_name == str(tmp_path / "vqvae")
+
+
+def model_of(number):
+    model = tiny_mvar()
+    model.config = model.config.replace(guidance_scale=float(number))
+    for parameter in model.parameters():
+        parameter.data.fill_(number)
+    return model
+
+
+def write(how, folder):
+    """Save models to a folder in turns, for ever: weights and guidance are the model's number."""
+
+    def save(model, folder):
+        saved = model if how == "model" else MVARPipeline(model, tiny_vqvae())
+        saved.save_pretrained(folder)
+
+    models = [model_of(number) for number in range(1, 4)]
+    writer = RunWriter(RunFolder(folder.parent))
+    while True:
+        for model in models:
+            if how == "run":
+                writer.model("the model", folder, functools.partial(save, model))
+            else:
+                save(model, folder)
+            (folder.parent / "saved").touch()
+
+
+@pytest.fixture
+def rewritten(tmp_path):
+    """Start a process that writes a folder; return the folder."""
+    started = []
+
+    def start(how):
+        folder = tmp_path / "best"
+        started.append(Forked(lambda: write(how, folder)))
+        while not (tmp_path / "saved").exists():
+            assert started[-1].poll() is None
+            time.sleep(0.01)
+        return folder
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("how", ["model", "pipeline", "run"])
+def test_what_is_loaded_is_the_model_of_one_save(rewritten, how):
+    folder = rewritten(how)
+    load = MVAR.from_pretrained if how == "model" else lambda place: MVARPipeline.from_pretrained(place).model
+    found = set()
+    for _ in range(30):
+        model = load(folder)
+        tensors = model.state_dict().values()
+        numbers = {value for tensor in tensors for value in (tensor.min().item(), tensor.max().item())}
+        assert numbers == {model.config.guidance_scale}
+        found |= numbers
+    assert len(found) > 1, "the folder did not change while it was read"
+
+
+def test_a_configuration_of_another_save_is_said(tmp_path, monkeypatch, caplog):
+    """A save that was killed between its files, or an edited configuration: which one, nobody can tell."""
+    monkeypatch.setattr(opening, "_PATIENCE", 0.05)
+    model = tiny_mvar()
+    model.save_pretrained(tmp_path / "one")
+    model.config = model.config.replace(guidance_scale=9.0)
+    model.save_pretrained(tmp_path / "two")
+    with caplog.at_level(logging.WARNING):
+        MVAR.from_pretrained(tmp_path / "one")
+    assert not caplog.records
+    shutil.copy(tmp_path / "one" / "config.json", tmp_path / "two")
+    with caplog.at_level(logging.WARNING):
+        MVAR.from_pretrained(tmp_path / "two")
+    (record,) = caplog.records
+    assert "two/config.json is not the one that model.safetensors was saved with" in record.getMessage()
+
+
+def test_a_file_that_vanishes_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "_PATIENCE", 0.05)
+    tiny_mvar().save_pretrained(tmp_path)
+    checkpoint = opening.open_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors") as error:
+        MVAR.from_pretrained(checkpoint)
+    one_line(error)
