@@ -46,13 +46,10 @@ _Index = Annotated[int, within(0, 1024)]
 _Side = Annotated[int, within(1, 4096)]
 _Sides = Annotated[
     Sequence[_Side],
-    Must("of 1 to 64 sides with at most 4,194,304 tokens", lambda sides: _fits(sides)),
+    Must("of 1 to 64 sides", lambda sides: 1 <= len(sides) <= 64),
+    Must("with at most 4,194,304 tokens", lambda sides: sum(side * side for side in sides) <= 1 << 22),
 ]
 _Sequence = Must("of 1 to 16", lambda values: 1 <= len(values) <= 16)
-
-
-def _fits(sides: Sequence[int]) -> bool:
-    return 1 <= len(sides) <= 64 and sum(side * side for side in sides) <= 1 << 22
 
 
 def residual_assignment(num_scales: int, num_convolutions: int) -> tuple[int, ...]:
@@ -63,9 +60,8 @@ def residual_assignment(num_scales: int, num_convolutions: int) -> tuple[int, ..
     """
     margin = 1 / 3 / num_convolutions
     ticks = np.linspace(margin, 1 - margin, num_convolutions)
-    return tuple(
-        int(np.argmin(np.abs(ticks - scale / max(num_scales - 1, 1)))) for scale in range(num_scales)
-    )
+    last = max(num_scales - 1, 1)
+    return tuple(int(np.argmin(np.abs(ticks - scale / last))) for scale in range(num_scales))
 
 
 def released_dense_scales(sides: Sequence[int]) -> int:

@@ -106,7 +106,7 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
     results = {
         "validation": validation,
         "steps": steps,
-        "steps_to_gate": _steps_to_gate(curves["mvar"].validations, target),
+        "steps_to_gate": steps_to_gate(curves["mvar"].validations, target),
         **_judge(source, vqvae, generated),
         "attention": _attention_figures(untuned),
         "emoji": {"model": _EMOJI_MODEL, "seconds": emoji_seconds},
@@ -175,7 +175,7 @@ def _train(folder: Path, arch: str, steps: int, tokens: TokenSets) -> tuple[dict
     return {**result, "seconds": time.perf_counter() - begun}, curve
 
 
-def _steps_to_gate(validations: list[tuple[int, float]], target: float) -> int | None:
+def steps_to_gate(validations: list[tuple[int, float]], target: float) -> int | None:
     """Return the first validated step from which the cross-entropy stays within the gate of VAR's."""
     reached = None
     for step, loss in validations:

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mvar_models.cli.main import main
-from mvar_models.demo import report
+from mvar_models.demo import report, steps_to_gate
 
 
 def test_a_short_demo_writes_everything(tmp_path):
@@ -55,3 +55,8 @@ def test_gates_fail_where_they_should():
     figures["validation"]["mvar"]["val_loss"] = 2.029
     figures["quality"]["mvar"] = {"frechet": 39.9, "agreement": 0.97}
     assert all(report.gates(figures).values())
+
+
+def test_the_gate_is_reached_once_the_loss_stays_within_it():
+    assert steps_to_gate([(100, 2.0), (200, 2.1), (300, 2.02), (400, 2.029)], 2.0) == 300
+    assert steps_to_gate([(100, 2.0), (200, 2.1)], 2.0) is None
