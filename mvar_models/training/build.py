@@ -59,7 +59,7 @@ def build_transformer(
     Args:
         settings: The run's settings.
         vqvae: The VQVAE whose codes it predicts.
-        class_names: One name per class of the data.
+        class_names: The classes of the data.
         resuming: Do not repeat the warnings that the run gave when it began.
         initial: The result of `load_initial(settings)`, where it is at hand.
 

@@ -31,11 +31,7 @@ _BATCH = 16
 class HeldOutDistance:
     """Measures a task's images in the course of training.
 
-    Args:
-        task: What is trained.
-        settings: The run's settings, with `evaluate_features`.
-        processes: The processes of the run, which share the images. With FSDP, rank 0 alone has all weights,
-            so it generates them all.
+    The processes share the images, but with FSDP, where rank 0 alone has all weights and makes them all.
 
     Raises:
         ValueError: the features are unknown, or the task has no images.
@@ -78,10 +74,6 @@ def resolve_features(settings: S, processes: Processes) -> S:
 
     By default these are the default features, or pixels if their packages are not installed. The
     run's config.yaml keeps them, since distances of different features cannot be compared.
-
-    Args:
-        settings: The settings of a new run.
-        processes: The processes of the run.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as for `HeldOutDistance`.

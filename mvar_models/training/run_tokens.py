@@ -1,11 +1,8 @@
-"""The codes that a transformer's run trains on: from a folder of codes, or made from images in the run
-folder.
-"""
+"""The codes that a transformer's run trains on: of a folder of codes, or encoded into the run folder."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from mvar_models.data.open import DIGITS
 from mvar_models.data.source import ImageSource
@@ -35,13 +32,6 @@ def open_tokens(
     data: ImageSource | TokenFolder,
 ) -> TokenSets:
     """Return the codes of the training and of the held-out images, which are encoded if need be.
-
-    Args:
-        settings: The run's settings.
-        run: The run folder, which keeps the codes of images.
-        processes: The processes of the run, which share the encoding.
-        vqvae: The VQVAE that encodes.
-        data: The run's data, images at the VQVAE's resolution.
 
     Raises:
         ValueError: the codes are another VQVAE's, the data has changed since the run began, or it is not that
@@ -81,7 +71,15 @@ def _encode(
                 f"restore it to continue, or start a new run from {run.best}"
             ) from None
         if processes.first and not writer.finished:
-            _check_vqvae(settings.vqvae, vqvae, source, folder)
+            shown = folder / "reconstruction.png"
+            check = check_reconstruction(vqvae, source, shown)
+            if not check.fits:
+                logger.warning(
+                    "%s reconstructs these images with only %.1f dB PSNR; look at %s",
+                    settings.vqvae,
+                    check.psnr,
+                    shown,
+                )
         return writer
 
     writer = processes.first_then_others(begin)
@@ -98,13 +96,3 @@ def _encode(
             "%d skipped, %d images used; all are listed in %s", len(made.skipped), len(made), folder / INDEX
         )
     return sets
-
-
-def _check_vqvae(name: str, vqvae: VQVAE, source: ImageSource, folder: Path) -> None:
-    """Warn if the VQVAE reconstructs the images badly."""
-    shown = folder / "reconstruction.png"
-    found = check_reconstruction(vqvae, source, shown)
-    if not found.fits:
-        logger.warning(
-            "%s reconstructs these images with only %.1f dB PSNR; look at %s", name, found.psnr, shown
-        )

@@ -54,7 +54,6 @@ from mvar_models.training.vqvae_task import VQVAETask
 
 logger = logging.getLogger(__name__)
 
-_DIGITS_VQVAE, _DEFAULT_VQVAE = "vae-digits", RELEASED_VQVAE
 _Epochs: Any = Annotated[float, Must("above 0", lambda value: value > 0)]
 
 S = TypeVar("S", bound=RunSettings)
@@ -113,10 +112,8 @@ def start_transformer_run(
         initial = None if settings.init is None else open_checkpoint(settings.init)
         own = None if initial is None else initial.vqvae_name
         defaults: dict[str, Any] = {"lr": 1e-4 * settings.batch_size / 256}
-        if isinstance(data, TokenFolder):
-            defaults["vqvae"] = data.index.vqvae
-        else:
-            defaults["vqvae"] = own or default_vqvae(settings.data)
+        of_codes = data.index.vqvae if isinstance(data, TokenFolder) else None
+        defaults["vqvae"] = of_codes or own or default_vqvae(settings.data)
         if epochs is not None:
             defaults["steps"] = _steps(epochs, settings, given, data)
         settings = replace(settings, **{**defaults, **given})
@@ -124,12 +121,8 @@ def start_transformer_run(
     with processes.raising_together():
         same = own is None or _same_vqvae(own, run.settings.vqvae)
     if not same:
-        logger.warning(
-            "%s was trained on codes of %s; it has to learn those of %s",
-            settings.init,
-            own,
-            run.settings.vqvae,
-        )
+        names = settings.init, own, run.settings.vqvae
+        logger.warning("%s was trained on codes of %s; it has to learn those of %s", *names)
     return run
 
 
@@ -176,7 +169,7 @@ def describe_vqvae(settings: VQVAESettings) -> str:
 
 def default_vqvae(data: str) -> str:
     """Return the name in the zoo of the VQVAE for these images."""
-    return _DIGITS_VQVAE if data == DIGITS else _DEFAULT_VQVAE
+    return "vae-digits" if data == DIGITS else RELEASED_VQVAE
 
 
 def train_transformer(

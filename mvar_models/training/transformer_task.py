@@ -75,10 +75,8 @@ class TransformerTask(Task):
     """Teacher-forced cross-entropy on codes; the model's inputs are rebuilt from the codes on the device.
 
     Args:
-        model: The transformer to train.
-        vqvae: The VQVAE whose codes it predicts.
-        train: Codes of the training images.
-        val: Codes of the held-out images.
+        model, vqvae: The transformer to train, and the VQVAE whose codes it predicts.
+        train, val: Codes of the training and of the held-out images.
         settings: The run's settings.
         source: The images of the codes, for `compared`. Without them it takes the held-out codes decoded.
     """

@@ -68,15 +68,7 @@ class Autoencode(nn.Module):
 
 
 class VQVAETask(Task):
-    """A VQVAE with its images.
-
-    Args:
-        model: The VQVAE to train.
-        source: The dataset.
-        train: Indices of the training examples.
-        val: Indices of the held-out examples.
-        settings: The run's settings.
-    """
+    """A VQVAE with its images, of which `train` and `val` are the indices to train and to validate on."""
 
     best_figure = "val_psnr"
     higher_is_better = True
