@@ -50,7 +50,6 @@ from mvar_models.tokens.folder import (
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 2048
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class TokenWriter:
         processes: Processes | None = None,
         *,
         batch_size: int | None = None,
-        report: Report | None = None,
+        report: Callable[[int, int], None] | None = None,
     ) -> Written:
         """Write this process's shards, and the index if all shards are complete.
 

@@ -35,7 +35,7 @@ from mvar_models.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any]], None]
+StepReport = Callable[[dict[str, Any]], None]
 
 
 class Loop:
@@ -58,7 +58,7 @@ class Loop:
         task: Task,
         settings: RunSettings,
         folder: RunFolder,
-        report: Report | None = None,
+        report: StepReport | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.task = task

@@ -43,7 +43,7 @@ from mvar_models.training.build import (
     released_vqvae_shape,
 )
 from mvar_models.training.held_out_distance import resolve_features
-from mvar_models.training.loop import Loop, Report
+from mvar_models.training.loop import Loop, StepReport
 from mvar_models.training.parallel import cannot_shard, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_tokens import TokenSets, open_tokens
@@ -173,7 +173,7 @@ def default_vqvae(data: str) -> str:
 
 
 def train_transformer(
-    run: Run[TransformerSettings], report: Report | None = None, tokens: TokenSets | None = None
+    run: Run[TransformerSettings], report: StepReport | None = None, tokens: TokenSets | None = None
 ) -> dict[str, Any]:
     """Train to the end of the run and return the figures of the last validation.
 
@@ -186,7 +186,7 @@ def train_transformer(
         return _fit(_transformer_task(run, tokens), run, report)
 
 
-def train_vqvae(run: Run[VQVAESettings], report: Report | None = None) -> dict[str, Any]:
+def train_vqvae(run: Run[VQVAESettings], report: StepReport | None = None) -> dict[str, Any]:
     """Train to the end of the run and return the figures of the last validation; see `train_transformer`."""
     with _held(run):
         with run.processes.raising_together():
@@ -313,7 +313,7 @@ def _same_vqvae(own: str, vqvae: str) -> bool:
     return network_identity(fitted(original, given.config.sides)) == network_identity(given)
 
 
-def _fit(task: Task, run: Run[Any], report: Report | None) -> dict[str, Any]:
+def _fit(task: Task, run: Run[Any], report: StepReport | None) -> dict[str, Any]:
     loop = Loop(task, run.settings, run.folder, report, run.processes)
     loop.resume()
     run.processes.run_on_rank0(lambda: run.folder.add_start(_start_record(run, loop.start)))
