@@ -265,9 +265,7 @@ class Loop:
             weight = (rows.stop - rows.start) / settings.batch_size
             with self.parallel.accumulating(last=position == len(mine) - 1):
                 with torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None):
-                    loss, figures = (
-                        self.task.loss(index) if len(self.parts) == 1 else self.task.loss(index, rows)
-                    )
+                    loss, figures = self.task.loss(index, rows)
                 # DDP and FSDP average over processes; the weights of all parts already add up to one.
                 (loss * (weight * world_size * self.loss_scale.factor)).backward()
             share = share.to(loss.device) + loss.detach() * weight

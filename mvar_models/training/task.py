@@ -102,7 +102,7 @@ class Task(abc.ABC):
         """Run after the optimizer's step."""
 
     def sample(self, model: nn.Module) -> Image.Image | None:
-        """Return an image of what `model` draws or reconstructs by now, or None."""
+        """Return an image of what `model` generates or reconstructs by now, or None."""
         return None
 
     def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:

@@ -118,8 +118,8 @@ def test_a_nan_loss_stops_with_the_checkpoint_intact(pretrained, monkeypatch):
     run = new_run(pretrained, "run")
     plain = TransformerTask.loss
 
-    def poisoned(self, step):
-        loss, figures = plain(self, step)
+    def poisoned(self, step, rows):
+        loss, figures = plain(self, step, rows)
         return (loss * float("nan") if step == 4 else loss), figures
 
     monkeypatch.setattr(TransformerTask, "loss", poisoned)
