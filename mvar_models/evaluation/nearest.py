@@ -151,8 +151,11 @@ class Nearest:
 
 def nearest_distances(vectors: np.ndarray | Tensor, others: np.ndarray | Tensor) -> np.ndarray:
     """Return (n,) distances of (n, D) vectors to the nearest of (m, D) others."""
-    known = torch.as_tensor(others).float()
-    nearest = Nearest(torch.as_tensor(vectors).float())
+    known, asked = (
+        (values if isinstance(values, Tensor) else torch.from_numpy(values)).float()
+        for values in (others, vectors)
+    )
+    nearest = Nearest(asked)
     nearest.update(known, torch.arange(len(known), device=known.device))
     return nearest.distances
 

@@ -215,4 +215,6 @@ def _in_parts(vqvae: VQVAE, values: Tensor, decode: Callable[[Tensor], Tensor]) 
     side = vqvae.config.resolution
     parts = values.split(fit_batch(_PIXELS, side * side, most=_BATCH))
     images = [decode(part.to(vqvae.device)) for part in parts if len(part)]
-    return torch.cat(images) if images else torch.empty(0, 3, side, side, device=vqvae.device)
+    if images:
+        return torch.cat(images)
+    return torch.empty(0, 3, side, side, dtype=torch.float32, device=vqvae.device)
