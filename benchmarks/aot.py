@@ -126,10 +126,12 @@ def compile_kernel(
 
     names = list(function.arg_names)
     fixed = {
-        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "BM": config.size, "BN": config.chunk,
+        "D": dim, "BD": max(16, triton.next_power_of_2(dim)), "W": dim, "GROUP": 1,
+        "BM": config.size, "BN": config.chunk,
         "E": _FEATURES, "WIDE": False, "PRECISION": "ieee", "CAST": False,
         **dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_gd", "stride_d"), 1), **constants,
     }  # fmt: skip
+    fixed["BW"] = max(16, triton.next_power_of_2(fixed["W"]))
     fixed = {name: value for name, value in fixed.items() if name in names}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     return _compile(function, target, fixed, *_signature(names, element, fixed), options)

@@ -6,61 +6,72 @@ pyramids (MVAR, arXiv 2505.12742); `pyramid.py` defines them.
 
 from __future__ import annotations
 
-from typing import Literal, cast, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from mvar_kernels import dispatch, ops
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.pyramid import Grid, Neighborhood, Pyramid, as_pair
+from mvar_kernels.neighborhood import MAX_RANK, Flags, Grid
+from mvar_kernels.pyramid import Neighborhood, Pyramid
 
 MAX_HEAD_DIM = 256
+_LAYOUTS = {1: "(B, L, heads, D)", 2: "(B, H, W, heads, D)", 3: "(B, T, H, W, heads, D)"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @overload
 def spatial_markov_attn(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
-    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: Literal[False] = False,
-    backend: str = "auto",
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | Grid = 7, *, stride: int | Grid = 1,
+    dilation: int | Grid = 1, is_causal: bool | Flags = False, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[False] = False, backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def spatial_markov_attn(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
-    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: Literal[True],
-    backend: str = "auto",
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | Grid = 7, *, stride: int | Grid = 1,
+    dilation: int | Grid = 1, is_causal: bool | Flags = False, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def spatial_markov_attn(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | tuple[int, int] = 7, *,
-    scale: float | None = None, logit_scale: Tensor | None = None, return_lse: bool,
-    backend: str = "auto",
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int | Grid = 7, *, stride: int | Grid = 1,
+    dilation: int | Grid = 1, is_causal: bool | Flags = False, scale: float | None = None,
+    logit_scale: Tensor | None = None, return_lse: bool, backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def spatial_markov_attn(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel_size: int | tuple[int, int] = 7,
+    kernel_size: int | Grid = 7,
     *,
+    stride: int | Grid = 1,
+    dilation: int | Grid = 1,
+    is_causal: bool | Flags = False,
     scale: float | None = None,
     logit_scale: Tensor | None = None,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Let every query attend to a window of keys around its place.
+    """Let every query attend to a window of keys around its place, in one, two or three dimensions.
 
-    Per axis with n_q queries and n_k keys, query i looks at the k = min(kernel, n_k) keys from
+    The tensors' rank says in how many: (B, L, heads, D), (B, H, W, heads, D) or (B, T, H, W, heads, D). Per
+    axis with n_q queries and n_k keys, query i looks at the k = min(kernel, n_k) keys from
     clamp(c - k // 2, 0, n_k - k) on, with c = ((2 i + 1) n_k) // (2 n_q). On equal grids c = i: NATTEN's
-    `na2d`, except that a window larger than the grid is the grid. On unequal grids it is the cross-scale
-    window. Even and rectangular windows and 1 x 1 grids are legal.
+    `na1d`, `na2d` and `na3d`, except that a window larger than an axis is all of it. On unequal grids it is
+    the cross-scale window. Even and rectangular windows and axes of one token are legal.
 
     Args:
-        query: (B, Hq, Wq, heads, D), any strides; D from 1 to 256; float16, bfloat16, float32, or float64
+        query: (B, *grid, heads, D), any strides; D from 1 to 256; float16, bfloat16, float32, or float64
             (not on `triton`).
-        key: (B, Hk, Wk, heads, D), of query's type and device.
-        value: shaped like key.
-        kernel_size: an int or (rows, columns), at least 1.
+        key: (B, *grid of keys, key heads, D), of query's type and device. The heads of queries are a multiple
+            of the key heads: each of those serves as many heads of queries, one after the other.
+        value: (B, *grid of keys, key heads, Dv); Dv from 1 to 256.
+        kernel_size: an int or one per axis, at least 1.
+        stride: an int or one per axis, at most `kernel_size`: that many queries next to each other share the
+            window of the one in their middle. As `dilation` and `is_causal`, it takes equal grids.
+        dilation: an int or one per axis, at most the axis: windows hold every dilation-th token.
+        is_causal: a bool or one per axis: no query sees a key behind itself along that axis.
         scale: factor of the logits; default D^-0.5, or 1.0 with `logit_scale`.
         logit_scale: (heads,) switches to cosine attention: logits are scale * logit_scale_h * cos(q, k), with
             norms clamped at 1e-12. Autocast does not cast it and nothing clamps it; 0 and negative values are
@@ -75,7 +86,7 @@ def spatial_markov_attn(
             logs its choice once.
 
     Returns:
-        (B, Hq, Wq, heads, D) in query's type; with `return_lse` also (B, Hq, Wq, heads) float32 (float64 for
+        (B, *grid, heads, Dv) in query's type; with `return_lse` also (B, *grid, heads) float32 (float64 for
         float64). Both are differentiable and deterministic bit for bit, forward and backward. Keys that no
         query sees get exact zeros.
 
@@ -89,14 +100,20 @@ def spatial_markov_attn(
 
     Grids whose rows are not evenly strided (crops) are copied once; views into packed qkv are not.
     """
-    _check_tensors(query, key, value, rank=5, layout="(B, H, W, heads, D)")
-    query_grid, key_grid = cast(Grid, tuple(query.shape[1:3])), cast(Grid, tuple(key.shape[1:3]))
+    rank = query.dim() - 3 if isinstance(query, Tensor) else 2
+    if not 1 <= rank <= MAX_RANK:
+        raise ValueError(
+            "query must be (B, L, heads, D), (B, H, W, heads, D) or (B, T, H, W, heads, D), "
+            f"got shape {tuple(query.shape)}"
+        )
+    _check_tensors(query, key, value, rank=rank + 3, layout=_LAYOUTS[rank])
+    query_grid, key_grid = tuple(query.shape[1:-2]), tuple(key.shape[1:-2])
     if min(*query_grid, *key_grid) < 1:
         raise ValueError(
-            f"query and key grids must have at least one row and column, got {query_grid} and {key_grid}"
+            f"query and key grids must have at least one token per axis, got {query_grid} and {key_grid}"
         )
-    neighborhood = Neighborhood.of_grids(query_grid, key_grid, as_pair(kernel_size, "kernel_size"))
-    q, k, v = (tensor.flatten(1, 2) for tensor in (query, key, value))
+    neighborhood = Neighborhood.of_grids(query_grid, key_grid, kernel_size, stride, dilation, is_causal)
+    q, k, v = (tensor.flatten(1, rank) for tensor in (query, key, value))
     out, lse = _attend(q, k, v, neighborhood, scale, logit_scale, backend, return_lse)
     out = out.unflatten(1, query_grid)
     return out if lse is None else (out, lse.unflatten(1, query_grid))
@@ -133,8 +150,8 @@ def pyramid_markov_attn(
     Args:
         query: (B, L, heads, D) with L = pyramid.length, any strides (views into a packed qkv are the normal
             case).
-        key: shaped like query.
-        value: shaped like query.
+        key: (B, L, key heads, D), as for `spatial_markov_attn`.
+        value: (B, L, key heads, Dv).
         pyramid: the scales and their windows.
         scale: as for `spatial_markov_attn`.
         logit_scale: as for `spatial_markov_attn`.
@@ -142,7 +159,7 @@ def pyramid_markov_attn(
         backend: as for `spatial_markov_attn`.
 
     Returns:
-        (B, L, heads, D) in query's type; with `return_lse` also (B, L, heads) float32 (float64 for float64).
+        (B, L, heads, Dv) in query's type; with `return_lse` also (B, L, heads) float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError, RuntimeError: as for `spatial_markov_attn`.
@@ -191,8 +208,8 @@ def neighborhood_attn(
 
     Args:
         query: (B, Lq, heads, D), any strides.
-        key: (B, Lk, heads, D), any strides.
-        value: shaped like key.
+        key: (B, Lk, key heads, D), any strides.
+        value: (B, Lk, key heads, Dv), any strides.
         neighborhood: which keys each query attends to.
         scale: as for `spatial_markov_attn`.
         logit_scale: as for `spatial_markov_attn`.
@@ -200,7 +217,7 @@ def neighborhood_attn(
         backend: as for `spatial_markov_attn`.
 
     Returns:
-        (B, Lq, heads, D) in query's type; with `return_lse` also (B, Lq, heads) float32 (float64 for
+        (B, Lq, heads, Dv) in query's type; with `return_lse` also (B, Lq, heads) float32 (float64 for
         float64).
 
     Raises:
@@ -277,17 +294,24 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int, layout:
         raise TypeError(
             f"query, key and value must be of one type, got {query.dtype}, {key.dtype} and {value.dtype}"
         )
-    if key.shape != value.shape:
+    if key.shape[:-1] != value.shape[:-1]:
         raise ValueError(
-            f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}"
+            "key and value must have one shape but for the last size, "
+            f"got {tuple(key.shape)} and {tuple(value.shape)}"
         )
-    for axis, what in ((0, "batch size"), (rank - 2, "number of heads"), (rank - 1, "head dimension")):
+    for axis, what in ((0, "batch size"), (rank - 1, "head dimension")):
         if query.shape[axis] != key.shape[axis]:
             raise ValueError(
                 f"query and key must have one {what}, got {query.shape[axis]} and {key.shape[axis]}"
             )
-    if not 1 <= query.shape[-1] <= MAX_HEAD_DIM:
-        raise ValueError(f"the head dimension must be between 1 and {MAX_HEAD_DIM}, got {query.shape[-1]}")
+    heads, own = query.shape[-2], key.shape[-2]
+    if heads != own and (own < 1 or heads % own):
+        raise ValueError(f"the number of heads of query must be a multiple of key's, got {heads} and {own}")
+    for name, tensor in (("query", query), ("value", value)):
+        if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
+            raise ValueError(
+                f"{name}'s head dimension must be between 1 and {MAX_HEAD_DIM}, got {tensor.shape[-1]}"
+            )
 
 
 def _check_logit_scale(logit_scale: Tensor, query: Tensor) -> None:

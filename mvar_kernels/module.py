@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar_kernels.attention import spatial_markov_attn
-from mvar_kernels.pyramid import as_pair
+from mvar_kernels.neighborhood import as_grid
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -46,7 +46,7 @@ class SpatialMarkovAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim ({dim}) must be a multiple of num_heads ({num_heads})")
         self.num_heads = num_heads
-        self.kernel_size = as_pair(kernel_size, "kernel_size")
+        self.kernel_size = as_grid(kernel_size, 2, "kernel_size")
         self.scale = scale
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

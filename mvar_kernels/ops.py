@@ -288,8 +288,8 @@ transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _pairs(query_shape: Sequence[int], geometry: Sequence[int]) -> int:
-    batch, _, heads, dim = query_shape
-    return batch * heads * dim * Neighborhood.decode(geometry).attended_pairs()
+    batch, _, heads, _ = query_shape
+    return batch * heads * Neighborhood.decode(geometry).attended_pairs()
 
 
 @register_flop_formula(torch.ops.mvar_kernels.attention)
@@ -297,7 +297,7 @@ def _attention_flops(
     query_shape, key_shape, value_shape, logit_scale_shape, geometry, *args, **kwargs
 ) -> int:  # type: ignore[no-untyped-def]
     """Count two products over the attended pairs, 2 operations per multiply-add; padding does not count."""
-    return 4 * _pairs(query_shape, geometry)
+    return 2 * (query_shape[3] + value_shape[3]) * _pairs(query_shape, geometry)
 
 
 @register_flop_formula(torch.ops.mvar_kernels.attention_backward)
@@ -315,4 +315,4 @@ def _backward_flops(  # type: ignore[no-untyped-def]
     **kwargs,
 ) -> int:
     """Count five products: the scores again, and one each for dP, dQ, dK and dV."""
-    return 10 * _pairs(query_shape, geometry)
+    return 2 * (3 * query_shape[3] + 2 * value_shape[3]) * _pairs(query_shape, geometry)

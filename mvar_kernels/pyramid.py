@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,19 +11,19 @@ import torch
 
 from mvar_kernels import caches
 from mvar_kernels.neighborhood import (
+    MAX_RANK,
     Grid,
     Neighborhood,
     WindowBlock,
+    as_grid,
     as_int,
-    as_pair,
     clamp,
     plain,
-    window_starts,
 )
 
-__all__ = ["Grid", "Neighborhood", "Pyramid", "Side", "WindowBlock", "as_pair", "window_starts"]
+__all__ = ["Grid", "Neighborhood", "Pyramid", "Side", "WindowBlock"]
 
-Side = int | tuple[int, int]
+Side = int | Grid
 
 
 @dataclass(frozen=True, init=False)
@@ -35,24 +36,26 @@ class Pyramid:
     tokens.
 
     Args:
-        sides: one int (square) or (height, width) pair per scale, coarse to fine.
-        kernel_size: window of the scales that are not dense: an int, a tuple (kh, kw), or a *list* with one
-            int, tuple or None (dense) per scale. A window larger than a scale is the whole scale.
+        sides: one int (square) or (height, width) pair per scale, coarse to fine; or tuples of 1 or 3 ints
+            for scales of as many axes, where an int is the length of all of them.
+        kernel_size: window of the scales that are not dense: an int, a tuple with an int per axis, or a
+            *list* with one int, tuple or None (dense) per scale. A window larger than a scale is the whole
+            scale.
         dense_scales: the first `dense_scales` scales attend to whole scales, whatever `kernel_size` says.
         previous_scales: how many scales before its own a token attends to as well, in one softmax: to the
             corresponding windows, whose size is that of the token's own scale, or to all of them if its scale
             is dense. 0 is MVAR; num_scales - 1 with dense scales is VAR.
 
     Attributes:
-        sides: ((h, w), ...) per scale.
-        windows: ((kh, kw), ...) per scale, over the scale itself, clamped to it.
-        previous_windows: per scale ((kh, kw), ...) over the scales before it that it sees, coarse to fine.
+        sides: ((h, w), ...) per scale, or as many ints as there are axes.
+        windows: per scale, over the scale itself, clamped to it.
+        previous_windows: per scale the windows over the scales before it that it sees, coarse to fine.
         offsets: first token of every scale.
         length: number of tokens L.
         kernel_size, dense_scales, previous_scales: as given, so that `dataclasses.replace` can change one.
 
     Raises:
-        TypeError: an entry is not an int or a pair of ints.
+        TypeError: an entry is not an int or a tuple of ints.
         ValueError: an empty pyramid, a side or window below 1, a list of the wrong length, `dense_scales`
             outside 0 .. num_scales, or `previous_scales` outside 0 .. num_scales - 1.
     """
@@ -71,7 +74,7 @@ class Pyramid:
     def __init__(
         self,
         sides: Iterable[Side],
-        kernel_size: int | tuple[int, int] | Sequence[int | tuple[int, int] | None] = 7,
+        kernel_size: int | Grid | Sequence[int | Grid | None] = 7,
         dense_scales: int = 0,
         previous_scales: int = 0,
     ) -> None:
@@ -92,7 +95,8 @@ class Pyramid:
             raise ValueError(
                 f"kernel_size as a list needs one entry per scale ({len(grids)}), got {len(per_scale)}"
             )
-        kernels = [None if kernel is None else as_pair(kernel, "kernel_size") for kernel in per_scale]
+        rank = len(grids[0])
+        kernels = [None if kernel is None else as_grid(kernel, rank, "kernel_size") for kernel in per_scale]
         windows = [
             # Windows over the scales from `first` to the query's own.
             tuple(
@@ -101,7 +105,7 @@ class Pyramid:
             )
             for scale, kernel in enumerate(kernels)
         ]
-        ends = tuple(itertools.accumulate(h * w for h, w in grids))
+        ends = tuple(itertools.accumulate(map(math.prod, grids)))
         # The dataclass is frozen, so its fields can only be set like this.
         for name, value in {
             "sides": grids,
@@ -116,8 +120,8 @@ class Pyramid:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        sides = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in self.sides)
-        windows = ", ".join("dense" if k == g else f"{k[0]}x{k[1]}" for k, g in zip(self.windows, self.sides))
+        sides = ", ".join(str(g[0]) if len(set(g)) == 1 else _product(g) for g in self.sides)
+        windows = ", ".join("dense" if k == g else _product(k) for k, g in zip(self.windows, self.sides))
         previous = f", previous_scales={self.previous_scales}" if self.previous_scales else ""
         return f"Pyramid(sides=[{sides}], windows=[{windows}]{previous}, length={self.length})"
 
@@ -128,8 +132,8 @@ class Pyramid:
 
     def scale_slice(self, scale: int) -> slice:
         """Return the tokens of one scale inside the packed sequence."""
-        h, w = self.sides[scale]
-        return slice(self.offsets[scale], self.offsets[scale] + h * w)
+        first = self.offsets[scale]
+        return slice(first, first + math.prod(self.sides[scale]))
 
     def select(self, scales: range) -> Pyramid:
         """Return the pyramid of these scales alone.
@@ -221,23 +225,25 @@ def _blocks_of_scale(pyramid: Pyramid, scale: int) -> list[WindowBlock]:
         whole = window == grid
         if whole and whole_before:
             before = blocks.pop()
-            keys = (1, before.num_keys + block.num_keys)
+            keys = (*(1,) * (len(grid) - 1), before.num_keys + block.num_keys)
             block = before._replace(key_grid=keys, window=keys)
         blocks.append(block)
         whole_before = whole
     return blocks
 
 
+def _product(sizes: Grid) -> str:
+    return "x".join(map(str, sizes))
+
+
 def _as_grids(sides: Iterable[Side]) -> tuple[Grid, ...]:
     sides = plain(sides)  # type: ignore[assignment]
-    try:
-        grids = tuple(as_pair(side, "sides") for side in sides)
-    except TypeError as error:
-        if isinstance(sides, Iterable):
-            raise
-        raise TypeError(
-            f"sides must be a sequence of ints or (height, width) pairs, got {sides!r}"
-        ) from error
-    if not grids:
+    if not isinstance(sides, Iterable):
+        raise TypeError(f"sides must be a sequence of ints or tuples of ints, got {sides!r}")
+    sides = [plain(side) for side in sides]  # type: ignore[misc]
+    if not sides:
         raise ValueError("sides must name at least one scale, got none")
-    return grids
+    rank = next((len(side) for side in sides if isinstance(side, (tuple, list))), 2)
+    if not 1 <= rank <= MAX_RANK:
+        raise ValueError(f"sides must have 1 to {MAX_RANK} axes, got {rank}")
+    return tuple(as_grid(side, rank, "sides") for side in sides)

@@ -8,6 +8,7 @@ has a gradient (which the fused kernels do not take), they are plain products.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,18 +20,20 @@ def attend(
     Args:
         query: (n, H, Lq, D).
         key: (n, H, Lk, D).
-        value: (n, H, Lk, D).
+        value: (n, H, Lk, Dv).
         bias: broadcastable to (n, H, Lq, Lk), or None.
         scale: factor of the logits.
 
     Returns:
-        out (n, H, Lq, D) and lse (n, H, Lq).
+        out (n, H, Lq, Dv) and lse (n, H, Lq).
     """
     if query.device.type == "cpu":
+        width = value.shape[-1]
+        query, key, value = _of_one_width(query, key, value)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=_expanded(bias, query, key), scale=scale
         )
-        return out, lse
+        return out[..., :width], lse
     scores = _scores(query, key, bias, scale)
     lse = scores.logsumexp(dim=-1)
     return (torch.exp(scores - lse.unsqueeze(-1)).to(value.dtype) @ value), lse
@@ -49,18 +52,16 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, shaped like them."""
     if grad_lse is None and query.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out,
-            query,
-            key,
-            value,
-            out,
+        widths = query.shape[-1], key.shape[-1], value.shape[-1]
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *_of_one_width(grad_out, query, key, value, out),
             lse,
             0.0,
             False,
             attn_mask=_expanded(bias, query, key),
             scale=scale,
         )
+        return tuple(gradient[..., :width] for gradient, width in zip(gradients, widths))
     precise = lse.dtype
     q, k, v, o, do = (tensor.to(precise) for tensor in (query, key, value, out, grad_out))
     probability = torch.exp(_scores(query, key, bias, scale) - lse.unsqueeze(-1))
@@ -70,6 +71,15 @@ def attend_backward(
     dscores = probability * (do @ v.transpose(-2, -1) - delta.unsqueeze(-1)) * scale
     dq, dk, dv = dscores @ k, dscores.transpose(-2, -1) @ q, probability.transpose(-2, -1) @ do
     return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype)
+
+
+def _of_one_width(*tensors: Tensor) -> list[Tensor]:
+    """Pad the last dimension with zeros, which change no product: the fused CPU kernels take one width."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return [
+        tensor if tensor.shape[-1] == width else F.pad(tensor, (0, width - tensor.shape[-1]))
+        for tensor in tensors
+    ]
 
 
 def _scores(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -1,61 +1,63 @@
-"""Rectangles of queries with the rectangle of keys that they see, and rectangles of keys with the queries
-that see them.
+"""Cuts of an axis into queries with the keys that they see, or keys with the queries that see them.
 
-Window starts never decrease along an axis. So a run of queries sees a run of keys, and a run of keys is seen
-by a run of
-queries: rectangles map to rectangles.
+Windows never move back along an axis (`neighborhood.AxisWindows`). So a run of queries sees a run of keys,
+and a run of keys is seen by a run of queries: boxes map to boxes. All ranges are of places in that order.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
+
+import numpy as np
 
 from mvar_kernels import caches
 from mvar_kernels.pyramid import WindowBlock
 
 
+class AxisCut(NamedTuple):
+    """A run of queries and a run of keys along one axis."""
+
+    queries: range
+    keys: range
+
+
 class GridTile(NamedTuple):
-    """A rectangle of a block's query grid and one of its key grid, as ranges of rows and columns."""
+    """A box of a block's query grid and one of its key grid, as ranges along each axis."""
 
-    query_rows: range
-    query_cols: range
-    key_rows: range
-    key_cols: range
+    queries: tuple[range, ...]
+    keys: tuple[range, ...]
 
 
-@caches.remembered(4096)
-def seen_by(block: WindowBlock, axis: int, first: int, last: int) -> range:
-    """Return the keys along an axis that the queries first .. last - 1 see."""
-    starts = block.axis_starts(axis)
-    return range(starts[first], starts[last - 1] + block.window[axis])
+@caches.remembered(1024)
+def query_cuts(block: WindowBlock, axis: int, step: int) -> tuple[AxisCut, ...]:
+    """Cut an axis into runs of at most `step` queries, with the keys that they see."""
+    _, starts, stops = block.axis(axis)
+    return tuple(
+        AxisCut(queries, range(int(starts[queries[0]]), int(stops[queries[-1]])))
+        for queries in _runs(block.query_grid[axis], step)
+    )
 
 
-@caches.remembered(4096)
-def seeing(block: WindowBlock, axis: int, first: int, last: int) -> range:
-    """Return the queries along an axis that see one of the keys first .. last - 1; may be empty."""
-    window = block.window[axis]
-    starts = block.axis_starts(axis)
-    queries = [query for query, start in enumerate(starts) if start < last and start + window > first]
-    return range(queries[0], queries[-1] + 1) if queries else range(0)
+@caches.remembered(1024)
+def key_cuts(block: WindowBlock, axis: int, step: int) -> tuple[AxisCut, ...]:
+    """Cut an axis into runs of at most `step` keys, with the queries that see one; there may be none."""
+    _, starts, stops = block.axis(axis)
+    cuts = []
+    for keys in _runs(block.key_grid[axis], step):
+        first = int(np.searchsorted(stops, keys.start, side="right"))
+        cuts.append(AxisCut(range(first, max(first, int(np.searchsorted(starts, keys.stop)))), keys))
+    return tuple(cuts)
 
 
-def _cuts(length: int, step: int) -> list[tuple[int, int]]:
-    return [(first, min(first + step, length)) for first in range(0, length, step)]
+def _runs(length: int, step: int) -> list[range]:
+    return [range(first, min(first + step, length)) for first in range(0, length, step)]
 
 
-def query_tiles(block: WindowBlock, height: int, width: int) -> list[GridTile]:
-    """Cut the block's queries into rectangles of at most height x width."""
+def query_tiles(block: WindowBlock, shape: tuple[int, ...]) -> list[GridTile]:
+    """Cut the block's queries into boxes of at most that shape, row-major."""
+    cuts = (query_cuts(block, axis, step) for axis, step in enumerate(shape))
     return [
-        GridTile(range(*rows), range(*cols), seen_by(block, 0, *rows), seen_by(block, 1, *cols))
-        for rows in _cuts(block.query_grid[0], height)
-        for cols in _cuts(block.query_grid[1], width)
-    ]
-
-
-def key_tiles(block: WindowBlock, height: int, width: int) -> list[GridTile]:
-    """Cut the block's keys into rectangles of at most height x width; unseen ones have empty query ranges."""
-    return [
-        GridTile(seeing(block, 0, *rows), seeing(block, 1, *cols), range(*rows), range(*cols))
-        for rows in _cuts(block.key_grid[0], height)
-        for cols in _cuts(block.key_grid[1], width)
+        GridTile(tuple(cut.queries for cut in each), tuple(cut.keys for cut in each))
+        for each in itertools.product(*cuts)
     ]

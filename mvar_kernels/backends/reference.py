@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.cosine import normalized, normalized_backward
+from mvar_kernels.backends.heads import repeated, summed
 
 
 def can_run(call: AttentionCall) -> str | None:
@@ -14,10 +15,11 @@ def can_run(call: AttentionCall) -> str | None:
 
 
 def attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Return out (B, Lq, H, D) and lse (B, H, Lq), in at least float32; differentiable by autograd."""
+    """Return out (B, Lq, H, Dv) and lse (B, H, Lq), in at least float32; differentiable by autograd."""
     precise = call.precise
     q, k = normalized(call.query.to(precise), call.key.to(precise), call.logit_scale)
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, call.value.to(precise)))
+    k, v = (repeated(tensor, q.shape[2]) for tensor in (k, call.value.to(precise)))
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     logits = (q @ k.transpose(-2, -1)) * call.scale
     logits = logits.masked_fill(_hidden(call), float("-inf"))
     out = logits.softmax(dim=-1) @ v
@@ -40,7 +42,8 @@ def backward(
     query, key, value, logit_scale, _, scale = call
     precise = lse.dtype
     q, k = normalized(query.to(precise), key.to(precise), logit_scale)
-    q, k, v, o, do = (tensor.transpose(1, 2).to(precise) for tensor in (q, k, value, out, grad_out))
+    k, v = (repeated(tensor, q.shape[2]) for tensor in (k, value))
+    q, k, v, o, do = (tensor.transpose(1, 2).to(precise) for tensor in (q, k, v, out, grad_out))
     logits = (q @ k.transpose(-2, -1)) * scale
     probability = torch.exp(logits - lse.unsqueeze(-1)).masked_fill(_hidden(call), 0)
     delta = (do * o).sum(dim=-1)
@@ -49,5 +52,6 @@ def backward(
     dlogits = probability * (do @ v.transpose(-2, -1) - delta.unsqueeze(-1)) * scale
     products = dlogits @ k, dlogits.transpose(-2, -1) @ q, probability.transpose(-2, -1) @ do
     dq, dk, dv = (gradient.transpose(1, 2) for gradient in products)
+    dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), grad_factor

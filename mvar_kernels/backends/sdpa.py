@@ -16,6 +16,7 @@ from mvar_kernels import caches
 from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.cosine import normalized, normalized_backward
 from mvar_kernels.backends.dense import attend, attend_backward
+from mvar_kernels.backends.heads import repeated, summed
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 
@@ -74,6 +75,7 @@ def _mask(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor:
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
     query, key = normalized(query, key, logit_scale)
+    key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
     outs, lses = [], []
     for dense in _dense(neighborhood):
         rows, cols = dense.queries, dense.keys
@@ -92,9 +94,12 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 
 def eager_forward(call: AttentionCall) -> Tensor | None:
-    """Call PyTorch's own operator, with its own autograd; None unless all queries are one grid."""
+    """Call PyTorch's own operator, with its own autograd; None unless all queries are one grid.
+
+    Its fused kernel takes equal widths and as many heads of keys as of queries.
+    """
     dense, *others = _dense(call.neighborhood)
-    if others:
+    if others or call.query.shape[2:] != call.value.shape[2:]:
         return None
     seen = call.query, call.key[:, dense.keys], call.value[:, dense.keys]
     q, k, v = (tensor.transpose(1, 2) for tensor in seen)
@@ -132,11 +137,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, value, logit_scale, neighborhood, scale = call
     q, k = normalized(query, key, logit_scale)
+    k, v = (repeated(tensor, q.shape[2]) for tensor in (k, value))
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     # Blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, so results are
     # deterministic, and in lse's type (at least float32), so that half-precision keys seen by many scales are
     # rounded once.
-    dk, dv = (torch.zeros(key.shape, dtype=lse.dtype, device=key.device) for _ in range(2))
+    dk, dv = (torch.zeros(tensor.shape, dtype=lse.dtype, device=key.device) for tensor in (k, v))
     for dense in _dense(neighborhood):
         rows, cols = dense.queries, dense.keys
         block_dq, block_dk, block_dv = attend_backward(
@@ -144,7 +150,7 @@ def backward(
             None if grad_lse is None else grad_lse[:, :, rows],
             q[:, rows].transpose(1, 2),
             k[:, cols].transpose(1, 2),
-            value[:, cols].transpose(1, 2),
+            v[:, cols].transpose(1, 2),
             out[:, rows].transpose(1, 2),
             lse[:, :, rows],
             _bias(dense, query.dtype, query.device),
@@ -153,5 +159,6 @@ def backward(
         dq[:, rows] = block_dq.transpose(1, 2)
         dk[:, cols] += block_dk.transpose(1, 2)
         dv[:, cols] += block_dv.transpose(1, 2)
+    dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mvar_kernels import Pyramid, spatial_markov_attn
-from mvar_kernels.pyramid import Neighborhood, window_starts
+from mvar_kernels.neighborhood import axis_windows
+from mvar_kernels.pyramid import Neighborhood
 
 from kernel_cases import PYRAMID_256, random_grid_neighborhood, random_neighborhood, random_pyramid
 
@@ -39,6 +40,10 @@ def test_masks_against_a_double_loop(seed):
             cols = attended(col, block.query_grid[1], block.key_grid[1], block.window[1])
             expected = {r * block.key_grid[1] + c for r in rows for c in cols}
             assert set(mask[query].nonzero().flatten().tolist()) == expected, (neighborhood, query)
+
+
+def window_starts(num_queries, num_keys, kernel):
+    return tuple(axis_windows(num_queries, num_keys, kernel).starts)
 
 
 def test_equal_grids_are_natten_s_rule():
@@ -238,9 +243,10 @@ def test_neighborhoods_survive_the_operators_schema(seed):
         (([0],), ValueError, "sides must be at least 1, got 0"),
         (([(0, 3)],), ValueError, r"^sides .*\(0, 3\)"),
         (([(3, 0)],), ValueError, r"^sides .*\(3, 0\)"),
-        (([1.5],), TypeError, "sides must be an int or a pair"),
+        (([1.5],), TypeError, "sides must be an int or a tuple"),
         ((5,), TypeError, "sides must be a sequence"),
-        (([2, (1, 2, 3)],), ValueError, "sides must be an int or a .* pair"),
+        (([(1, 2), (1, 2, 3)],), ValueError, "sides must be an int or a .* pair"),
+        (([(1, 2, 3, 4)],), ValueError, "sides must have 1 to 3 axes, got 4"),
         (([2, 3], 0), ValueError, "kernel_size must be at least 1"),
         (([2, 3], [3]), ValueError, r"one entry per scale \(2\), got 1"),
         (([2, 3], 3, 3), ValueError, r"dense_scales must be between 0 and the number of scales \(2\), got 3"),

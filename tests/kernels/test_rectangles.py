@@ -2,9 +2,12 @@
 
 import random
 
-from mvar_kernels.backends.rectangles import key_tiles, query_tiles
+import pytest
+import torch
 
-from kernel_cases import random_neighborhood
+from mvar_kernels.backends.rectangles import key_cuts, query_cuts
+
+from kernel_cases import random_neighborhood_of_rank
 
 
 def hull(seen):
@@ -13,23 +16,18 @@ def hull(seen):
     return range(places[0], places[-1] + 1)
 
 
-def test_tiles_cover_what_windows_see(seed):
-    rng = random.Random(seed)
-    for _ in range(20):
-        block = random_neighborhood(rng).blocks[0]
-        mask = block.mask().view(*block.query_grid, *block.key_grid)
-        for tile in query_tiles(block, 8, 8) + key_tiles(block, 8, 8):
-            q = mask[
-                tile.query_rows.start : tile.query_rows.stop, tile.query_cols.start : tile.query_cols.stop
-            ]
-            rows, cols = q.any(3).any(1).any(0), q.any(2).any(1).any(0)
-            inside = q[
-                :, :, tile.key_rows.start : tile.key_rows.stop, tile.key_cols.start : tile.key_cols.stop
-            ]
-            if tile in query_tiles(block, 8, 8):
-                assert inside.sum() == q.sum() and hull(rows) == tile.key_rows and hull(cols) == tile.key_cols
-            else:
-                seen = mask[
-                    :, :, tile.key_rows.start : tile.key_rows.stop, tile.key_cols.start : tile.key_cols.stop
-                ]
-                assert inside.sum() == seen.sum()
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_cuts_cover_what_windows_see(rank, seed):
+    rng = random.Random(seed + rank)
+    for _ in range(40):
+        block = random_neighborhood_of_rank(rng, rank)[1].blocks[0]
+        for axis in range(rank):
+            # Which key place each query place sees, from the mask of the axis.
+            order, key_order = block.axis(axis).order, block.key_order(axis)
+            mask = torch.from_numpy(block._axis_mask(axis)[order][:, key_order])
+            for cut in query_cuts(block, axis, 4):
+                assert cut.keys == hull(mask[cut.queries.start : cut.queries.stop].any(0))
+            for cut in key_cuts(block, axis, 4):
+                seeing = mask[:, cut.keys.start : cut.keys.stop].any(1)
+                assert int(seeing.sum()) == len(cut.queries)
+                assert seeing[cut.queries.start : cut.queries.stop].all()

@@ -9,7 +9,7 @@ from mvar_kernels import Pyramid
 from mvar_kernels.backends.triton.schedule import tables
 from mvar_kernels.pyramid import Neighborhood
 
-from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, random_neighborhood
+from kernel_cases import PYRAMID_256, PYRAMID_DIGITS, random_neighborhood, random_neighborhood_of_rank
 
 
 def expanded(neighborhood, by, height=8, width=8, chunk=64):
@@ -137,3 +137,11 @@ def test_padding_repeats_a_token_of_the_tile():
             fixed = t.fixed[tile][t.fixed[tile] < 680].long()
             looped = t.looped[int(t.start[tile]) : int(t.start[tile + 1])].flatten().long().unique()
             assert full[fixed][:, looped].any(0).all()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_random_neighborhoods_of_every_rank(rank, seed):
+    rng = random.Random(seed + rank)
+    for _ in range(40):
+        shape = rng.choice([(8, 8, 64), (4, 8, 32), (4, 4, 16)])
+        check(random_neighborhood_of_rank(rng, rank)[1], **dict(zip(("height", "width", "chunk"), shape)))

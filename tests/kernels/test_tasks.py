@@ -90,8 +90,7 @@ def written_keys(task):
         block.key_offset + row * block.key_grid[1] + col
         for block, tiles in zip(task.layout.blocks, task.layout.seen)
         for tile in tiles[task.tiles]
-        for row in tile.key_rows
-        for col in tile.key_cols
+        for row, col in itertools.product(*tile.keys)
     }
     return set(itertools.product(range(task.batch.start, task.batch.stop), keys))
 

@@ -1,5 +1,6 @@
 """Tiles of one turn see no common key, and a turn has tiles enough for several threads."""
 
+import itertools
 import random
 
 from mvar_kernels import Neighborhood, Pyramid
@@ -10,7 +11,7 @@ from kernel_cases import random_grid_neighborhood
 
 
 def keys_of(tile, width):
-    return {row * width + col for row in tile.key_rows for col in tile.key_cols}
+    return {row * width + col for row, col in itertools.product(*tile.keys)}
 
 
 def test_no_key_is_seen_twice_in_a_turn(seed):
@@ -29,7 +30,7 @@ def test_no_key_of_any_block_is_seen_twice_in_a_turn(seed):
 
 
 def check(blocks):
-    per_block = [query_tiles(block, 8, 8) for block in blocks]
+    per_block = [query_tiles(block, (8, 8)) for block in blocks]
     turns = in_turns(per_block)
     assert sorted(number for turn in turns for number in turn) == list(range(len(per_block[0]))), blocks
     for block, tiles in zip(blocks, per_block):
@@ -41,4 +42,4 @@ def check(blocks):
 def test_a_large_grid_has_few_turns_of_many_tiles():
     for side, expected in ((64, [16] * 4), (128, [16] * 16)):
         block = Neighborhood.of_grids((side, side), (side, side), (7, 7)).blocks[0]
-        assert [len(turn) for turn in in_turns([query_tiles(block, 8, 8)])] == expected
+        assert [len(turn) for turn in in_turns([query_tiles(block, (8, 8))])] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -14,6 +15,9 @@ from mvar_kernels.dispatch import BACKENDS, load
 # Every backend that runs on a CPU without an interpreter.
 CPU_BACKENDS = tuple(name for name in BACKENDS if name != "triton")
 
+# Relative to the largest magnitude of a result. Both sides start from the same rounded inputs.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
 PYRAMID_256 = Pyramid((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 7, 8)
 PYRAMID_DIGITS = Pyramid((1, 2, 3, 4, 6, 8), 3, 3)
 
@@ -25,6 +29,36 @@ def random_grid_neighborhood(rng: random.Random, largest: int = 20) -> Neighborh
     return Neighborhood.of_grids(
         query_grid, key_grid, (rng.randint(1, largest + 2), rng.randint(1, largest + 2))
     )
+
+
+def random_neighborhood_of_rank(
+    rng: random.Random, rank: int, most_tokens: int = 400
+) -> tuple[dict[str, tuple], Neighborhood]:
+    """Draw a grid of `rank` axes with windows, strides, dilations and causal axes mixed, or unequal grids.
+
+    Returns:
+        The arguments of `Neighborhood.of_grids`, and what it makes of them.
+    """
+    largest = {1: most_tokens, 2: 24, 3: 12}[rank]
+    while True:
+        grid = tuple(rng.randint(1, largest) for _ in range(rank))
+        other = tuple(rng.randint(1, largest) for _ in range(rank)) if rng.random() < 0.25 else grid
+        if max(math.prod(grid), math.prod(other)) <= most_tokens:
+            break
+    window = tuple(rng.choice([rng.randint(1, side + 2), rng.randint(1, min(side + 2, 9))]) for side in other)
+    equal = grid == other
+    arguments = {
+        "query_grid": grid,
+        "key_grid": other,
+        "window": window,
+        "stride": tuple(rng.choice([1, rng.randint(1, size)]) if equal else 1 for size in window),
+        "dilation": tuple(
+            rng.choice([1, 1, rng.randint(1, min(side, 4)), rng.randint(1, side)]) if equal else 1
+            for side in grid
+        ),
+        "causal": tuple(equal and rng.random() < 0.3 for _ in range(rank)),
+    }
+    return arguments, Neighborhood.of_grids(*arguments.values())
 
 
 def random_pyramid(rng: random.Random, largest: int = 14) -> Pyramid:
@@ -65,11 +99,15 @@ def draw_inputs(
     seed=0,
     packed=False,
     device="cpu",
+    key_heads=None,
+    width=None,
 ):
     """Return query, key, value, logit_scale (or None), grad_out, grad_lse.
 
-    With `packed`, query, key and value are views into one tensor.
+    With `packed`, query, key and value are views into one tensor. Keys and values have `key_heads` heads,
+    values are `width` wide; by default both are those of the queries.
     """
+    own, width = key_heads or heads, width or dim
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -80,12 +118,10 @@ def draw_inputs(
         assert lengths[0] == lengths[1]
         query, key, value = normal(batch, lengths[0], 3, heads, dim).to(dtype).to(device).unbind(2)
     else:
-        query, key, value = (
-            normal(batch, length, heads, dim).to(dtype).to(device)
-            for length in (lengths[0], lengths[1], lengths[1])
-        )
+        sizes = (lengths[0], heads, dim), (lengths[1], own, dim), (lengths[1], own, width)
+        query, key, value = (normal(batch, *size).to(dtype).to(device) for size in sizes)
     logit_scale = (normal(heads).abs() * 4 + 1).float().to(device) if cosine else None
-    grad_out = normal(batch, lengths[0], heads, dim).to(dtype).to(device)
+    grad_out = normal(batch, lengths[0], heads, width).to(dtype).to(device)
     grad_lse = normal(batch, heads, lengths[0]).float().to(device)
     return query, key, value, logit_scale, grad_out, grad_lse
 
@@ -98,6 +134,22 @@ def in_float64(inputs, neighborhood, scale, use_lse=True):
     outputs, gradients = ([out, lse], [grad_out, grad_lse]) if use_lse else ([out], [grad_out])
     given = iter(torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], gradients))
     return out.detach(), lse.detach(), tuple(None if leaf is None else next(given) for leaf in leaves)
+
+
+def assert_as_in_float64(backend, inputs, neighborhood, scale=0.3, use_lse=True):
+    """Run forward and backward of a backend, compare both with the oracle, and return out, lse, gradients."""
+    *operands, grad_out, grad_lse = inputs
+    call, module = AttentionCall(*operands, neighborhood, scale), load(backend)
+    assert module.can_run(call) is None
+    out, lse = module.forward(call)
+    grads = module.backward(call, out, lse, grad_out, grad_lse if use_lse else None)
+    expected_out, expected_lse, expected = in_float64(inputs, neighborhood, scale, use_lse)
+    names = "out", "lse", "dq", "dk", "dv", "dlogit_scale"
+    for name, actual, truth in zip(names, (out, lse, *grads), (expected_out, expected_lse, *expected)):
+        if truth is not None:
+            tolerance = TOLERANCE[operands[0].dtype] * max(1.0, truth.abs().max().item())
+            assert_close(actual, truth, tolerance, f"{name} of {neighborhood}")
+    return out, lse, grads
 
 
 def largest_error(actual, expected):

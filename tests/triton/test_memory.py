@@ -141,11 +141,12 @@ def test_a_nan_reaches_the_queries_of_its_tiles_and_no_others(what):
     query, key, value, *_ = draw_inputs(neighborhood, batch=1, heads=1, dim=16, device=DEVICE)
     place = pyramid.offsets[1] + 5 * 20 + 5
     {"key": key, "value": value}[what][0, place] = float("nan")
-    out, _ = load("triton").forward(AttentionCall(query, key, value, None, neighborhood, 0.25))
+    call = AttentionCall(query, key, value, None, neighborhood, 0.25)
+    out, _ = load("triton").forward(call)
     reached = out.isnan().any(-1).flatten().cpu()
     assert reached[pyramid.mask()[:, place]].all()
     launch = importlib.import_module("mvar_kernels.backends.triton.launch")
-    t = launch._tables(neighborhood, "query", launch._row(query, None).forward, query)
+    t = launch._tables(neighborhood, "query", launch._row(call).forward, query)
     gathering = torch.zeros(pyramid.length + 1, dtype=torch.bool)
     for tile, (first, last) in enumerate(zip(t.start.tolist(), t.start.tolist()[1:])):
         if (t.looped[first:last] == place).any():

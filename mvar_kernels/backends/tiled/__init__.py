@@ -1,8 +1,8 @@
 """O(N k) attention in plain PyTorch, forward and backward: for CPUs, and for any device without triton.
 
-Queries are cut into 8 x 8 tiles (`layout.py`). The keys of a tile are gathered as whole (H x D) rows and
-attended to with PyTorch's fused kernel, with the windows as an additive mask (`attend.py`). Dense blocks need
-no gathering. Nothing of size L x L exists.
+Queries are cut into tiles, 8 x 8 in two dimensions (`layout.py`). The keys of a tile are gathered as whole
+(H x D) rows and attended to with PyTorch's fused kernel, with the windows as an additive mask (`attend.py`).
+Dense blocks need no gathering. Nothing of size L x L exists.
 
 A few tiles are a task (`tasks.py`), small enough for the cache of a core, with scratch buffers that are
 reused (`workspace.py`). Threads take tasks as they come (`workers.py`).
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.cosine import normalized, normalized_backward
+from mvar_kernels.backends.heads import repeated, summed
 from mvar_kernels.backends.tiled import memory
 from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_task, forward_task, scratch
 from mvar_kernels.backends.tiled.layout import computed_scores
+from mvar_kernels.backends.tiled.places import Places, in_places, in_tokens, places_of
 from mvar_kernels.backends.tiled.tasks import (
     Cut,
     TokenTask,
@@ -46,9 +48,44 @@ def can_run(call: AttentionCall) -> str | None:
 
 
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    places = places_of(call.neighborhood, call.device)
+    if places is None:
+        return _forward(call)
+    out, lse = _forward(_call_in_places(call, places))
+    return in_tokens(out, places.queries), lse[:, :, places.queries.argsort()]
+
+
+def backward(
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    places = places_of(call.neighborhood, call.device)
+    if places is None:
+        return _backward(call, out, lse, grad_out, grad_lse)
+    out, grad_out = (in_places(tensor, places.queries) for tensor in (out, grad_out))
+    lse = lse[:, :, places.queries]
+    grad_lse = None if grad_lse is None else grad_lse[:, :, places.queries]
+    dq, dk, dv, dfactor = _backward(_call_in_places(call, places), out, lse, grad_out, grad_lse)
+    return (
+        in_tokens(dq, places.queries),
+        in_tokens(dk, places.keys),
+        in_tokens(dv, places.keys),
+        dfactor,
+    )
+
+
+def _call_in_places(call: AttentionCall, places: Places) -> AttentionCall:
+    return call._replace(
+        query=in_places(call.query, places.queries),
+        key=in_places(call.key, places.keys),
+        value=in_places(call.value, places.keys),
+    )
+
+
+def _forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
     cut = cut_for(query, neighborhood)
     query, key = _normalized(query, key, logit_scale, cut)
+    key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
     query, key, value = (_in_rows(tensor, cut) for tensor in (query, key, value))
     out = memory.empty(call.out_shape, query.dtype, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
@@ -61,7 +98,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(
+def _backward(
     call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, value, logit_scale, neighborhood, scale = call
@@ -70,20 +107,22 @@ def backward(
     dq = memory.empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
-    dk, dv = (memory.empty(key.shape, lse.dtype, key.device) for _ in range(2))
+    k, v = (repeated(tensor, query.shape[2]) for tensor in (k, value))
+    dk, dv = (memory.empty(tensor.shape, lse.dtype, key.device) for tensor in (k, v))
 
     def clear(task: TokenTask, wait: Wait) -> None:
         dk[:, task.keys].zero_()
         dv[:, task.keys].zero_()
 
     run(token_tasks(query, key), clear, cut.threads)
-    q, k, value, out, grad_out = (_in_rows(tensor, cut) for tensor in (q, k, value, out, grad_out))
-    whole = Operands(q, k, value, out, lse.transpose(1, 2), scale)
+    q, k, v, out, grad_out = (_in_rows(tensor, cut) for tensor in (q, k, v, out, grad_out))
+    whole = Operands(q, k, v, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
     attend_to = functools.partial(backward_task, whole=whole, gradients=gradients)
     for group in groups(neighborhood):
         tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
         run(tasks, attend_to, cut.threads, scratch.trim)
+    dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, cut)
     return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -104,7 +105,7 @@ def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
 
 def _forward_tiles(task: TileTask, whole: Operands) -> None:
     layout = task.layout
-    queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
+    queries, keys, rects = layout.queries[task.tiles], layout.keys(task.tiles), layout.rects[task.tiles]
     q = scratch.gather(0, whole.query[task.batch], queries)
     k = scratch.gather(1, whole.key[task.batch], keys)
     v = scratch.gather(2, whole.value[task.batch], keys)
@@ -114,18 +115,18 @@ def _forward_tiles(task: TileTask, whole: Operands) -> None:
         bias = strip.bias(task.tiles, len(q) // len(queries))
         strip_out, strip_lse = attend(q[:, :, slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
         for target, tiles in ((out, strip_out), (lse, strip_lse)):
-            scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.width, rects)
+            scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.slots, rects)
 
 
 def _query_grid(task: TileTask, tensor: Tensor) -> Tensor:
-    """Return the task's part of a tensor (B, L, H, ...) as (b, h, w, F)."""
+    """Return the task's part of a tensor (B, L, H, ...) as (b, *grid, F)."""
     block = task.layout.blocks[0]
     return tensor[task.batch, block.query_slice].flatten(2).unflatten(1, block.query_grid)
 
 
 def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
     layout = task.layout
-    queries, keys, rects = layout.queries[task.tiles], layout.keys[task.tiles], layout.rects[task.tiles]
+    queries, keys, rects = layout.queries[task.tiles], layout.keys(task.tiles), layout.rects[task.tiles]
     q = scratch.gather(0, whole.query[task.batch], queries)
     k = scratch.gather(1, whole.key[task.batch], keys)
     v = scratch.gather(2, whole.value[task.batch], keys)
@@ -155,7 +156,7 @@ def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Grad
             strip.bias(task.tiles, len(q) // len(queries)),
             whole.scale,
         )
-        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.width, rects)
+        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.slots, rects)
         of_keys.append((strip, strip_dk, strip_dv))
     wait()
     for strip, strip_dk, strip_dv in of_keys:
@@ -168,14 +169,15 @@ def _add_to_keys(target: Tensor, tiles: Tensor, layout: Layout, which: slice, st
 
     Only keys that a tile sees are written: others may belong to a tile of the same turn.
     """
-    counts = [part.height * part.width for part in strip.key_rows]
+    counts = [math.prod(part.shape) for part in strip.key_rows]
     parts = tiles.flatten(2).unflatten(0, (len(target), -1)).split(counts, dim=2)
     for block, seen_by_tiles, part, of_part in zip(layout.blocks, layout.seen, strip.key_rows, parts):
         grid = target[:, block.key_slice].flatten(2).unflatten(1, block.key_grid)
-        per_tile = of_part.unflatten(2, (part.height, part.width))
-        for tile, (seen, (top, left)) in enumerate(zip(seen_by_tiles[which], part.corners[which])):
-            rows = range(max(top, seen.key_rows.start), min(top + part.height, seen.key_rows.stop))
-            cols = seen.key_cols
-            rectangle = grid.narrow(1, rows.start, len(rows)).narrow(2, cols.start, len(cols))
-            source = per_tile[:, tile].narrow(1, rows.start - top, len(rows))
-            rectangle.add_(source.narrow(2, cols.start - left, len(cols)))
+        per_tile = of_part.unflatten(2, part.shape)
+        for tile, (seen, corner) in enumerate(zip(seen_by_tiles[which], part.corners[which])):
+            box, source = grid, per_tile[:, tile]
+            for axis, (keys, first, size) in enumerate(zip(seen.keys, corner, part.shape), 1):
+                begin = max(first, keys.start)
+                length = min(first + size, keys.stop) - begin
+                box, source = box.narrow(axis, begin, length), source.narrow(axis, begin - first, length)
+            box.add_(source)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.cosine import normalized, normalized_tangents
+from mvar_kernels.backends.heads import repeated
 from mvar_kernels.backends.tiled.layout import layout_of
+from mvar_kernels.backends.tiled.places import places_of
 from mvar_kernels.pyramid import Neighborhood
 
 # Reads rows of (B, L, H, D) for T tiles at once: (B, T, H, slots, D).
@@ -23,7 +25,7 @@ Rows = Callable[[Tensor], Tensor]
 
 
 def attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Return out (B, Lq, H, D) in query's type and lse (B, H, Lq)."""
+    """Return out (B, Lq, H, Dv) in query's type and lse (B, H, Lq)."""
     query, key, value = _precise(call)
     q, k = normalized(query, key, call.logit_scale)
 
@@ -51,7 +53,8 @@ def tangents(call: AttentionCall, along: AttentionCall) -> tuple[Tensor, Tensor]
 
 
 def _precise(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    return call.query.to(call.precise), call.key.to(call.precise), call.value.to(call.precise)
+    key, value = (repeated(tensor, call.query.shape[2]) for tensor in (call.key, call.value))
+    return call.query.to(call.precise), key.to(call.precise), value.to(call.precise)
 
 
 def _logits(rows: Tensor, cols: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -69,7 +72,10 @@ def _assembled(
 ) -> tuple[Tensor, Tensor]:
     """Bring what `of_tiles` returns for all tiles, (B, T, H, slots, D or 1), into the order of queries."""
     outs, lses, tokens = [], [], []
+    places = places_of(call.neighborhood, call.device)
     for queries, keys, bias in _tiles(call.neighborhood, call.query):
+        if places is not None:
+            queries, keys = places.queries[queries], places.keys[keys]
         out, lse = of_tiles(functools.partial(_rows, queries), functools.partial(_rows, keys), bias)
         outs.append(out.transpose(2, 3).flatten(1, 2))
         lses.append(lse.transpose(2, 3).flatten(1, 2))
@@ -96,5 +102,5 @@ def _tiles(neighborhood: Neighborhood, query: Tensor) -> Iterator[tuple[Tensor, 
             continue
         layout = layout_of(blocks, torch.promote_types(query.dtype, torch.float32), query.device)
         for number, strip in enumerate(layout.strips):
-            seen = [layout.keys[run.tiles, strip.key_slots(run.key_shifts[number])] for run in layout.runs]
+            seen = [layout.keys(run.tiles)[:, strip.key_slots(run.key_shifts[number])] for run in layout.runs]
             yield layout.queries[:, strip.slots], torch.cat(seen), strip.bias(slice(None))

@@ -1,46 +1,53 @@
 """Which tokens each tile of a windowed block gathers, and which of them each query of the tile may see.
 
-A tile is up to TILE x TILE queries. Its keys are one rectangle, the union of the queries' windows. A strip is
-a few query rows of a tile, which attend to only those key rows of the rectangle that they see (10 of 14 for
-windows of 7).
+A tile is a box of up to 64 queries. Its keys are one box, the union of the queries' windows. A strip is a few
+query rows (planes, in three dimensions) of a tile, which attend to only those key rows of the box that they
+see (10 of 14 for windows of 7).
 
 Queries with windows in several blocks of keys see all of them in one softmax. There each strip's rows of all
-rectangles are gathered side by side: 1.4 times the copies of whole rectangles, which are 7 % of the time, but
-one call of the fused kernel. A call per block and a merge of the results took 1.2 to 2 times as long (512 and
-1024 px, windows of 7, the preceding scale, both directions).
+boxes are gathered side by side: 1.4 times the copies of whole boxes, which are 7 % of the time, but one call
+of the fused kernel. A call per block and a merge of the results took 1.2 to 2 times as long (512 and 1024 px,
+windows of 7, the preceding scale, both directions).
+
+Positions along an axis are places in the order of `neighborhood.AxisWindows`; `places.py` brings the tokens
+of dilated blocks into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mvar_kernels import caches
-from mvar_kernels.backends.rectangles import GridTile, query_tiles
+from mvar_kernels.backends.rectangles import GridTile, query_cuts, query_tiles
 from mvar_kernels.backends.tiled.turns import in_turns
-from mvar_kernels.pyramid import WindowBlock
+from mvar_kernels.pyramid import Grid, WindowBlock
 
-TILE = 8
-# Query rows per strip. 4 rows of 8 are 32 queries, which is also how many PyTorch's fused kernel takes at a
-# time.
-STRIP_ROWS = 4
+# Shapes of a tile by the number of axes; the one that computes fewest scores is taken.
+_SHAPES: dict[int, tuple[Grid, ...]] = {
+    1: ((64,),),
+    2: ((8, 8),),
+    3: ((4, 4, 4), (2, 4, 8), (2, 8, 4), (1, 8, 8), (4, 2, 8), (4, 8, 2), (8, 2, 4), (8, 4, 2)),
+}
+# Queries per strip, which is also how many PyTorch's fused kernel takes at a time.
+_STRIP_QUERIES = 32
 
 
 class KeyRows(NamedTuple):
-    """The keys of one block that a strip attends to: rows of each tile's rectangle.
+    """The keys of one block that a strip attends to: rows of each tile's box.
 
     Attributes:
-        height, width: rows and columns, the same for every tile.
-        corners: first row and column in the key grid, for each tile.
+        shape: places per axis, the same for every tile.
+        corners: first place per axis in the key grid, for each tile.
     """
 
-    height: int
-    width: int
-    corners: tuple[tuple[int, int], ...]
+    shape: Grid
+    corners: tuple[Grid, ...]
 
 
 class RowStrip(NamedTuple):
@@ -87,12 +94,22 @@ class TileRun(NamedTuple):
 
 
 class SlotRect(NamedTuple):
-    """The place of a tile's queries in the query grid."""
+    """The place of a tile's queries in the query grid, per axis."""
 
-    row: int
-    col: int
-    height: int
-    width: int
+    corner: Grid
+    shape: Grid
+
+
+class KeySlots(NamedTuple):
+    """Keys of every tile, which differ by an offset alone.
+
+    Attributes:
+        first: (T, 1) the first key.
+        steps: (N,) what each slot adds to it.
+    """
+
+    first: Tensor
+    steps: Tensor
 
 
 class Layout(NamedTuple):
@@ -101,21 +118,21 @@ class Layout(NamedTuple):
     Attributes:
         blocks: what the queries see.
         rects: where each tile's queries lie.
-        width: slots per row of a tile.
+        slots: query slots per axis of a tile.
         queries: (T, M) query of each slot; slots beyond the grid repeat a query of the tile.
         real: (T, M) False for those repeated slots; None if there are none.
-        keys: (T, N) key of each slot.
-        seen: for each block, the tiles with the keys that they see; rectangles may be larger.
+        key_slots: the N keys of each tile, one part after the other.
+        seen: for each block, the tiles with the keys that they see; boxes may be larger.
         strips: the strips of a tile, top to bottom.
         runs: all tiles in order, as runs; turns never decrease.
     """
 
     blocks: tuple[WindowBlock, ...]
     rects: tuple[SlotRect, ...]
-    width: int
+    slots: Grid
     queries: Tensor
     real: Tensor | None
-    keys: Tensor
+    key_slots: tuple[KeySlots, ...]
     seen: tuple[tuple[GridTile, ...], ...]
     strips: tuple[RowStrip, ...]
     runs: tuple[TileRun, ...]
@@ -130,8 +147,18 @@ class Layout(NamedTuple):
         """How many tiles the longest run has."""
         return max(run.tiles.stop - run.tiles.start for run in self.runs)
 
+    @property
+    def num_keys(self) -> int:
+        """How many key slots a tile has (N)."""
+        return sum(len(part.steps) for part in self.key_slots)
 
-@caches.tables(32 << 20)
+    def keys(self, tiles: slice) -> Tensor:
+        """Return (tiles, N), the key of each slot."""
+        parts = [part.first[tiles] + part.steps for part in self.key_slots]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@caches.tables(96 << 20)
 def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch.device) -> Layout:
     """Cut the queries into tiles.
 
@@ -140,144 +167,194 @@ def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch
         dtype: type of the masks.
         device: where the tensors lie.
     """
-    per_block = [query_tiles(block, TILE, TILE) for block in blocks]
+    shape = _shape_of_tiles(blocks)
+    per_block = [query_tiles(block, shape) for block in blocks]
     turns = in_turns(per_block)
     order = [number for turn in turns for number in turn]
     seen = tuple(tuple(tiles[number] for number in order) for tiles in per_block)
-    grid_h, grid_w = blocks[0].query_grid
-    height, width = min(TILE, grid_h), min(TILE, grid_w)
-    slot_i, slot_j = _rows_and_cols(height, width)
-    first = torch.tensor([(tile.query_rows.start, tile.query_cols.start) for tile in seen[0]])
-    query_i, query_j = first[:, :1] + slot_i, first[:, 1:] + slot_j
-    real = (query_i < grid_h) & (query_j < grid_w)
-    query_i, query_j = query_i.clamp_max(grid_h - 1), query_j.clamp_max(grid_w - 1)
+    grid = blocks[0].query_grid
+    slots = tuple(map(min, shape, grid))
+    first = torch.tensor([[places.start for places in tile.queries] for tile in seen[0]])
+    # Per axis (T, slots): the place of each.
+    places = [first[:, axis, None] + torch.arange(count) for axis, count in enumerate(slots)]
+    real = _combined([each < side for each, side in zip(places, grid)], torch.logical_and)
+    places = [each.clamp_max(side - 1) for each, side in zip(places, grid)]
+    tokens = [each * math.prod(grid[axis + 1 :]) for axis, each in enumerate(places)]
 
-    rectangles = [_KeyRectangles.of(block, tiles) for block, tiles in zip(blocks, seen)]
-    # Strips of one block overlap, so they share their rectangle's slots.
+    boxes = [_KeyBoxes.of(block, tiles) for block, tiles in zip(blocks, seen)]
+    # Strips of one block overlap, so they share their box's slots.
     shared = len(blocks) == 1
-    keys = [rectangles[0].tokens(rectangles[0].top, rectangles[0].height)] if shared else []
+    key_slots = [boxes[0].slots(boxes[0].corners[:, 0], boxes[0].shape[0])] if shared else []
     strips, shifts = [], []
-    for first_row in range(0, height, STRIP_ROWS):
-        slots = slice(first_row * width, min(first_row + STRIP_ROWS, height) * width)
-        parts, masks, first_key = [], [], sum(part.shape[1] for part in keys)
-        for rectangle in rectangles:
-            top, rows = rectangle.rows_seen(query_i[:, slots])
-            parts.append(KeyRows(rows, rectangle.width, tuple(zip(top.tolist(), rectangle.left.tolist()))))
-            masks.append(rectangle.hidden(query_i[:, slots], query_j[:, slots], top, rows))
+    rows, row = _strip_rows(shape), math.prod(slots[1:])
+    for first_row in range(0, slots[0], rows):
+        own = [places[0][:, first_row : first_row + rows], *places[1:]]
+        parts, hidden, first_key = [], [], sum(len(part.steps) for part in key_slots)
+        for box in boxes:
+            top, height = box.rows_seen(own[0])
+            corners = torch.cat([top[:, None], box.corners[:, 1:]], dim=1)
+            parts.append(KeyRows((height, *box.shape[1:]), tuple(map(tuple, corners.tolist()))))
+            hidden.append(box.hidden(own, corners, height))
             if not shared:
-                keys.append(rectangle.tokens(top, rows))
-        begin = ((top - rectangle.top) * rectangle.width).tolist() if shared else [0] * len(order)
-        different, mask_of = _different(torch.cat(masks, dim=2))
-        bias = torch.zeros(different.shape, dtype=dtype).masked_fill_(different, float("-inf")).unsqueeze(1)
+                key_slots.append(box.slots(top, height))
+        begin = (
+            (top - boxes[0].corners[:, 0]) * math.prod(boxes[0].shape[1:])
+            if shared
+            else torch.zeros(len(order))
+        )
+        masks, mask_of = _different_masks(hidden, dtype)
         strips.append(
             RowStrip(
                 first_row,
-                slots,
+                slice(first_row * row, min(first_row + rows, slots[0]) * row),
                 tuple(parts),
                 0 if shared else first_key,
-                bias.to(device),
+                masks.to(device),
                 mask_of.to(device),
             )
         )
-        shifts.append(begin)
+        shifts.append(begin.int().tolist())
 
     return Layout(
         blocks,
         tuple(
-            SlotRect(t.query_rows.start, t.query_cols.start, len(t.query_rows), len(t.query_cols))
-            for t in seen[0]
+            SlotRect(tuple(places.start for places in tile.queries), tuple(map(len, tile.queries)))
+            for tile in seen[0]
         ),
-        width,
-        (blocks[0].query_offset + query_i * grid_w + query_j).to(device),
+        slots,
+        (blocks[0].query_offset + _combined(tokens, torch.add)).to(device),
         None if real.all() else real.to(device),
-        torch.cat(keys, dim=1).to(device),
+        tuple(KeySlots(part.first.to(device), part.steps.to(device)) for part in key_slots),
         seen,
         tuple(strips),
         _runs([number for number, turn in enumerate(turns) for _ in turn], list(zip(*shifts))),
     )
 
 
-class _KeyRectangles(NamedTuple):
-    """The keys of one block that each tile gathers: rectangles of one size in the key grid.
+def computed_scores(block: WindowBlock) -> int:
+    """Count the scores that a block's tiles compute per batch element and head, hidden ones included."""
+    return _scores_of_shape((block,), _shape_of_tiles((block,)))
+
+
+def _shape_of_tiles(blocks: tuple[WindowBlock, ...]) -> Grid:
+    return min(_SHAPES[blocks[0].rank], key=lambda shape: _scores_of_shape(blocks, shape))
+
+
+@caches.remembered(1024)
+def _scores_of_shape(blocks: tuple[WindowBlock, ...], shape: Grid) -> int:
+    total = 0
+    for block in blocks:
+        cuts = [query_cuts(block, axis, side) for axis, side in enumerate(shape)]
+        keys = math.prod(max(len(cut.keys) for cut in axis) for axis in cuts)
+        total += keys * math.prod(
+            len(axis) * min(side, length) for axis, side, length in zip(cuts, shape, block.query_grid)
+        )
+    return total
+
+
+def _strip_rows(shape: Grid) -> int:
+    return max(1, _STRIP_QUERIES // math.prod(shape[1:]))
+
+
+class _KeyBoxes(NamedTuple):
+    """The keys of one block that each tile gathers: boxes of one size in the key grid.
 
     Attributes:
         block: the block.
-        height, width: rows and columns.
-        top, left: (T,) first row and column of each.
-        starts: per axis, first key that each query sees.
+        shape: places per axis.
+        corners: (T, axes) first place of each.
+        windows: per axis, place of the first key that each query sees, and of the one behind the last.
     """
 
     block: WindowBlock
-    height: int
-    width: int
-    top: Tensor
-    left: Tensor
-    starts: tuple[Tensor, Tensor]
+    shape: Grid
+    corners: Tensor
+    windows: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, block: WindowBlock, tiles: Sequence[GridTile]) -> _KeyRectangles:
-        """Take the size of the largest rectangle for all, so those at the far border begin earlier."""
-        height = max(len(tile.key_rows) for tile in tiles)
-        width = max(len(tile.key_cols) for tile in tiles)
-        top = [min(tile.key_rows.start, block.key_grid[0] - height) for tile in tiles]
-        left = [min(tile.key_cols.start, block.key_grid[1] - width) for tile in tiles]
-        starts = torch.tensor(block.axis_starts(0)), torch.tensor(block.axis_starts(1))
-        return cls(block, height, width, torch.tensor(top), torch.tensor(left), starts)
+    def of(cls, block: WindowBlock, tiles: Sequence[GridTile]) -> _KeyBoxes:
+        """Take the size of the largest box for all, so those at the far border begin earlier."""
+        ends = torch.tensor([[(places.start, places.stop) for places in tile.keys] for tile in tiles])
+        shape = (ends[:, :, 1] - ends[:, :, 0]).amax(0)
+        corners = torch.minimum(ends[:, :, 0], torch.tensor(block.key_grid) - shape)
+        axes = [block.axis(axis) for axis in range(block.rank)]
+        windows = tuple((torch.from_numpy(axis.starts), torch.from_numpy(axis.stops)) for axis in axes)
+        return cls(block, tuple(shape.tolist()), corners, windows)
 
-    def rows_seen(self, query_i: Tensor) -> tuple[Tensor, int]:
+    def rows_seen(self, queries: Tensor) -> tuple[Tensor, int]:
         """Return the first key row (T,) and how many rows queries in the rows (T, m) need at most."""
-        starts = self.starts[0][query_i]
-        lowest, highest = starts.amin(1), starts.amax(1) + self.block.window[0]
+        lowest, highest = self.windows[0][0][queries].amin(1), self.windows[0][1][queries].amax(1)
         rows = int((highest - lowest).max())
-        return torch.minimum(lowest, self.top + self.height - rows), rows
+        return torch.minimum(lowest, self.corners[:, 0] + self.shape[0] - rows), rows
 
-    def tokens(self, top: Tensor, rows: int) -> Tensor:
-        """Return the keys (T, rows * width) in the rows from `top` (T,) on."""
-        i, j = self._cells(top, rows)
-        return self.block.key_offset + i * self.block.key_grid[1] + j
+    def slots(self, top: Tensor, rows: int) -> KeySlots:
+        """Return the keys in the rows from `top` (T,) on."""
+        grid = self.block.key_grid
+        steps = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
+        corners = torch.cat([top[:, None], self.corners[:, 1:]], dim=1)
+        first = self.block.key_offset + corners @ torch.tensor(steps)
+        shape = rows, *self.shape[1:]
+        offsets = [torch.arange(count)[None] * step for count, step in zip(shape, steps)]
+        return KeySlots(first[:, None], _combined(offsets, torch.add)[0])
 
-    def hidden(self, query_i: Tensor, query_j: Tensor, top: Tensor, rows: int) -> Tensor:
-        """Return (T, m, rows * width), True where a query (T, m) does not see a key of `tokens`."""
-        i, j = self._cells(top, rows)
-        in_rows = _inside(i, self.starts[0][query_i], self.block.window[0])
-        return ~(in_rows & _inside(j, self.starts[1][query_j], self.block.window[1]))
-
-    def _cells(self, top: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        i, j = _rows_and_cols(rows, self.width)
-        return top[:, None] + i, self.left[:, None] + j
-
-
-def computed_scores(block: WindowBlock) -> int:
-    """Count the scores that a block's tiles compute per batch element and head, hidden ones included."""
-    tiles = query_tiles(block, TILE, TILE)
-    height, width = (min(TILE, side) for side in block.query_grid)
-    rect_h, rect_w = max(len(t.key_rows) for t in tiles), max(len(t.key_cols) for t in tiles)
-    return len(tiles) * height * width * rect_h * rect_w
+    def hidden(self, queries: Sequence[Tensor], corners: Tensor, rows: int) -> list[Tensor]:
+        """Return per axis (T, m, n), True where queries at the places (T, m) do not see keys of the box."""
+        found = []
+        for axis, (starts, stops) in enumerate(self.windows):
+            count = rows if axis == 0 else self.shape[axis]
+            key = (corners[:, axis, None] + torch.arange(count))[:, None]
+            starts, stops = starts[queries[axis]][:, :, None], stops[queries[axis]][:, :, None]
+            found.append((key < starts) | (key >= stops))
+        return found
 
 
-def _different(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the masks (T, m, n) that differ from all before them, and for each mask which one it equals."""
+def _combined(per_axis: Sequence[Tensor], operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine one (T, n) per axis to (T, product of n), row-major."""
+    total = per_axis[0]
+    for more in per_axis[1:]:
+        total = operation(total[:, :, None], more[:, None, :]).flatten(1)
+    return total
+
+
+def _different_masks(per_block: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the masks (n, 1, m, keys) that differ from all before them, and (T,) which one a tile has.
+
+    Args:
+        per_block: what `_KeyBoxes.hidden` returns.
+        dtype: type of the masks.
+    """
+    columns = [_numbered(axis.flatten(1))[0] for hidden in per_block for axis in hidden]
+    of_tiles, first = _numbered(torch.stack(columns, dim=1))
+    masks = []
+    for hidden in per_block:
+        # (n, m, keys), one axis after the other.
+        total = hidden[0][first]
+        for axis in hidden[1:]:
+            both = total[:, :, None, :, None] | axis[first][:, None, :, None, :]
+            total = both.flatten(3, 4).flatten(1, 2)
+        masks.append(total)
+    different = torch.cat(masks, dim=2)
+    bias = torch.zeros(different.shape, dtype=dtype).masked_fill_(different, float("-inf"))
+    return bias.unsqueeze(1), of_tiles
+
+
+def _numbered(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each row (T, n) the number of its value, and for each value the first row that has it."""
     known: dict[bytes, int] = {}
-    numbers = [known.setdefault(mask.tobytes(), len(known)) for mask in masks.numpy()]
-    return masks[[numbers.index(number) for number in range(len(known))]], torch.tensor(numbers)
-
-
-def _rows_and_cols(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the row and the column of each cell of a rectangle, row-major."""
-    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return rows.flatten(), cols.flatten()
+    first: list[int] = []
+    numbers = []
+    for place, row in enumerate(rows.numpy()):
+        numbers.append(known.setdefault(row.tobytes(), len(known)))
+        if len(first) < len(known):
+            first.append(place)
+    return torch.tensor(numbers), torch.tensor(first)
 
 
 def _runs(turns: list[int], key_shifts: list[tuple[int, ...]]) -> tuple[TileRun, ...]:
     """Join neighbouring tiles with equal entries in both lists."""
     runs, begin = [], 0
-    for (turn, shifts), tiles in groupby(zip(turns, key_shifts)):
+    for (turn, shifts), tiles in itertools.groupby(zip(turns, key_shifts)):
         count = len(list(tiles))
         runs.append(TileRun(slice(begin, begin + count), shifts, turn))
         begin += count
     return tuple(runs)
-
-
-def _inside(key: Tensor, start: Tensor, window: int) -> Tensor:
-    """Compare keys (T, N) with window starts (T, M); (T, M, N) bool."""
-    return (key[:, None] >= start[:, :, None]) & (key[:, None] < start[:, :, None] + window)

@@ -156,7 +156,7 @@ def _tile_tasks(
 ) -> Iterator[TileTask]:
     batch, _, heads, dim = query.shape
     layouts = [layout_of(blocks, query.dtype, query.device) for blocks in tiled]
-    per_task = [max(1, elements // (layout.keys.shape[1] * heads * dim)) * cut.portion for layout in layouts]
+    per_task = [max(1, elements // (layout.num_keys * heads * dim)) * cut.portion for layout in layouts]
     steps = [max(1, tiles // layout.widest) for tiles, layout in zip(per_task, layouts)]
     # Grids of queries that share keys take their turns one after the other.
     one_lane = any(_share(*pair) for pair in itertools.combinations(tiled, 2))

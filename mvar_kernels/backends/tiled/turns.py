@@ -6,6 +6,7 @@ other, so that every key gets its summands in one order on any number of cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -25,21 +26,35 @@ def in_turns(per_block: Sequence[Sequence[GridTile]]) -> list[list[int]]:
     Returns:
         The numbers of each turn's tiles.
     """
+    rank = len(per_block[0][0].queries)
+    # Per axis and block: the keys that each cut of the axis sees.
     per_axis = [
-        [{queries.start: keys for queries, keys in axis} for axis in axes]
-        for axes in zip(*(([t[::2] for t in tiles], [t[1::2] for t in tiles]) for tiles in per_block))
+        [{tile.queries[axis].start: tile.keys[axis] for tile in tiles} for tiles in per_block]
+        for axis in range(rank)
     ]
-    (rows, height), (cols, width) = ((_step(seen), len(seen[0])) for seen in per_axis)
-    band = rows * -(-_TILES_PER_TURN // -(-width // cols))
+    steps, counts = [_step(seen) for seen in per_axis], [len(seen[0]) for seen in per_axis]
+    # A turn takes every `step`-th cut of each axis, within a band of the first.
+    others = math.prod(-(-count // step) for count, step in zip(counts[1:], steps[1:]))
+    band = steps[0] * -(-_TILES_PER_TURN // others)
     turns = [
         [
-            i * width + j
-            for i in range(top + row, min(top + band, height), rows)
-            for j in range(col, width, cols)
+            _number(places, counts)
+            for places in product(
+                range(top + begins[0], min(top + band, counts[0]), steps[0]),
+                *(range(*each) for each in zip(begins[1:], counts[1:], steps[1:])),
+            )
         ]
-        for top, row, col in product(range(0, height, band), range(rows), range(cols))
+        for top in range(0, counts[0], band)
+        for begins in product(*map(range, steps))
     ]
     return [turn for turn in turns if turn]
+
+
+def _number(places: tuple[int, ...], counts: Sequence[int]) -> int:
+    number = 0
+    for place, count in zip(places, counts):
+        number = number * count + place
+    return number
 
 
 def _step(per_block: list[dict[int, range]]) -> int:

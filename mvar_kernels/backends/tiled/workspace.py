@@ -81,39 +81,47 @@ def scatter_tiles(
     target: Tensor,
     tiles: Tensor,
     first_row: int,
-    width: int,
+    slots: tuple[int, ...],
     rects: tuple[SlotRect, ...],
 ) -> None:
     """Copy the slots of T tiles to their places; every query is written once.
 
     Args:
-        target: (B, h, w, F), written.
+        target: (B, *grid, F), written.
         tiles: (B * T, M, F), slots of the tiles.
         first_row: row of the tile that the first slot lies in.
-        width: slots per row of a tile.
+        slots: query slots per axis of a tile.
         rects: where each tile lies in the target.
     """
-    per_tile = tiles.reshape(len(target), len(rects), -1, width, target.shape[-1])
-    # Strided copies of rectangles, as index_copy_ takes twice as long.
+    rank = len(slots)
+    per_tile = tiles.reshape(len(target), len(rects), -1, *slots[1:], target.shape[-1])
+    # Strided copies of boxes, as index_copy_ takes twice as long.
     for group, first, step in _in_line(rects):
-        # (B, rows, tiles, columns, F)
-        rows = per_tile[:, group, : max(0, first.height - first_row), : first.width].transpose(1, 2)
-        count, height = rows.shape[2], rows.shape[1]
-        span = target.narrow(1, first.row + min(first_row, first.height), height)
-        span = span.narrow(2, first.col, (count - 1) * step + first.width).unfold(2, first.width, step)
-        span.copy_(rows.transpose(-1, -2))
+        count, rows = group.stop - group.start, first.shape[0] - first_row
+        if rows < 1:
+            continue
+        rows = min(rows, per_tile.shape[2])
+        sizes, corner = (rows, *first.shape[1:]), (first.corner[0] + first_row, *first.corner[1:])
+        source, span = per_tile[:, group], target
+        for axis, (begin, size) in enumerate(zip(corner, sizes)):
+            source = source.narrow(axis + 2, 0, size)
+            reach = size if axis < rank - 1 else (count - 1) * step + size
+            span = span.narrow(axis + 1, begin, reach)
+        # (B, all axes but the last, tiles, the last axis, F)
+        span.unfold(rank, sizes[-1], step).copy_(source.movedim(1, rank).transpose(-1, -2))
 
 
 @caches.remembered(1024)
 def _in_line(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect, int], ...]:
-    """Group tiles of one size at equal steps in a row; return each group, its first place and the step."""
+    """Group tiles of one size at equal steps along the last axis; return group, first place and step."""
     groups, begin = [], 0
-    step = rects[0].width
+    step = rects[0].shape[-1]
     for tile in range(1, len(rects) + 1):
         first = rects[begin]
         if tile == begin + 1 and tile < len(rects):
-            step = max(first.width, rects[tile].col - first.col)
-        if tile == len(rects) or rects[tile] != first._replace(col=first.col + (tile - begin) * step):
+            step = max(first.shape[-1], rects[tile].corner[-1] - first.corner[-1])
+        expected = (*first.corner[:-1], first.corner[-1] + (tile - begin) * step)
+        if tile == len(rects) or rects[tile] != first._replace(corner=expected):
             groups.append((slice(begin, tile), first, step))
             begin = tile
     return tuple(groups)

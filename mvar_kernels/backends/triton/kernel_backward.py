@@ -13,6 +13,7 @@ from mvar_kernels.backends.triton.primitives import (
     chunks_of_queries,
     dot,
     factor_parts,
+    key_head,
     load_mask,
     load_rows,
     narrowed_inverse,
@@ -31,7 +32,8 @@ def backward_dq(
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
     stride_gb, stride_gl, stride_gh, stride_gd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
     COSINE: tl.constexpr, HAS_DLSE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
@@ -43,13 +45,14 @@ def backward_dq(
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    i_hk = key_head(i_h, GROUP)
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     p_q, p_k, p_v = (
         Q + i_b * stride_qb + i_h * stride_qh,
-        K + i_b * stride_kb + i_h * stride_kh,
-        V + i_b * stride_vb + i_h * stride_vh,
+        K + i_b * stride_kb + i_hk * stride_kh,
+        V + i_b * stride_vb + i_hk * stride_vh,
     )
-    o_out = i_b * LQ * H * D + i_h * D
+    o_dq, o_out = i_b * LQ * H * D + i_h * D, i_b * LQ * H * W + i_h * W
     o_row = i_bh.to(tl.int64) * LQ
 
     b_tokens = tl.load(FIXED + i_tile * BM + o_m)
@@ -57,9 +60,9 @@ def backward_dq(
     # [BM, BD]
     b_q = load_rows(p_q, b_tokens, stride_ql, stride_qd, m_tokens, D, BD, WIDE, True)
     b_do = load_rows(
-        DO + i_b * stride_gb + i_h * stride_gh, b_tokens, stride_gl, stride_gd, m_tokens, D, BD, WIDE, True
+        DO + i_b * stride_gb + i_h * stride_gh, b_tokens, stride_gl, stride_gd, m_tokens, W, BW, WIDE, True
     )
-    b_o = load_rows(O + o_out, b_tokens, H * D, 1, m_tokens, D, BD, WIDE, True)
+    b_o = load_rows(O + o_out, b_tokens, H * W, 1, m_tokens, W, BW, WIDE, True)
     b_delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), 1)
     if HAS_DLSE:
         b_delta = b_delta - tl.load(DLSE + o_row + b_tokens, mask=m_tokens, other=0.0)
@@ -76,7 +79,7 @@ def backward_dq(
         flip = 0
 
     # With the assumption, D 256 spills on sm_86.
-    i_first, i_last = chunks_of_queries(START, i_tile, not CAST and BD <= 128)
+    i_first, i_last = chunks_of_queries(START, i_tile, not CAST and BD <= 128 and BW <= 128)
     b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
     b_dq = tl.zeros([BM, BD], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
@@ -85,7 +88,7 @@ def backward_dq(
         b_k = load_rows(p_k, b_keys, stride_kl, stride_kd, b_keys, D, BD, WIDE, False)
         # With one stride the compiler computes the offsets of key and value once.
         b_v = load_rows(
-            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False
+            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, W, BW, WIDE, False
         )
         b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
         # [BM, BN]
@@ -105,7 +108,7 @@ def backward_dq(
         tl.store(DFACTOR + o_row + b_tokens, sign * b_along, mask=m_tokens)
     else:
         b_dq = b_dq * scale
-    store_rows(DQ + o_out, b_tokens, H * D, b_dq, m_tokens, D, BD, WIDE)
+    store_rows(DQ + o_dq, b_tokens, H * D, b_dq, m_tokens, D, BD, WIDE)
 
 
 @triton.jit(do_not_specialize=["T", "H", "LQ", "LK", "scale"])
@@ -117,27 +120,30 @@ def backward_dkdv(
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
     stride_gb, stride_gl, stride_gh, stride_gd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
     COSINE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
-    """Write DK and DV of one tile of keys; scores are transposed here, with keys as rows.
+    """Write DK and DV of one tile of keys for one head of queries; scores are transposed, with keys as rows.
 
+    DK is (B, LK, H, D), DV (B, LK, H, W): heads of queries that share a head of keys are summed afterwards.
     Keys that no query sees have no chunks and get zeros.
     """
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    i_hk = key_head(i_h, GROUP)
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     p_q, p_g = Q + i_b * stride_qb + i_h * stride_qh, DO + i_b * stride_gb + i_h * stride_gh
-    p_k, p_v = K + i_b * stride_kb + i_h * stride_kh, V + i_b * stride_vb + i_h * stride_vh
-    o_out = i_b * LK * H * D + i_h * D
+    p_k, p_v = K + i_b * stride_kb + i_hk * stride_kh, V + i_b * stride_vb + i_hk * stride_vh
+    o_dk, o_dv = i_b * LK * H * D + i_h * D, i_b * LK * H * W + i_h * W
     p_lse, p_delta = LSE2 + i_bh.to(tl.int64) * LQ, DELTA + i_bh.to(tl.int64) * LQ
 
     b_tokens = tl.load(FIXED + i_tile * BM + o_m)
     m_tokens = b_tokens < LK
     # [BM, BD]
     b_k = load_rows(p_k, b_tokens, stride_kl, stride_kd, m_tokens, D, BD, WIDE, True)
-    b_v = load_rows(p_v, b_tokens, stride_vl, stride_vd, m_tokens, D, BD, WIDE, True)
+    b_v = load_rows(p_v, b_tokens, stride_vl, stride_vd, m_tokens, W, BW, WIDE, True)
     if COSINE:
         factor, sign, magnitude, flip = factor_parts(FACTOR, i_h, scale)
         b_inverse = tl.load(RK + i_bh.to(tl.int64) * LK + b_tokens, mask=m_tokens, other=1.0)
@@ -149,14 +155,14 @@ def backward_dkdv(
 
     i_first, i_last = tl.load(START + i_tile), tl.load(START + i_tile + 1)
     b_dk = tl.zeros([BM, BD], dtype=tl.float32)
-    b_dv = tl.zeros([BM, BD], dtype=tl.float32)
+    b_dv = tl.zeros([BM, BW], dtype=tl.float32)
     if i_first < i_last:
         b_fixed_mask = load_mask(FIXED_MASKS, tl.load(FIXED_MASK + i_tile) + flip, BM, E)
         for i_chunk in range(i_first, i_last):
             b_queries = tl.load(LOOPED + i_chunk * BN + o_n)
             # [BN, BD]
             b_q = load_rows(p_q, b_queries, stride_ql, stride_qd, b_queries, D, BD, WIDE, False)
-            b_do = load_rows(p_g, b_queries, stride_gl, stride_gd, b_queries, D, BD, WIDE, False)
+            b_do = load_rows(p_g, b_queries, stride_gl, stride_gd, b_queries, W, BW, WIDE, False)
             b_looped_mask = load_mask(LOOPED_MASKS, tl.load(LOOPED_MASK + i_chunk), BN, E)
             # [BM, BN]
             b_s = scores(b_k, b_q, b_fixed_mask, b_looped_mask, BM, BN, PRECISION, CAST)
@@ -174,5 +180,5 @@ def backward_dkdv(
         b_dk, _ = unit_gradient(b_dk, b_k, sign * b_inverse, factor)
     else:
         b_dk = b_dk * scale
-    store_rows(DK + o_out, b_tokens, H * D, b_dk, m_tokens, D, BD, WIDE)
-    store_rows(DV + o_out, b_tokens, H * D, b_dv, m_tokens, D, BD, WIDE)
+    store_rows(DK + o_dk, b_tokens, H * D, b_dk, m_tokens, D, BD, WIDE)
+    store_rows(DV + o_dv, b_tokens, H * W, b_dv, m_tokens, W, BW, WIDE)

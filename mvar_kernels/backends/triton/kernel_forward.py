@@ -14,6 +14,7 @@ from mvar_kernels.backends.triton.primitives import (
     chunks_of_queries,
     dot,
     factor_parts,
+    key_head,
     least_score,
     load_mask,
     load_rows,
@@ -30,21 +31,23 @@ def forward_kernel(
     stride_qb, stride_ql, stride_qh, stride_qd,
     stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, E: tl.constexpr,
     COSINE: tl.constexpr, SAME_KV_STRIDE: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
-    """Write O (B, LQ, H, D) and LSE (B, H, LQ) of one tile of queries, for one batch element and head."""
+    """Write O (B, LQ, H, W) and LSE (B, H, LQ) of one tile of queries, for one batch element and head."""
     i_tile = tl.program_id(0) % T
     i_bh = tl.program_id(0) // T
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    i_hk = key_head(i_h, GROUP)
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     p_q, p_k, p_v = (
         Q + i_b * stride_qb + i_h * stride_qh,
-        K + i_b * stride_kb + i_h * stride_kh,
-        V + i_b * stride_vb + i_h * stride_vh,
+        K + i_b * stride_kb + i_hk * stride_kh,
+        V + i_b * stride_vb + i_hk * stride_vh,
     )
-    p_o = O + i_b * LQ * H * D + i_h * D
+    p_o = O + i_b * LQ * H * W + i_h * W
     o_row = i_bh.to(tl.int64) * LQ
 
     b_tokens = tl.load(FIXED + i_tile * BM + o_m)
@@ -67,9 +70,9 @@ def forward_kernel(
     # exact zeros.
     b_max = tl.full([BM], least, dtype=tl.float32)
     # With partial sums per row, adding up across threads waits until after the loop. D > 64 lacks registers.
-    PARTS: tl.constexpr = 8 if BD <= 64 else 1
+    PARTS: tl.constexpr = 8 if BD <= 64 and BW <= 64 else 1
     b_sum = tl.zeros([BM, PARTS], dtype=tl.float32)
-    b_acc = tl.zeros([BM, BD], dtype=tl.float32)
+    b_acc = tl.zeros([BM, BW], dtype=tl.float32)
     for i_chunk in range(i_first, i_last):
         b_keys = tl.load(LOOPED + i_chunk * BN + o_n)
         # [BN, BD]
@@ -85,11 +88,11 @@ def forward_kernel(
         b_sum = b_sum * b_decay[:, None] + tl.sum(tl.reshape(b_p, [BM, BN // PARTS, PARTS]), 1)
         # With one stride the compiler computes the offsets of key and value once.
         b_v = load_rows(
-            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, D, BD, WIDE, False
+            p_v, b_keys, stride_kl if SAME_KV_STRIDE else stride_vl, stride_vd, b_keys, W, BW, WIDE, False
         )
         b_acc = dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], PRECISION, CAST)
         b_max = b_new_max
     b_total = tl.sum(b_sum, 1)
     # One division per row, not one per element.
-    store_rows(p_o, b_tokens, H * D, b_acc * (1.0 / b_total)[:, None], m_tokens, D, BD, WIDE)
+    store_rows(p_o, b_tokens, H * W, b_acc * (1.0 / b_total)[:, None], m_tokens, W, BW, WIDE)
     tl.store(LSE + o_row + b_tokens, (b_max + tl.log2(b_total)) / LOG2E, mask=m_tokens)

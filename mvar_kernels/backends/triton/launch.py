@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
+from mvar_kernels.backends.heads import summed
 from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
 from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
@@ -40,23 +41,28 @@ def _tables(neighborhood: Neighborhood, by: str, config: Config, query: Tensor) 
     return tables(neighborhood, by, config.height, config.width, config.chunk, dtype, query.device)
 
 
-def _row(query: Tensor, logit_scale: Tensor | None) -> Row:
-    return tile_row(
-        architecture_of(query.device), query.shape[-1], query.element_size(), logit_scale is not None
-    )
+def _row(call: AttentionCall) -> Row:
+    wider = max(call.query.shape[-1], call.value.shape[-1])
+    return tile_row(architecture_of(call.device), wider, call.query.element_size(), call.cosine)
 
 
-def _constants(query: Tensor, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
-    dim = query.shape[-1]
-    # Offsets inside one batch element need 64 bits.
+def _constants(call: AttentionCall, *more: Tensor) -> dict[str, Any]:
+    """Return what all three kernels are compiled for; `more` are tensors that they read besides operands."""
+    query, key, value = call[:3]
+    dim, width, heads = query.shape[3], value.shape[3], query.shape[2]
+    # Offsets inside one batch element need 64 bits, of what is read or of what is written.
     wide = any(
-        tensor.shape[1] * max(abs(tensor.stride(1)), tensor.shape[2] * dim) + dim * abs(tensor.stride(3))
+        tensor.shape[1] * max(abs(tensor.stride(1)), heads * max(dim, width))
+        + tensor.shape[3] * abs(tensor.stride(3))
         >= 2**31
-        for tensor in tensors
+        for tensor in (query, key, value, *more)
     )
     return {
         "D": dim,
         "BD": max(16, triton.next_power_of_2(dim)),
+        "W": width,
+        "BW": max(16, triton.next_power_of_2(width)),
+        "GROUP": heads // key.shape[2],
         "WIDE": wide,
         "PRECISION": "tf32" if query.dtype == torch.float32 and _tf32_allowed() else "ieee",
         "CAST": INTERPRETED,
@@ -81,14 +87,18 @@ def _options(config: Config, schedule: Tables) -> dict[str, Any]:
 
 
 def _inverse_norms(tensor: Tensor, factor: Tensor, scale: float, signed: bool) -> Tensor:
-    """Return 1 / max(|x|, 1e-12) of x (B, L, H, D) as (B, H, L); `signed`: with factor * scale's sign."""
-    batch, length, heads, dim = tensor.shape
+    """Return 1 / max(|x|, 1e-12) of x (B, L, H, D) as (B, H, L); `signed`: with factor * scale's sign.
+
+    There is one for each head of queries, which may share a head of keys but not the sign of its factor.
+    """
+    batch, length, own, dim = tensor.shape
+    heads = len(factor)
     out = torch.empty((batch, heads, length), dtype=torch.float32, device=tensor.device)
     grid = (triton.cdiv(out.numel(), NORM_ROWS),)
     padded = max(16, triton.next_power_of_2(dim))
     inverse_norms[grid](
         tensor, out, factor, scale, out.numel(), heads, length, *tensor.stride(),
-        SIGNED=signed, D=dim, BD=padded, BM=NORM_ROWS,
+        SIGNED=signed, GROUP=heads // own, D=dim, BD=padded, BM=NORM_ROWS,
     )  # fmt: skip
     return out
 
@@ -122,7 +132,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         return forward(_folded(call))
     query, key, value, logit_scale, neighborhood, scale = call
     batch, heads, length = call.lse_shape
-    config = _row(query, logit_scale).forward
+    config = _row(call).forward
     by_query = _tables(neighborhood, "query", config, query)
     out = torch.empty(call.out_shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(call.lse_shape, dtype=torch.float32, device=query.device)
@@ -134,7 +144,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
             by_query.num_tiles, heads, length, key.shape[1], scale,
             *query.stride(), *key.stride(), *value.stride(),
             COSINE=call.cosine, SAME_KV_STRIDE=_same_kv_stride(key, value),
-            **_constants(query, (query, key, value)), **_options(config, by_query),
+            **_constants(call), **_options(config, by_query),
         )  # fmt: skip
     return out, lse
 
@@ -147,15 +157,23 @@ def backward(
         return dq * call.scale, dk, dv, None
     query, key, value, logit_scale, neighborhood, scale = call
     batch, heads, length = call.lse_shape
-    row = _row(query, logit_scale)
-    dq, dk, dv = (
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value)
+    row = _row(call)
+    dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    # What heads of queries give to a head of keys that they share is summed afterwards, in a fixed order.
+    own = key.shape[2]
+    dk, dv = (
+        torch.empty(
+            (*tensor.shape[:2], heads, tensor.shape[3]),
+            dtype=tensor.dtype if own == heads else torch.float32,
+            device=tensor.device,
+        )
+        for tensor in (key, value)
     )
     delta, lse_base_2 = torch.empty_like(lse), torch.empty_like(lse)
     # `lse` is a placeholder for what the kernel does not touch.
     per_query = torch.empty_like(lse) if call.cosine else lse
     dlse = lse if grad_lse is None else grad_lse.contiguous()
-    constants = {"COSINE": call.cosine, **_constants(query, (query, key, value, grad_out))}
+    constants = {"COSINE": call.cosine, **_constants(call, grad_out)}
     shapes = heads, length, key.shape[1], scale
     strides = *query.stride(), *key.stride(), *value.stride(), *grad_out.stride()
     with on_device_of(query):
@@ -180,4 +198,4 @@ def backward(
         if logit_scale is not None:
             # torch sums in a fixed order, so the gradient of logit_scale is deterministic too.
             grad_factor = (per_query.sum(dim=(0, 2)) * scale).to(logit_scale.dtype)
-    return dq, dk, dv, grad_factor
+    return dq, summed(dk, own).to(key.dtype), summed(dv, own).to(value.dtype), grad_factor

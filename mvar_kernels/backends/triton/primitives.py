@@ -2,8 +2,9 @@
 
 Vocabulary of all kernels:
     prefixes: i_ program ids and indices, o_ offsets, p_ pointers, b_ tiles, m_ masks of loads and stores.
-    sizes: B batch, L tokens, H heads, D head dimension, BM fixed tokens, BN looped tokens, BD padded head
-        dimension, E mask features.
+    sizes: B batch, L tokens, H heads of queries, GROUP of which share a head of keys and values, D head
+        dimension of queries and keys, W that of values, BM fixed tokens, BN looped tokens, BD and BW padded
+        head dimensions, E mask features.
 """
 
 import triton
@@ -65,6 +66,15 @@ def store_rows(
     p_rows = p_base + b_rows[:, None] * stride_l + o_d[None, :]
     m_all = m_rows[:, None] if D == BD else m_rows[:, None] & (o_d < D)[None, :]
     tl.store(p_rows, b_values.to(p_base.dtype.element_ty), mask=m_all)
+
+
+@triton.jit
+def key_head(i_h, GROUP: tl.constexpr):
+    """Return the head of keys and values that a head of queries attends to; GROUP of those share one."""
+    if GROUP == 1:
+        return i_h
+    else:
+        return i_h // GROUP
 
 
 @triton.jit
@@ -186,16 +196,16 @@ def unit_gradient(b_grad, b_rows, b_inverse, factor):
 @triton.jit(do_not_specialize=["rows", "H", "L", "scale"])
 def inverse_norms(
     X, OUT, FACTOR, scale, rows, H, L, stride_b, stride_l, stride_h, stride_d,
-    SIGNED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    SIGNED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Write OUT (B, H, L) = 1 / max(|x|, eps) of X (B, L, H, D), with the factor's sign if SIGNED."""
+    """Write OUT (B, H, L) = 1 / max(|x|, eps) of X (B, L, H / GROUP, D), with the factor's sign if SIGNED."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     i_bh, i_l = o_row // L, o_row % L
     o_d = tl.arange(0, BD).to(tl.int64)
     p_rows = (
         X
-        + ((i_bh // H) * stride_b + (i_bh % H) * stride_h + i_l * stride_l)[:, None]
+        + ((i_bh // H) * stride_b + key_head(i_bh % H, GROUP) * stride_h + i_l * stride_l)[:, None]
         + o_d[None, :] * stride_d
     )
     b_x = tl.load(p_rows, mask=m_row[:, None] & (o_d < D)[None, :], other=0.0).to(tl.float32)

@@ -14,23 +14,15 @@ edges of larger ones) share it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mvar_kernels import caches
-from mvar_kernels.backends.triton.tile_parts import (
-    NEGATIVE,
-    TileTokens,
-    tiles_of_keys,
-    tiles_of_queries,
-)
+from mvar_kernels.backends.triton.tile_parts import FEATURES, MAX_FEATURES, NEGATIVE, Tiles, tiles_of
 from mvar_kernels.pyramid import Neighborhood
-
-# The tensor cores multiply 16 features at a time. Tiles of more than 8 x 8 need more than 16.
-FEATURES = 16
-MAX_FEATURES = 32
 
 
 class Tables(NamedTuple):
@@ -80,7 +72,7 @@ def _not_while_capturing(*arguments: object) -> None:
         )
 
 
-@caches.tables(64 << 20, check=_not_while_capturing)
+@caches.tables(256 << 20, check=_not_while_capturing)
 def tables(
     neighborhood: Neighborhood,
     by: str,
@@ -95,7 +87,7 @@ def tables(
     Args:
         neighborhood: who attends to whom.
         by: "query" or "key": which tokens are fixed.
-        height: tiles have at most height x width fixed tokens.
+        height: tiles have at most height x width fixed tokens, in two dimensions of this shape.
         width: see height.
         chunk: looped tokens per chunk.
         dtype: type of the masks.
@@ -108,25 +100,27 @@ def tables(
         raise ValueError(
             f"height and width of a tile are at most {MAX_FEATURES} together, got {height} x {width}"
         )
-    cut = tiles_of_queries if by == "query" else tiles_of_keys
     length = neighborhood.num_queries if by == "query" else neighborhood.num_keys
-    builder = _Builder(by, height * width, chunk, length)
-    for group in _pack(cut(neighborhood, height, width), by, height * width, chunk):
-        builder.add(group)
-    return builder.finish(dtype, device)
+    made = tiles_of(neighborhood, by, height, width)
+    return _assembled(_pack(made, height * width, chunk), height * width, chunk, length, dtype, device)
 
 
-def _pack(tiles: list[TileTokens], by: str, size: int, chunk: int) -> list[list[TileTokens]]:
-    """Group tiles that fit one tile and its features together: first fit, those of most tokens first.
+def _pack(made: list[Tiles], size: int, chunk: int) -> list[Tiles]:
+    """Join tiles that fit one tile and its features: first fit, those of most tokens first.
 
-    A program executes as much outside its loop as almost two chunks inside, so fewer tiles pay. No group has
-    more chunks than the longest tile alone, which would delay the end of a small launch.
+    A program executes as much outside its loop as almost two chunks inside, so fewer tiles pay. No tile gets
+    more chunks than the longest has alone, which would delay the end of a small launch.
     """
-    longest = chunk * max((-(-tile.num_looped(by) // chunk) for tile in tiles), default=0)
-    groups: list[list[TileTokens]] = []
+    longest = chunk * max(-(-tiles.looped.shape[1] // chunk) for tiles in made)
+    needs = [(tiles.fixed.shape[1], tiles.looped.shape[1], tiles.fixed_features.shape[1]) for tiles in made]
+    fewest, _, least = map(min, zip(*needs))
+    # Full tiles have no room for any other; they stay as they are, however many.
+    shared = [i for i, need in enumerate(needs) if need[0] + fewest <= size and need[2] + least <= FEATURES]
+    packed = [tiles for i, tiles in enumerate(made) if i not in shared]
+    groups: list[list[Tiles]] = []
     rooms: dict[int, tuple[int, int, int]] = {}
-    for tile in sorted(tiles, key=lambda tile: (-len(tile.fixed), -tile.num_looped(by))):
-        need = len(tile.fixed), tile.num_looped(by), tile.num_features(by)
+    singles = [(needs[i], tile) for i in shared for tile in _one_by_one(made[i])]
+    for need, tile in sorted(singles, key=lambda each: (-each[0][0], -each[0][1], each[1].numbers[0])):
         fitting = (i for i, room in rooms.items() if all(have >= want for have, want in zip(room, need)))
         number = next(fitting, len(groups))
         if number == len(groups):
@@ -134,128 +128,113 @@ def _pack(tiles: list[TileTokens], by: str, size: int, chunk: int) -> list[list[
         groups[number].append(tile)
         room = rooms.get(number, (size, longest, FEATURES))
         rooms[number] = room[0] - need[0], room[1] - need[1], room[2] - need[2]
-        # A group that is full is not looked at again.
-        if min(rooms[number][0], rooms[number][2]) <= 0:
+        # A tile that is full is not looked at again.
+        if rooms[number][0] < fewest or rooms[number][2] < least:
             del rooms[number]
-    return groups
+    return packed + [_joined(group) for group in groups]
 
 
-class _Chunk(NamedTuple):
-    """Looped tokens (BN) and the number of their mask."""
-
-    tokens: np.ndarray
-    looped_mask: int
-
-
-class _Tile(NamedTuple):
-    """Fixed tokens (BM), the number of their mask, and the chunks."""
-
-    fixed: np.ndarray
-    fixed_mask: int
-    chunks: list[_Chunk]
+def _one_by_one(tiles: Tiles) -> Iterator[Tiles]:
+    for i in range(len(tiles.numbers)):
+        one = slice(i, i + 1)
+        yield tiles._replace(fixed=tiles.fixed[one], looped=tiles.looped[one], numbers=tiles.numbers[one])
 
 
-class _Builder:
-    """Collects tiles and their masks, and turns them into tables.
+def _joined(group: list[Tiles]) -> Tiles:
+    """Make one tile of several: each owns some features, and its looped tokens are NEGATIVE elsewhere."""
+    if len(group) == 1:
+        return group[0]
+    total = sum(tiles.fixed_features.shape[1] for tiles in group)
+    fixed_features, looped_features, first = [], [], 0
+    for tiles in group:
+        before, after = first, total - first - tiles.fixed_features.shape[1]
+        first = total - after
+        around = ((0, 0), (before, after))
+        fixed_features.append(np.pad(tiles.fixed_features, around))
+        looped_features.append(np.pad(tiles.looped_features, around, constant_values=NEGATIVE))
+    return Tiles(
+        np.concatenate([tiles.fixed for tiles in group], axis=1),
+        np.concatenate([tiles.looped for tiles in group], axis=1),
+        np.concatenate(fixed_features),
+        np.concatenate(looped_features),
+        group[0].numbers,
+    )
 
-    Args:
-        by: "query" or "key": which tokens are fixed.
-        size: fixed tokens per tile.
-        chunk: looped tokens per chunk.
-        length: length of the sequence of fixed tokens.
-    """
 
-    def __init__(self, by: str, size: int, chunk: int, length: int) -> None:
-        self.by = by
-        self.size = size
-        self.chunk = chunk
-        self.length = length
-        self._tiles: list[_Tile] = []
-        self._fixed_masks: dict[bytes, int] = {}
-        self._looped_masks: dict[bytes, int] = {}
+def _assembled(
+    made: list[Tiles], size: int, chunk: int, length: int, dtype: torch.dtype, device: torch.device
+) -> Tables:
+    """Lay tiles out, padded, those of most chunks first: the short ones fill the tail of the launch."""
+    chunks = [-(-tiles.looped.shape[1] // chunk) for tiles in made]
 
-    def add(self, group: list[TileTokens]) -> None:
-        """Add one tile that all of the group share."""
-        fixed = np.concatenate([tokens.fixed for tokens in group])
-        fixed_mask, looped_mask, looped = self._factors(group)
-        missing = self.size - len(fixed)
-        pieces = [slice(i, i + self.chunk) for i in range(0, len(looped), self.chunk)]
-        self._tiles.append(
-            _Tile(
-                np.pad(fixed, (0, missing), constant_values=self.length),
-                _number_of(np.pad(fixed_mask, ((0, missing), (0, 0))), self._fixed_masks),
-                [self._chunk(looped_mask[piece], looped[piece]) for piece in pieces],
-            )
+    def per_tile(values: list[int]) -> np.ndarray:
+        return np.repeat(values, [len(tiles.numbers) for tiles in made])
+
+    order = np.lexsort(
+        (
+            np.concatenate([tiles.numbers for tiles in made]),
+            per_tile([-tiles.looped.shape[1] for tiles in made]),
+            per_tile([-tiles.fixed.shape[1] for tiles in made]),
+            per_tile([-count for count in chunks]),
         )
-
-    def _factors(self, group: list[TileTokens]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the masks of the fixed and of the looped tokens, and the looped tokens.
-
-        Each of the group owns a range of features, and its looped tokens are NEGATIVE at all others.
-        """
-        total = sum(tokens.num_features(self.by) for tokens in group)
-        fixed_masks = [np.zeros((0, total), dtype=np.float32)]
-        looped_masks = [np.zeros((0, total), dtype=np.float32)]
-        looped = [np.zeros(0, dtype=np.int64)]
-        first = 0
-        for tokens in group:
-            own = slice(first, first + tokens.num_features(self.by))
-            first = own.stop
-            fixed_mask = np.zeros((len(tokens.fixed), total), dtype=np.float32)
-            for part in tokens.parts:
-                # The same for every part.
-                fixed_mask[:, own] = part.fixed_features(self.by)
-                looped.append(part.keys if self.by == "query" else part.queries)
-                looped_mask = np.full((len(looped[-1]), total), NEGATIVE, dtype=np.float32)
-                looped_mask[:, own] = part.looped_features(self.by)
-                looped_masks.append(looped_mask)
-            fixed_masks.append(fixed_mask)
-        return np.concatenate(fixed_masks), np.concatenate(looped_masks), np.concatenate(looped)
-
-    def _chunk(self, looped_mask: np.ndarray, tokens: np.ndarray) -> _Chunk:
-        # Every fixed token is 1 at some feature.
-        missing = self.chunk - len(tokens)
-        mask = np.pad(looped_mask, ((0, missing), (0, 0)), constant_values=NEGATIVE)
-        return _Chunk(np.pad(tokens, (0, missing), mode="edge"), _number_of(mask, self._looped_masks))
-
-    def finish(self, dtype: torch.dtype, device: torch.device) -> Tables:
-        """Return the tables of all tiles that were added."""
-        # Long tiles first: the short ones fill the tail of the launch.
-        tiles = sorted(self._tiles, key=lambda tile: -len(tile.chunks))
-        chunks = [chunk for tile in tiles for chunk in tile.chunks]
-        starts = np.concatenate([[0], np.cumsum([len(tile.chunks) for tile in tiles])])
-        fixed_masks = _stacked(self._fixed_masks, self.size)
-        looped_masks = _stacked(self._looped_masks, self.chunk)
-        few = not (fixed_masks[:, :, FEATURES:].any() or looped_masks[:, :, FEATURES:].any())
-        used = slice(0, FEATURES if few else MAX_FEATURES)
-        both_signs = np.stack([fixed_masks, -fixed_masks], axis=1).reshape(-1, self.size, MAX_FEATURES)
-        on_cpu = (
-            _ints([tile.fixed for tile in tiles]),
-            _ints(starts),
-            # A launch without chunks reads none of these, but needs a pointer.
-            _ints([chunk.tokens for chunk in chunks] or np.zeros((1, self.chunk))),
-            # Each fixed mask is stored with its negative behind it.
-            _ints([2 * tile.fixed_mask for tile in tiles]),
-            _ints([chunk.looped_mask for chunk in chunks] or [0]),
-            torch.from_numpy(np.ascontiguousarray(both_signs[:, :, used])).to(dtype),
-            torch.from_numpy(np.ascontiguousarray(looped_masks[:, :, used])).to(dtype),
-        )
-        return Tables(*(tensor.to(device) for tensor in on_cpu))
+    )
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    starts = np.concatenate([[0], np.cumsum(per_tile(chunks)[order])])
+    fixed = np.full((len(order), size), length, dtype=np.int32)
+    # A launch without chunks reads none of these, but needs a pointer.
+    looped = np.zeros((max(1, int(starts[-1])), chunk), dtype=np.int32)
+    fixed_mask, looped_mask = np.empty(len(order), dtype=np.int32), np.zeros(len(looped), dtype=np.int32)
+    fixed_masks: dict[bytes, int] = {}
+    looped_masks: dict[bytes, int] = {}
+    most = max(tiles.fixed_features.shape[1] for tiles in made)
+    features = FEATURES if most <= FEATURES else MAX_FEATURES
+    begin = 0
+    for tiles, count in zip(made, chunks):
+        rows = place[begin : begin + len(tiles.numbers)]
+        begin += len(tiles.numbers)
+        fixed[rows, : tiles.fixed.shape[1]] = tiles.fixed
+        # Each fixed mask is stored with its negative behind it.
+        fixed_mask[rows] = 2 * _number_of(_padded(tiles.fixed_features, size, features, 0), fixed_masks)
+        # Every fixed token is 1 at some feature, so this hides the padding of chunks.
+        hidden = _padded(tiles.looped_features, count * chunk, features, NEGATIVE)
+        if count:
+            # Padding repeats a token of the tile.
+            slots = np.minimum(np.arange(count * chunk), tiles.looped.shape[1] - 1)
+            places = starts[rows][:, None] + np.arange(count)
+            looped[places] = tiles.looped[:, slots].reshape(len(rows), count, chunk)
+            looped_mask[places] = [
+                _number_of(hidden[i * chunk : (i + 1) * chunk], looped_masks) for i in range(count)
+            ]
+    fixed_factors = _stacked(fixed_masks, size, features)
+    both_signs = np.stack([fixed_factors, -fixed_factors], axis=1).reshape(-1, size, features)
+    on_cpu = (
+        torch.from_numpy(fixed),
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(looped),
+        torch.from_numpy(fixed_mask),
+        torch.from_numpy(looped_mask),
+        torch.from_numpy(both_signs).to(dtype),
+        torch.from_numpy(_stacked(looped_masks, chunk, features)).to(dtype),
+    )
+    return Tables(*(tensor.to(device) for tensor in on_cpu))
 
 
-def _ints(values: object) -> torch.Tensor:
-    return torch.as_tensor(np.array(values, dtype=np.int32))
+def _padded(values: np.ndarray, rows: int, features: int, filling: float) -> np.ndarray:
+    """Return (rows, features): the values, `filling` in more rows, and zeros in more columns."""
+    padded = np.zeros((rows, features), dtype=np.float32)
+    padded[: len(values), : values.shape[1]] = values
+    padded[len(values) :, : values.shape[1]] = filling
+    return padded
 
 
 def _number_of(mask: np.ndarray, known: dict[bytes, int]) -> int:
     """Return the number of a mask, a new one if it is not among the known."""
-    padded = np.zeros((mask.shape[0], MAX_FEATURES), dtype=np.float32)
-    padded[:, : mask.shape[1]] = mask
-    return known.setdefault(padded.tobytes(), len(known))
+    return known.setdefault(mask.tobytes(), len(known))
 
 
-def _stacked(masks: dict[bytes, int], rows: int) -> np.ndarray:
-    """Return (n, rows, MAX_FEATURES), with one mask of zeros if there are none."""
+def _stacked(masks: dict[bytes, int], rows: int, features: int) -> np.ndarray:
+    """Return (n, rows, features), with one mask of zeros if there are none."""
     if not masks:
-        return np.zeros((1, rows, MAX_FEATURES), dtype=np.float32)
-    return np.stack([np.frombuffer(raw, dtype=np.float32).reshape(rows, MAX_FEATURES) for raw in masks])
+        return np.zeros((1, rows, features), dtype=np.float32)
+    return np.stack([np.frombuffer(raw, dtype=np.float32).reshape(rows, features) for raw in masks])
