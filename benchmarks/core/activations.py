@@ -1,22 +1,26 @@
-"""Count the bytes that autograd holds for backward: the distinct storages saved during a forward pass.
+"""Count the bytes that a forward pass holds for backward: the storages that it made and that outlive it.
 
-Storages of parameters and buffers are left out. What one image adds is the difference between two batch
-sizes, so casts of parameters and masks, which do not grow with the batch, cancel. Fake tensors have shapes
-but no memory and give the same counts: inside `fake()` a model of any size is counted in seconds.
+What one image adds is the difference between two batch sizes, so casts of parameters and masks, which do not
+grow with the batch, cancel. Fake tensors have shapes but no memory and give the same counts: inside `fake()`
+a model of any size is counted in seconds.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mvar_models.config import TransformerConfig
 from mvar_models.networks.transformer import ScaleTransformer
@@ -33,31 +37,44 @@ class Held:
 
     Attributes:
         bytes: Of all storages.
-        parts: By the function that saved them, with type and width of what it saved.
+        parts: By the function that made them, with type and width.
     """
 
     bytes: int = 0
     parts: Counter[str] = field(default_factory=Counter)
 
 
+class _Made(TorchDispatchMode):
+    """Watch every storage that an operation makes, without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            # A weak reference keeps the key from being given to a new storage.
+            if isinstance(tensor, Tensor) and storage_key(tensor) not in {*given, *self.storages}:
+                storage = tensor.untyped_storage()
+                width = f" x {tensor.shape[-1]}" if tensor.dim() > 1 else ""
+                part = f"{_calling_function()}, {str(tensor.dtype).removeprefix('torch.')}{width}"
+                self.storages[storage_key(tensor)] = StorageWeakRef(storage), storage.nbytes(), part
+        return out
+
+
 @contextmanager
-def counting(excluded: set[int]) -> Iterator[Held]:
-    """Count what autograd saves inside the block, except storages whose `storage_key` is excluded."""
+def counting() -> Iterator[Held]:
+    """Count what operations inside the block made and what is still alive at its end."""
     held = Held()
-    storages = {}  # kept alive, because a freed storage's key could be given to a new one
-
-    def pack(tensor: Tensor) -> Tensor:
-        key = storage_key(tensor)
-        if key not in storages and key not in excluded:
-            storages[key] = tensor.untyped_storage()
-            size = tensor.untyped_storage().nbytes()
-            held.bytes += size
-            width = f" x {tensor.shape[-1]}" if tensor.dim() > 1 else ""
-            held.parts[f"{_saving_function()}, {str(tensor.dtype).removeprefix('torch.')}{width}"] += size
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _Made() as made:
         yield held
+    gc.collect()
+    for storage, size, part in made.storages.values():
+        if not storage.expired():
+            held.bytes += size
+            held.parts[part] += size
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -65,7 +82,7 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _saving_function() -> str:
+def _calling_function() -> str:
     """Return "module.function" of the innermost frame that belongs to this project."""
     frame = sys._getframe(2)
     while frame is not None:
@@ -86,13 +103,8 @@ def example(model: ScaleTransformer, batch: int, device: torch.device) -> tuple[
 
 def held_by(model: ScaleTransformer, loss: Loss, batch: int, dtype: torch.dtype) -> Held:
     """Count one forward pass with loss under autocast to `dtype`; float32 is without autocast."""
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device
-    inputs = example(model, batch, device)
-    with (
-        counting({storage_key(tensor) for tensor in tensors}) as held,
-        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-    ):
+    inputs = example(model, batch, model.device)
+    with counting() as held, torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         value = loss(*inputs)
     assert value.requires_grad
     return held

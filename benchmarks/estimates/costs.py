@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.core.activations import LARGE, SMALL, Loss, blank, example, fake, held_per_image
 from benchmarks.core.shapes import Shape
@@ -34,16 +32,6 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "attention", "attention_backward")
 _MOVES_NOTHING = ("detach", "device", "empty", "empty_like", "_unsafe_view")
 # The forward kernel's on most GPUs; counts differ little between them.
 _TILE, _CHUNK = 8, 64
-
-
-class FlopCounter(FlopCounterMode):
-    """torch's counter without its hooks on all modules: a hooked block recomputes nothing, so counts less."""
-
-    def __init__(self) -> None:
-        super().__init__(display=False)
-        self.mod_tracker: Any = SimpleNamespace(
-            parents={"Global"}, __enter__=lambda: None, __exit__=lambda *error: None
-        )
 
 
 @dataclass(frozen=True)
@@ -98,8 +86,8 @@ def product_flops(config: TransformerConfig, checkpointed: bool) -> float:
     """Return FLOPs of matrix products per image; backward costs twice the forward."""
     width, tokens = config.width, config.length
     block = 24 * width**2
-    # Backward recomputes one projection, 2 C^2 per token; with checkpointing the whole forward as well.
-    per_token = 3 * block + 2 * width**2 + (block if checkpointed else 0)
+    # Backward recomputes one projection, 2 C^2 per token; with checkpointing the whole forward instead.
+    per_token = 3 * block + (block if checkpointed else 2 * width**2)
     modulation = 12 * width**2 * (4 if checkpointed and not config.shared_adaln else 3)
     modulations = modulation if config.shared_adaln else config.depth * modulation
     # Logits are recomputed in backward, and the head's modulation with them.

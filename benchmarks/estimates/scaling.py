@@ -27,12 +27,13 @@ from typing import Any
 
 import click
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.core.activations import example, held_per_image
 from benchmarks.core.ceilings import ceilings
 from benchmarks.core.report import header, row
 from benchmarks.core.shapes import ARCHITECTURES, Shape
-from benchmarks.estimates.costs import Costs, FlopCounter, costs
+from benchmarks.estimates.costs import Costs, costs
 from benchmarks.estimates.predict import GPUS as BANDWIDTHS
 from benchmarks.suites.model import run_shape
 
@@ -245,7 +246,7 @@ def check() -> Iterator[str]:
         model, cost = shape.build(arch, device), costs(shape, arch)
         real = held_per_image(model, model.loss, shape.dtype).bytes
         yield f"{arch}: {cost.held:,} bytes per image counted on fake tensors, {real:,} on real ones"
-        with FlopCounter() as counter:
+        with FlopCounterMode(display=False) as counter:
             model.loss(*example(model, 1, device)).backward()
         counted = cost.product_flops + cost.attention_flops
         yield f"{arch}: {counted:,.0f} FLOPs by formula, {counter.get_total_flops():,} by torch's counter"

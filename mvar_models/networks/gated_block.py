@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.module import MAX_LOG_SCALE
-from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MarkovVARConfig
-from mvar_models.networks.plain import is_plain
+from mvar_models.networks.layers import biased
 from mvar_models.networks.rotary import rotate
-from mvar_models.networks.state import Constants
+from mvar_models.networks.state import BlockContext
 
 RMS_EPS = 1e-6
 _COSINE_EPS = 1e-12
@@ -50,24 +49,19 @@ class RotaryAttention(nn.Module):
         self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, hidden: Tensor, neighborhood: Neighborhood, angles: tuple[Tensor, Tensor], backend: str
-    ) -> Tensor:
-        """Attend: (B, n, C) -> (B, n, C); `angles` are `rotary_angles` of the n tokens."""
+    def forward(self, hidden: Tensor, context: BlockContext) -> Tensor:
+        """Attend: (B, n, C) -> (B, n, C)."""
+        assert context.angles is not None
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if is_plain(self.qkv):
-            qkv = F.linear(hidden, self.qkv.weight, bias.to(self.qkv.weight.dtype))
-        else:
-            qkv = self.qkv(hidden)
-            qkv = qkv + bias.to(qkv.dtype)
+        qkv = biased(self.qkv, hidden, bias)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         if self.log_scale is not None:
             factor = self.log_scale.clamp_max(MAX_LOG_SCALE).exp()[:, None]
             query = F.normalize(query.float(), dim=-1, eps=_COSINE_EPS) * factor
             key = F.normalize(key.float(), dim=-1, eps=_COSINE_EPS)
-        query, key = (rotate(vectors, *angles).to(value.dtype) for vectors in (query, key))
+        query, key = (rotate(vectors, *context.angles).to(value.dtype) for vectors in (query, key))
         attended = neighborhood_attn(
-            query, key, value, neighborhood, scale=self.scale, logit_scale=None, backend=backend
+            query, key, value, context.neighborhood, scale=self.scale, backend=context.backend
         )
         return self.proj(attended.flatten(2))
 
@@ -100,36 +94,21 @@ class GatedBlock(nn.Module):
         self.modulation = nn.Linear(config.width, 6 * config.width)
 
     def forward(
-        self,
-        hidden: Tensor,
-        condition: Tensor,
-        neighborhood: Neighborhood,
-        angles: tuple[Tensor, Tensor],
-        backend: str,
-        path_keep: Tensor | None = None,
-        constants: Constants | None = None,
+        self, hidden: Tensor, condition: Tensor, path_keep: Tensor | None, context: BlockContext
     ) -> Tensor:
         """Run the block.
 
         Args:
             hidden: (B, n, C).
             condition: (B, C), SiLU of the class embedding.
-            neighborhood: Who attends to whom.
-            angles: `rotary_angles` of the n tokens.
-            backend: Attention backend, see `mvar_kernels`.
             path_keep: (2, B) factors of the two branches, for stochastic depth.
-            constants: While sampling: keeps the modulation, which is the same at every scale.
+            context: What all blocks share, the angles of the position code among it.
         """
-        if constants is None or torch.is_grad_enabled():
-            modulation = self._modulation(condition)
-        else:
-            made_from = constants.class_embedding, self.modulation
-            modulation = constants.once(self, made_from, lambda: self._modulation(condition))
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        vectors = context.once(self, (condition, self.modulation), lambda: self._modulation(condition))
+        gate1, gate2, scale1, scale2, shift1, shift2 = vectors
         if path_keep is not None:
             gate1, gate2 = gate1 * path_keep[0, :, None, None], gate2 * path_keep[1, :, None, None]
-        attended = self.attention(self.norm(hidden) * (1 + scale1) + shift1, neighborhood, angles, backend)
-        hidden = hidden + attended * gate1
+        hidden = hidden + self.attention(self.norm(hidden) * (1 + scale1) + shift1, context) * gate1
         return hidden + self.mlp(self.norm(hidden) * (1 + scale2) + shift2) * gate2
 
     def _modulation(self, condition: Tensor) -> tuple[Tensor, ...]:

@@ -14,17 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MarkovVARConfig
 from mvar_models.networks.gated_block import GatedBlock, RMSNorm
 from mvar_models.networks.history import HistoryEntry, HistoryPool
-from mvar_models.networks.plain import input_dtype
+from mvar_models.networks.layers import input_dtype
 from mvar_models.networks.rotary import rotary_angles
-from mvar_models.networks.state import Constants, ScaleState
+from mvar_models.networks.state import ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
 
 _SCALE_FEATURES = 256
@@ -65,6 +63,7 @@ class MarkovVAR(ScaleTransformer):
 
     def add_body(self, config: MarkovVARConfig) -> None:
         width = config.width
+        self.shared_modulation = None
         self.scale_embedding = nn.Sequential(
             nn.Linear(_SCALE_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -125,8 +124,9 @@ class MarkovVAR(ScaleTransformer):
             state.history = [*state.history, self.history_pool.entry(tokens)][-self.config.history_scales :]
             pooled = self.history_pool(HistoryEntry.join(state.history))
             hidden = self.fuse(tokens, pooled, state.history_class) + level
+        scales = range(scale, scale + 1)
         return self.run_blocks(
-            hidden, state.class_embedding, range(scale, scale + 1), constants=state.constants
+            hidden, state.class_embedding, self.neighborhood(scales), state=state, angles=self._angles(scales)
         )
 
     def hidden_states(
@@ -147,7 +147,10 @@ class MarkovVAR(ScaleTransformer):
                 own = tokens[:, self._inputs_of(range(scale, scale + 1), first)]
                 parts.append(self.fuse(own, pooled, class_embedding) + levels[scale])
         hidden = torch.cat(parts, dim=1)
-        return self.run_blocks(hidden, class_embedding, scales, path_keep), class_embedding
+        neighborhood, angles = self.neighborhood(scales), self._angles(scales)
+        return self.run_blocks(
+            hidden, class_embedding, neighborhood, path_keep, angles=angles
+        ), class_embedding
 
     def _inputs_of(self, scales: range, first: int = 1) -> slice:
         """Return where the inputs of `scales` lie among those of the scales from `first` on."""
@@ -167,30 +170,12 @@ class MarkovVAR(ScaleTransformer):
         condition = self.condition_norm(pooled + history_class)[:, None].expand_as(tokens)
         return self.fusion(torch.cat([tokens, condition], dim=-1))
 
-    def run_blocks(
-        self,
-        hidden: Tensor,
-        class_embedding: Tensor,
-        scales: range,
-        path_keep: Tensor | None = None,
-        constants: Constants | None = None,
-    ) -> Tensor:
-        """Run all blocks on the (B, n, C) tokens of `scales`; `constants` as for `TransformerBlock`."""
-        condition = F.silu(class_embedding)
-        neighborhood = self.neighborhood(scales)
+    def _angles(self, scales: range) -> tuple[Tensor, Tensor]:
         tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
-        angles = self.row_angles[tokens], self.column_angles[tokens]
-        for index, block in enumerate(self.blocks):
-            keep = None if path_keep is None else path_keep[index]
-            args = (hidden, condition, neighborhood, angles, self.attention_backend, keep, constants)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, *args, use_reentrant=False)
-            else:
-                hidden = block(*args)
-        return hidden
+        return self.row_angles[tokens], self.column_angles[tokens]
 
-    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-        return self.head_norm(hidden) * factor + shift
+    def normed_for_head(self, hidden: Tensor) -> Tensor:
+        return self.head_norm(hidden)
 
 
 def sinusoids(count: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.config import VQVAEConfig
-from mvar_models.networks.plain import is_plain
+from mvar_models.networks.layers import is_plain
 
 
 class ResidualConvolution(nn.Conv2d):

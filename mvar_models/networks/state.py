@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mvar_models.networks.plain import is_plain
+from mvar_kernels.pyramid import Neighborhood
+from mvar_models.networks.layers import is_plain
 
 R = TypeVar("R")
 S = TypeVar("S", bound="ScaleState")
@@ -135,11 +136,11 @@ class Constants:
         Args:
             name: Of the value.
             made_from: The layers and tensors that it is computed from. If one of them has changed since, or
-                is a layer that was replaced or hooked, it is computed anew.
+                is a layer that was replaced or hooked, or if gradients are recorded, it is computed anew.
             compute: Computes it.
         """
         marks = _marks(made_from)
-        if marks is None:
+        if marks is None or torch.is_grad_enabled():
             return compute()
         kept = self.values.get(name)
         if kept is None or not _same(kept[0], marks):
@@ -205,3 +206,31 @@ class ScaleState:
     def fork(self: S) -> S:
         """Return a copy that can take further steps without changing this state."""
         return replace(self, cache=None if self.cache is None else self.cache.fork())
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What all blocks of one pass share, besides the condition.
+
+    Attributes:
+        neighborhood: Who attends to whom.
+        backend: Backend of the attention, see `mvar_kernels`.
+        state: Of the batch, while it is sampled; None in training.
+        angles: Position code of the n tokens, of the blocks that rotate queries and keys (`rotary_angles`).
+    """
+
+    neighborhood: Neighborhood
+    backend: str
+    state: ScaleState | None = None
+    angles: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def cache(self) -> KVCache | None:
+        """The keys and values that a block extends by its own and attends to, or None."""
+        return None if self.state is None else self.state.cache
+
+    def once(
+        self, name: Hashable, made_from: Sequence[nn.Module | Tensor | None], compute: Callable[[], R]
+    ) -> R:
+        """Return what `compute` returns, while sampling as kept at the first scale (`Constants.once`)."""
+        return compute() if self.state is None else self.state.constants.once(name, made_from, compute)

@@ -20,8 +20,8 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.plain import input_dtype
-from mvar_models.networks.state import ScaleState
+from mvar_models.networks.layers import input_dtype, multiply_add, recomputed
+from mvar_models.networks.state import BlockContext, Constants, ScaleState
 from mvar_models.registry import architecture
 
 T = TypeVar("T", bound="ScaleTransformer")
@@ -49,6 +49,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     config: TransformerConfig
     config_class: ClassVar[type[TransformerConfig]]
     blocks: nn.ModuleList
+    shared_modulation: nn.Module | None
     skips_guidance_at: ClassVar[float]
     free_settings: ClassVar[frozenset[str]] = frozenset()
 
@@ -205,6 +206,34 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             (B, n, C) states before the head, for `logits`.
         """
 
+    def run_blocks(
+        self,
+        hidden: Tensor,
+        class_embedding: Tensor,
+        neighborhood: Neighborhood,
+        path_keep: Tensor | None = None,
+        state: ScaleState | None = None,
+        angles: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Run all blocks on (B, n, C); see `forward` for `path_keep`, `BlockContext` for the others."""
+        context = BlockContext(neighborhood, self.attention_backend, state, angles)
+        whole = class_embedding if state is None else state.constants.class_embedding
+        made_from = whole, self.shared_modulation
+        condition = context.once("condition", made_from, lambda: self._condition(whole))
+        for index, block in enumerate(self.blocks):
+            keep = None if path_keep is None else path_keep[index]
+            if state is None:
+                everything = self.gradient_checkpointing
+                hidden = recomputed(block, hidden, condition, keep, context, everything=everything)
+            else:
+                hidden = block(hidden, condition, keep, context)
+        return hidden
+
+    def _condition(self, class_embedding: Tensor) -> Tensor:
+        """Return what the blocks are conditioned on: (B, 6 C) with shared AdaLN, else (B, C)."""
+        condition = F.silu(class_embedding)
+        return condition if self.shared_modulation is None else self.shared_modulation(condition)
+
     def check_scales(self, scales: range | None) -> range:
         """Return the range to compute; None stands for all scales.
 
@@ -248,48 +277,41 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """Return the states before the head (B, n, C) and the class embeddings (B, C); see `forward`."""
 
-    def logits(self, hidden: Tensor, class_embedding: Tensor) -> Tensor:
-        """Apply the head: (B, n, C) and (B, C) -> (B, n, V) float32.
+    def logits(
+        self,
+        hidden: Tensor,
+        class_embedding: Tensor,
+        rows: slice = slice(None),
+        constants: Constants | None = None,
+    ) -> Tensor:
+        """Apply the head to some rows of (B, n, C), or all: (b, n, V) float32.
 
         The norm runs in float32, the product in autocast's type.
-        """
-        scale, shift = self._head_modulation(class_embedding)
-        normed = self._head_norm(
-            hidden.to(torch.promote_types(hidden.dtype, torch.float32)), 1 + scale, shift
-        )
-        return self.head(normed.to(input_dtype(self.head))).float()
-
-    def step_logits(self, hidden: Tensor, state: ScaleState, rows: slice) -> Tensor:
-        """Apply the head to some rows of what `step` returned: (b, n, V) float32, the bits of `logits`.
-
-        Its modulation is computed at the first scale that asks for these rows.
 
         Args:
-            hidden: (B, n, C) from `step`.
-            state: The state of that step.
-            rows: Which rows of the state.
+            hidden: (B, n, C).
+            class_embedding: (B, C).
+            rows: Which of the B rows.
+            constants: The state's, while sampling: the modulation of these rows is computed once.
         """
-        if torch.is_grad_enabled():
-            return self.logits(hidden[rows], state.class_embedding[rows])
 
-        def compute() -> tuple[Tensor, Tensor]:
-            scale, shift = self._head_modulation(state.class_embedding[rows])
+        def modulation() -> tuple[Tensor, Tensor]:
+            both = self.head_modulation(F.silu(class_embedding[rows]))
+            scale, shift = both.unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
             return 1 + scale, shift
 
-        made_from = state.class_embedding, self.head_modulation
-        factor, shift = state.constants.once(("head", rows.start, rows.stop), made_from, compute)
+        if constants is None:
+            factor, shift = modulation()
+        else:
+            name, made_from = ("head", rows.start, rows.stop), (class_embedding, self.head_modulation)
+            factor, shift = constants.once(name, made_from, modulation)
         precise = hidden[rows].to(torch.promote_types(hidden.dtype, torch.float32))
-        normed = self._head_norm(precise, factor, shift)
+        normed = multiply_add(self.normed_for_head(precise), factor, shift)
         return self.head(normed.to(input_dtype(self.head))).float()
 
     @abc.abstractmethod
-    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-        """Normalise (B, n, C) before the head, then multiply by `factor` and add `shift`, (B, 1, C) each."""
-
-    def _head_modulation(self, class_embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return scale and shift of the head's norm, (B, 1, C) each."""
-        modulation = self.head_modulation(F.silu(class_embedding))
-        return modulation.unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
+    def normed_for_head(self, hidden: Tensor) -> Tensor:
+        """Normalise (B, n, C) before the head."""
 
     def loss(
         self,

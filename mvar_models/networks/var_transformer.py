@@ -11,15 +11,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.block import TransformerBlock
-from mvar_models.networks.inference import factored_norm
-from mvar_models.networks.plain import input_dtype
-from mvar_models.networks.recompute import NORM_EPS
-from mvar_models.networks.state import Constants, KVCache, ScaleState
+from mvar_models.networks.block import NORM_EPS, TransformerBlock
+from mvar_models.networks.layers import input_dtype
+from mvar_models.networks.state import ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
 
 
@@ -70,13 +67,8 @@ class VARTransformer(ScaleTransformer):
 
     def step(self, state: ScaleState, inputs: Tensor, scale: int) -> Tensor:
         hidden = self.embed(state.class_embedding, inputs, range(scale, scale + 1))
-        return self.run_blocks(
-            hidden,
-            state.class_embedding,
-            self.step_neighborhood(scale),
-            cache=state.cache,
-            constants=state.constants,
-        )
+        neighborhood = self.step_neighborhood(scale)
+        return self.run_blocks(hidden, state.class_embedding, neighborhood, state=state)
 
     def hidden_states(
         self, labels: Tensor, scale_inputs: Tensor, scales: range, path_keep: Tensor | None = None
@@ -108,37 +100,5 @@ class VARTransformer(ScaleTransformer):
         where = self.positions[tokens] + self.scale_embedding(self.scale_of_token[tokens])
         return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) + where
 
-    def run_blocks(
-        self,
-        hidden: Tensor,
-        class_embedding: Tensor,
-        neighborhood: Neighborhood,
-        path_keep: Tensor | None = None,
-        cache: KVCache | None = None,
-        constants: Constants | None = None,
-    ) -> Tensor:
-        """Run all blocks on (B, n, C); see `forward` for `path_keep`, `TransformerBlock` for the others."""
-        if constants is None or torch.is_grad_enabled():
-            condition = self._condition(class_embedding)
-        else:
-            whole = constants.class_embedding
-            made_from = whole, self.shared_modulation
-            condition = constants.once("condition", made_from, lambda: self._condition(whole))
-        for index, block in enumerate(self.blocks):
-            keep = None if path_keep is None else path_keep[index]
-            args = (hidden, condition, neighborhood, self.attention_backend, keep, cache, constants)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, *args, use_reentrant=False)
-            else:
-                hidden = block(*args)
-        return hidden
-
-    def _condition(self, class_embedding: Tensor) -> Tensor:
-        """Return what the blocks are conditioned on: (B, 6 C) with shared AdaLN, else (B, C)."""
-        condition = F.silu(class_embedding)
-        return condition if self.shared_modulation is None else self.shared_modulation(condition)
-
-    def _head_norm(self, hidden: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * factor + shift
-        return factored_norm(hidden, factor, shift)
+    def normed_for_head(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import VQVAEConfig
 from mvar_models.devices import fit_batch
-from mvar_models.networks.plain import input_dtype, is_untouched
+from mvar_models.networks.layers import input_dtype, is_untouched
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 
 # Pixels decoded at a time: four images of 256 px, for each of which the released decoder holds 0.3 GB.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
-from mvar_models.networks.plain import is_known
+from mvar_models.networks.layers import is_known
 from mvar_models.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels import Pyramid
-from mvar_models.networks.plain import is_hooked, is_known
+from mvar_models.networks.layers import is_hooked, is_known
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.sampling.sampler import Sampler, SampleResult, make_sampler, sample

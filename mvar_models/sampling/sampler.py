@@ -233,10 +233,11 @@ def _guided_logits(
         batch: B.
         weight: Weight of the guidance; 0 without.
     """
-    conditional = model.step_logits(hidden, state, images)
+    conditional = model.logits(hidden, state.class_embedding, images, state.constants)
     if weight == 0:
         return conditional
-    unconditional = model.step_logits(hidden, state, slice(batch + images.start, batch + images.stop))
+    rows = slice(batch + images.start, batch + images.stop)
+    unconditional = model.logits(hidden, state.class_embedding, rows, state.constants)
     return (1 + weight) * conditional - weight * unconditional
 
 

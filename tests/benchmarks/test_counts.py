@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.core.activations import example
 from benchmarks.core.shapes import Shape
 from benchmarks.core.trace import live_bytes, trace
 from benchmarks.estimates import scaling
-from benchmarks.estimates.costs import FlopCounter, attention_flops, costs, moved_bytes, product_flops
+from benchmarks.estimates.costs import attention_flops, costs, moved_bytes, product_flops
 from benchmarks.suites import engine, memory
 from mvar_models.networks.state import KVCache
 
@@ -26,7 +27,7 @@ DEEPER = dataclasses.replace(TINY, depth=2)
 def test_flops_by_formula_are_those_counted(arch, checkpointed, shape):
     model = shape.build(arch, CPU)
     model.gradient_checkpointing = checkpointed
-    with FlopCounter() as counter:
+    with FlopCounterMode(display=False) as counter:
         model.loss(*example(model, 2, CPU)).backward()
     pairs = model.neighborhood(range(len(TINY.sides))).attended_pairs()
     per_image = product_flops(model.config, checkpointed) + attention_flops(model.config, pairs, checkpointed)

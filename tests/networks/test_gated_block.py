@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mvar_models.config import MarkovVARConfig
 from mvar_models.networks.gated_block import GatedBlock, RMSNorm
 from mvar_models.networks.rotary import rotary_angles, rotate
+from mvar_models.networks.state import BlockContext
 
 SHAPE = dict(depth=1, width=128, num_heads=2, mlp_ratio=1.0, num_classes=2, sides=(1, 4))
 
@@ -26,7 +27,7 @@ def test_the_formula(cosine, seed):
     angles = [part[1:] for part in rotary_angles(config.sides, 64)]
     keep = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.5, 1.0]])
     neighborhood = config.pyramid().select(range(1, 2)).neighborhood()
-    actual = block(hidden, condition, neighborhood, angles, "reference", keep)
+    actual = block(hidden, condition, keep, BlockContext(neighborhood, "reference", angles=angles))
 
     six = F.linear(condition, block.modulation.weight, block.modulation.bias).view(3, 1, 6, 128).unbind(2)
     gate1, gate2, scale1, scale2, shift1, shift2 = six

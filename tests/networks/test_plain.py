@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from mvar_models import MVAR, VAR, VQVAE
 from mvar_models.networks.gated_block import RMSNorm
-from mvar_models.networks.plain import input_dtype, is_plain
+from mvar_models.networks.layers import input_dtype, is_plain
 from mvar_models.networks.quantizer import MultiScaleQuantizer, ResidualConvolution
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.training.vqvae_task import Autoencode
@@ -85,7 +85,7 @@ def sampled(network):
     for scale, side in enumerate(network.config.sides):
         inputs = torch.randn(2, side * side if scale else 0, 4)
         hidden = network.step(state, torch.cat([inputs, inputs]), scale)
-        found += [network.step_logits(hidden, state, slice(0, 2)), hidden]
+        found += [network.logits(hidden, state.class_embedding, slice(0, 2), state.constants), hidden]
     return found
 
 
@@ -280,7 +280,7 @@ def test_dynamic_quantization_of_linear_layers(name):
 
 def test_what_is_plain():
     layer = nn.Linear(2, 2)
-    assert is_plain(layer) and not is_plain(nn.Linear(2, 2), nn.Identity())
+    assert is_plain(layer) and not is_plain(nn.Identity())
     assert not is_plain(layer, kind=nn.Conv2d)
 
 

@@ -136,6 +136,7 @@ def test_with_gradients_keys_are_concatenated():
     assert torch.allclose(parts[0].grad, 12 * parts[0])
 
 
+@torch.no_grad()
 def test_constants_are_computed_once():
     constants, calls = Constants(torch.zeros(1, 4)), []
     for _ in range(2):
@@ -158,7 +159,7 @@ def test_every_modulation_runs_once_per_batch(monkeypatch):
     state = model.new_state(torch.tensor([0, 1]))
     for scale, tokens in enumerate((0, 4, 16)):
         hidden = model.step(state, torch.randn(2, tokens, 4), scale)
-        logits = model.step_logits(hidden, state, slice(0, 2))
+        logits = model.logits(hidden, state.class_embedding, slice(0, 2), state.constants)
         assert torch.equal(logits, model.logits(hidden, state.class_embedding))
     assert seen == [2, 2, 2, 2, 2, 2]  # two blocks, the head, and three times by `logits` itself
 
@@ -203,14 +204,16 @@ def test_constants_go_with_what_they_were_made_from(make, change):
             continue
         state = model.new_guided_state(torch.tensor([0, 1]))
         hidden = model.step(state, torch.randn(4, 0, 4), 0)
-        model.step_logits(hidden, state, slice(0, 2))
+        model.logits(hidden, state.class_embedding, slice(0, 2), state.constants)
         change(module)
         fresh = replace(state.fork(), constants=Constants(state.class_embedding))
         inputs, found = torch.randn(4, 4, 4), []
         for each in (state, fresh):
             try:
                 hidden = model.step(each, inputs, 1)
-                found.append((hidden, model.step_logits(hidden, each, slice(0, 2))))
+                found.append(
+                    (hidden, model.logits(hidden, each.class_embedding, slice(0, 2), each.constants))
+                )
             except (RuntimeError, TypeError, ValueError) as error:  # types that do not meet
                 found.append(str(error))
         same = found[0] == found[1] if str in map(type, found) else all(map(torch.equal, *found))

@@ -29,7 +29,7 @@ SLOW = (
     "kernels/test_natten.py",
     "kernels/test_ops.py::test_everything_but_triton_works_without_triton",
     "kernels/test_schedule.py::test_large_windows_need_no_more_features",
-    "networks/test_recompute.py",
+    "networks/test_block.py::test_the_released_shape_keeps_little",
     "pipeline/test_base.py::test_a_saved_pipeline_draws_the_same_in_a_fresh_process",
     "sampling/test_engine.py::test_modulation_is_read_once_per_image",
     "sampling/test_engine.py::test_the_loop_can_be_captured",
