@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,29 +21,28 @@ _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 _ATTENTION = torch.ops.mvar_kernels.attention.default
 
 
-def recomputed(block: nn.Module, hidden: Tensor, *inputs: Any, everything: bool = False) -> Tensor:
-    """Call a block; where gradients are recorded, its backward recomputes part of it.
+def recomputed(block: nn.Module, everything: bool = False) -> Callable[..., Tensor]:
+    """Return a call of the block whose backward, if gradients are recorded, recomputes part of it.
 
     Kept are the block's input, attention, and products with weights that are not square: qkv and the layers
-    of the feed-forward network. Norms, activations and `proj` are recomputed, from the same bits.
+    of the feed-forward network. Norms, activations and `proj` are recomputed, which gives the same bits.
 
     Args:
-        block: The block.
-        hidden: (B, n, C), its first argument.
-        inputs: Its other arguments.
+        block: Called with (B, n, C) and other arguments.
         everything: Keep the block's input alone.
     """
-    if not torch.is_grad_enabled():
-        return block(hidden, *inputs)
-    kind = hidden.device.type
-    # Casts of weights are used once, and would be kept until autocast ends.
-    uncached = torch.autocast(kind, cache_enabled=False) if autocasts(kind) else contextlib.nullcontext()
-    with uncached:
-        if everything:
-            return checkpoint(block, hidden, *inputs, use_reentrant=False)
-        if torch.compiler.is_compiling():
-            return block(hidden, *inputs)  # the compiler decides itself what to recompute
-        return checkpoint(block, hidden, *inputs, use_reentrant=False, context_fn=_selective)
+
+    def run(hidden: Tensor, *inputs: Any) -> Tensor:
+        # Casts of weights are used once here, and autocast would keep them until it ends.
+        kind = hidden.device.type
+        with torch.autocast(kind, cache_enabled=False) if autocasts(kind) else contextlib.nullcontext():
+            if everything:
+                return checkpoint(block, hidden, *inputs, use_reentrant=False)
+            if torch.compiler.is_compiling():
+                return block(hidden, *inputs)  # the compiler decides itself what to recompute
+            return checkpoint(block, hidden, *inputs, use_reentrant=False, context_fn=_selective)
+
+    return run if torch.is_grad_enabled() else block
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

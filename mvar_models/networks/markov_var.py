@@ -1,8 +1,8 @@
 """Markov-VAR (arXiv 2511.23334): every scale attends inside itself and knows one vector of the scales before.
 
-The vector is pooled by attention from the inputs of the last three scales (networks/history.py) and mixed
-into every token before the first block. As released, the unconditional half of guided sampling gets the
-history of the conditional one: its class reaches the modulation, the head and the coarsest scale alone.
+The vector is pooled by attention from the inputs of the last three scales and mixed into every token before
+the first block. As released, the unconditional half of guided sampling gets the history of the conditional
+one: its class reaches the modulation, the head and the coarsest scale alone.
 
 Shapes: B images, n tokens of a scale, L tokens of all scales, C width, V codes, z channels of a code.
 """
@@ -16,36 +16,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MarkovVARConfig
-from mvar_models.networks.gated_block import GatedBlock, RMSNorm
-from mvar_models.networks.history import HistoryEntry, HistoryPool
 from mvar_models.networks.layers import input_dtype
-from mvar_models.networks.rotary import rotary_angles
+from mvar_models.networks.markov_block import GatedBlock, RMSNorm, rotary_angles
 from mvar_models.networks.state import ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
 
 _SCALE_FEATURES = 256
 _SCALE_BASE = 10000.0
 _GATE_FACTOR, _OTHER_FACTOR = 1e-5, 0.5  # of the initial modulation weights
+HISTORY_HEAD_DIM = 128
 
 S = TypeVar("S", bound="MarkovState")
-
-
-@dataclass
-class MarkovState(ScaleState):
-    """What Markov-VAR carries from scale to scale.
-
-    Attributes:
-        history_class: (B, C), the class embeddings that the history is mixed with.
-        history: What the pool needs of the last scales' inputs, oldest first.
-    """
-
-    history_class: Tensor = field(kw_only=True)
-    history: list[HistoryEntry] = field(default_factory=list)
-
-    def fork(self: S) -> S:
-        return replace(super().fork(), history=list(self.history))
 
 
 class MarkovVAR(ScaleTransformer):
@@ -86,8 +68,6 @@ class MarkovVAR(ScaleTransformer):
     def init_weights(self) -> None:
         config = self.config
         nn.init.trunc_normal_(self.history_pool.query, std=self._init_linears())
-        self.head.weight *= 0.02
-        self.head_modulation.weight *= 0.5
         for block in self.blocks:
             assert isinstance(block, GatedBlock)
             block.attention.proj.weight /= math.sqrt(2 * config.depth)
@@ -95,9 +75,6 @@ class MarkovVAR(ScaleTransformer):
             six = block.modulation.weight.view(6, config.width, config.width)
             six[:2] *= _GATE_FACTOR
             six[2:] *= _OTHER_FACTOR
-
-    def neighborhood(self, scales: range) -> Neighborhood:
-        return self.pyramid.select(scales).neighborhood()
 
     def history_window(self, scale: int) -> range:
         """Return the scales whose inputs the history of `scale` pools; the coarsest has no input."""
@@ -154,8 +131,8 @@ class MarkovVAR(ScaleTransformer):
 
     def _inputs_of(self, scales: range, first: int = 1) -> slice:
         """Return where the inputs of `scales` lie among those of the scales from `first` on."""
-        offsets = (*self.pyramid.offsets, self.pyramid.length)
-        return slice(offsets[scales.start] - offsets[first], offsets[scales.stop] - offsets[first])
+        tokens, before = self.tokens_of(scales), self.pyramid.offsets[first]
+        return slice(tokens.start - before, tokens.stop - before)
 
     def levels(self) -> Tensor:
         """Return one vector per scale, (S, C)."""
@@ -171,11 +148,81 @@ class MarkovVAR(ScaleTransformer):
         return self.fusion(torch.cat([tokens, condition], dim=-1))
 
     def _angles(self, scales: range) -> tuple[Tensor, Tensor]:
-        tokens = slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
+        tokens = self.tokens_of(scales)
         return self.row_angles[tokens], self.column_angles[tokens]
 
     def normed_for_head(self, hidden: Tensor) -> Tensor:
         return self.head_norm(hidden)
+
+
+@dataclass
+class MarkovState(ScaleState):
+    """What Markov-VAR carries from scale to scale.
+
+    Attributes:
+        history_class: (B, C), the class embeddings that the history is mixed with.
+        history: What the pool needs of the last scales' inputs, oldest first.
+    """
+
+    history_class: Tensor = field(kw_only=True)
+    history: list[HistoryEntry] = field(default_factory=list)
+
+    def fork(self: S) -> S:
+        return replace(super().fork(), history=list(self.history))
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """What the pool keeps of the tokens of one scale or several.
+
+    Attributes:
+        scores: (B, n, H) float32, the query's scores.
+        values: (B, n, H, D).
+    """
+
+    scores: Tensor
+    values: Tensor
+
+    def part(self, tokens: slice) -> HistoryEntry:
+        """Return what is kept of some of the tokens."""
+        return HistoryEntry(self.scores[:, tokens], self.values[:, tokens])
+
+    @staticmethod
+    def join(entries: list[HistoryEntry]) -> HistoryEntry:
+        """Concatenate entries along their tokens."""
+        return HistoryEntry(
+            torch.cat([each.scores for each in entries], dim=1),
+            torch.cat([each.values for each in entries], dim=1),
+        )
+
+
+class HistoryPool(nn.Module):
+    """Pools tokens into one vector by attention with a learned query per head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % HISTORY_HEAD_DIM:
+            raise ValueError(
+                f"width must be a multiple of {HISTORY_HEAD_DIM} for the history pool, got {width}"
+            )
+        self.num_heads = width // HISTORY_HEAD_DIM
+        self.query = nn.Parameter(torch.empty(self.num_heads, HISTORY_HEAD_DIM))
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def entry(self, tokens: Tensor) -> HistoryEntry:
+        """Return scores and values of tokens (B, n, C), for `forward`; a scale's serve several pools."""
+        key, value = self.key_value(tokens).unflatten(-1, (2, self.num_heads, HISTORY_HEAD_DIM)).unbind(2)
+        value = value + self.v_bias.view(self.num_heads, HISTORY_HEAD_DIM)
+        scores = (key.float() * self.query.float()).sum(-1) * HISTORY_HEAD_DIM**-0.5
+        return HistoryEntry(scores, value)
+
+    def forward(self, entry: HistoryEntry) -> Tensor:
+        """Pool the tokens of an entry into (B, C)."""
+        weights = entry.scores.softmax(dim=1)
+        pooled = (weights[..., None] * entry.values.float()).sum(dim=1)
+        return self.proj(pooled.flatten(1).to(entry.values.dtype))
 
 
 def sinusoids(count: int) -> Tensor:

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models.config import MVARConfig
-from mvar_models.networks.recent_cache import RecentCache
-from mvar_models.networks.state import ScaleState
-from mvar_models.networks.var import VAR
-from mvar_models.networks.var_transformer import VARTransformer
+from mvar_models.networks.state import RecentCache, ScaleState
+from mvar_models.networks.var import VAR, VARTransformer
 
 
 class MVAR(VARTransformer):
@@ -62,9 +60,6 @@ class MVAR(VARTransformer):
                 f"got {scales!r}"
             )
         return scales
-
-    def neighborhood(self, scales: range) -> Neighborhood:
-        return self.pyramid.select(scales).neighborhood()
 
     def step_neighborhood(self, scale: int) -> Neighborhood:
         return self.pyramid.step_neighborhood(scale)

@@ -33,10 +33,9 @@ _LOSS_CHUNK_TOKENS = 4096
 class ScaleTransformer(PretrainedModel, abc.ABC):
     """Predicts the codes of every scale from the class and `MultiScaleQuantizer.scale_inputs`.
 
-    Here is what all such models share: the embeddings of codes and classes, the head, logits and losses. A
-    subclass has the body between them (`add_body`, `init_weights`), says who attends to whom
-    (`neighborhood`) and computes all scales at once (`hidden_states`) and one at a time (`step`). If sampling
-    carries more than the class embedding from scale to scale, it overrides `new_state` too.
+    A subclass has the body between embeddings and head (`add_body`, `init_weights`) and computes all scales
+    at once (`hidden_states`) and one at a time (`step`). It may say otherwise who attends to whom
+    (`neighborhood`), and what sampling carries from scale to scale (`new_state`).
 
     Attributes:
         attention_backend: Backend of the attention, see `mvar_kernels`.
@@ -46,7 +45,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         free_settings: Settings that a trained network may change, as any weights can be trained on with them.
     """
 
-    config: TransformerConfig
     config_class: ClassVar[type[TransformerConfig]]
     blocks: nn.ModuleList
     shared_modulation: nn.Module | None
@@ -60,7 +58,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         config, width = self.config, self.config.width
         self.attention_backend = "auto"
         self.gradient_checkpointing = False
-        self.pyramid = config.pyramid()
         self.token_embedding = nn.Linear(config.z_channels, width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.add_body(config)
@@ -75,16 +72,18 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
 
     @abc.abstractmethod
     def init_weights(self) -> None:
-        """Draw initial values as the released recipe does."""
+        """Initialise all parameters as the released recipe does."""
 
     def _init_linears(self) -> float:
-        """Draw all linear layers and embeddings; returns the deviation that the recipe uses everywhere."""
+        """Initialise linear layers and embeddings; return the deviation that the recipe uses everywhere."""
         std = math.sqrt(1 / self.config.width / 3)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.head.weight *= 0.02
+        self.head_modulation.weight *= 0.5
         return std
 
     @classmethod
@@ -95,13 +94,9 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         num_classes: int | None = None,
         **options: Any,
     ) -> T:
-        """Load a checkpoint as `PretrainedModel.from_pretrained` does.
+        """Load a checkpoint as `PretrainedModel.from_pretrained` does, with its arguments.
 
-        Args:
-            name: As for `PretrainedModel.from_pretrained`.
-            num_classes: If it differs from the checkpoint's, class embeddings are drawn again
-                (`replace_classes`).
-            options: As for `PretrainedModel.from_pretrained`.
+        If `num_classes` differs from the checkpoint's, `replace_classes` initialises new class embeddings.
         """
         model = super().from_pretrained(name, **options)
         if num_classes is not None and num_classes != model.config.num_classes:
@@ -128,17 +123,17 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         if kind in row.starts_from:
             parent = architecture(kind).network_class().from_pretrained(checkpoint)
             return cls.from_network(parent, **cls.config_class.settings_for(parent.config.sides, **changes))
-        model = cls.from_pretrained(checkpoint)
-        asked = {
-            setting: value
-            for setting, value in changes.items()
-            if value is not None and value != getattr(model.config, setting, None)
-        }
-        for setting in asked.keys() - cls.free_settings:
-            raise ValueError(
-                f"{checkpoint} ({row.title}) has {setting} {getattr(model.config, setting, None)}, "
-                f"not {asked[setting]}; leave {setting} out to train it further"
-            )
+        model, asked = cls.from_pretrained(checkpoint), {}
+        for setting, value in changes.items():
+            actual = getattr(model.config, setting, None)
+            if value is None or value == actual:
+                continue
+            if setting not in cls.free_settings:
+                raise ValueError(
+                    f"{checkpoint} ({row.title}) has {setting} {actual}, not {value}; "
+                    f"leave {setting} out to train it further"
+                )
+            asked[setting] = value
         return cls.from_network(model, **asked) if asked else model
 
     @classmethod
@@ -180,9 +175,22 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         new[-1] = old[-1]
         self.class_embedding = nn.Embedding(num_classes + 1, old.shape[1], _weight=new)
 
-    @abc.abstractmethod
+    @property  # type: ignore[override]  # narrower, and settable
+    def config(self) -> TransformerConfig:
+        """The configuration; setting another one changes the pyramid too."""
+        return self._config
+
+    @config.setter
+    def config(self, config: TransformerConfig) -> None:
+        self._config, self.pyramid = config, config.pyramid()
+
     def neighborhood(self, scales: range) -> Neighborhood:
-        """Who attends to whom among the packed tokens of `scales`."""
+        """Return who attends to whom among the packed tokens of `scales`."""
+        return self.pyramid.select(scales).neighborhood()
+
+    def tokens_of(self, scales: range) -> slice:
+        """Return where the tokens of consecutive scales lie among all."""
+        return slice(self.pyramid.offsets[scales.start], self.pyramid.scale_slice(scales.stop - 1).stop)
 
     def new_state(self, labels: Tensor) -> ScaleState:
         """Return what sampling carries from scale to scale, as it is before the coarsest; labels are (B,)."""
@@ -222,11 +230,8 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         condition = context.once("condition", made_from, lambda: self._condition(whole))
         for index, block in enumerate(self.blocks):
             keep = None if path_keep is None else path_keep[index]
-            if state is None:
-                everything = self.gradient_checkpointing
-                hidden = recomputed(block, hidden, condition, keep, context, everything=everything)
-            else:
-                hidden = block(hidden, condition, keep, context)
+            run = block if state is not None else recomputed(block, everything=self.gradient_checkpointing)
+            hidden = run(hidden, condition, keep, context)
         return hidden
 
     def _condition(self, class_embedding: Tensor) -> Tensor:
@@ -294,17 +299,15 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             rows: Which of the B rows.
             constants: The state's, while sampling: the modulation of these rows is computed once.
         """
+        constants = constants or Constants(class_embedding)
 
         def modulation() -> tuple[Tensor, Tensor]:
             both = self.head_modulation(F.silu(class_embedding[rows]))
             scale, shift = both.unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
             return 1 + scale, shift
 
-        if constants is None:
-            factor, shift = modulation()
-        else:
-            name, made_from = ("head", rows.start, rows.stop), (class_embedding, self.head_modulation)
-            factor, shift = constants.once(name, made_from, modulation)
+        made_from = class_embedding, self.head_modulation
+        factor, shift = constants.once(("head", rows.start, rows.stop), made_from, modulation)
         precise = hidden[rows].to(torch.promote_types(hidden.dtype, torch.float32))
         normed = multiply_add(self.normed_for_head(precise), factor, shift)
         return self.head(normed.to(input_dtype(self.head))).float()
@@ -339,7 +342,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         losses = self.token_losses(labels, scale_inputs, indices, scales, label_smoothing, path_keep)
         if token_weights is None:
             return losses.sum(1).mean() / self.config.length
-        start = self.pyramid.offsets[self.check_scales(scales).start]
+        start = self.tokens_of(self.check_scales(scales)).start
         return (losses @ token_weights[start : start + losses.shape[1]]).mean()
 
     def token_losses(
@@ -358,8 +361,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
                 f"indices must be ({labels.shape[0]}, {self.config.length}), got {tuple(indices.shape)}"
             )
         hidden, class_embedding = self.hidden_states(labels, scale_inputs, scales, path_keep)
-        start = self.pyramid.offsets[scales.start]
-        targets = indices[:, start : start + hidden.shape[1]]
+        targets = indices[:, self.tokens_of(scales)]
 
         def chunk_losses(hidden: Tensor, class_embedding: Tensor, targets: Tensor) -> Tensor:
             logits = self.logits(hidden, class_embedding).flatten(0, 1)
@@ -393,12 +395,6 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
         # Values are checked only on the CPU: a GPU would have to be waited for, traced and fake labels have
         # none.
         visible = labels.device.type == "cpu" and type(labels) is Tensor and not torch.compiler.is_compiling()
-        if (
-            visible
-            and labels.numel()
-            and not 0 <= int(labels.min()) <= int(labels.max()) <= self.config.num_classes
-        ):
-            raise ValueError(
-                f"labels must be between 0 and {self.config.num_classes} (unconditional), "
-                f"got {labels.tolist()}"
-            )
+        most = self.config.num_classes
+        if visible and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
+            raise ValueError(f"labels must be between 0 and {most} (unconditional), got {labels.tolist()}")

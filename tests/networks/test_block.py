@@ -108,14 +108,15 @@ def gradients(block, run=recomputed, dtype=torch.float32, **options):
     hidden = torch.randn(3, 5, WIDTH, dtype=dtype, requires_grad=True)
     condition = torch.randn(3, WIDTH, dtype=dtype, requires_grad=True)
     context = BlockContext(Pyramid(SIDES).neighborhood(), "reference")
-    out = run(block, hidden, condition, torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 2.0]]), context, **options)
+    keep = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 2.0]])
+    out = run(block, **options)(hidden, condition, keep, context)
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
     weights = torch.linspace(-1, 2, out.numel()).view(out.shape).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, [hidden, condition, *trained], weights)]
 
 
-def plainly(block, *inputs):
-    return block(*inputs)
+def plainly(block):
+    return block
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -141,8 +142,8 @@ def test_validation_inside_autocast_leaves_no_casts_without_gradient():
     context = BlockContext(Pyramid(SIDES).neighborhood(), "reference")
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            recomputed(block, hidden, condition, None, context)
-        recomputed(block, hidden, condition, None, context).sum().backward()
+            recomputed(block)(hidden, condition, None, context)
+        recomputed(block)(hidden, condition, None, context).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
 
 

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mvar_models.config import MarkovVARConfig
-from mvar_models.networks.gated_block import GatedBlock, RMSNorm
-from mvar_models.networks.rotary import rotary_angles, rotate
+from mvar_models.networks.markov_block import GatedBlock, RMSNorm, rotary_angles, rotate
 from mvar_models.networks.state import BlockContext
 
 SHAPE = dict(depth=1, width=128, num_heads=2, mlp_ratio=1.0, num_classes=2, sides=(1, 4))

@@ -5,7 +5,7 @@ import torch
 from golden_compare import assert_close_to_largest, assert_indices_equal
 
 from mvar_models.checkpoints.official import official_name
-from mvar_models.networks.rotary import rotary_angles, rotate
+from mvar_models.networks.markov_block import rotary_angles, rotate
 from mvar_models.sampling.inpainting import ReleasedRule
 from mvar_models.sampling.sampler import sample
 from mvar_models.sampling.settings import SamplingSettings

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mvar_models.networks.history import HistoryEntry, HistoryPool
+from mvar_models.networks.markov_var import HistoryEntry, HistoryPool
 
 
 @pytest.fixture

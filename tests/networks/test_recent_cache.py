@@ -2,7 +2,7 @@
 
 import torch
 
-from mvar_models.networks.recent_cache import RecentCache
+from mvar_models.networks.state import RecentCache
 
 from adjacent_cases import SIDES, adjacent
 

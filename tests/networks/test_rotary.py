@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mvar_models.networks.rotary import rotary_angles, rotate
+from mvar_models.networks.markov_block import rotary_angles, rotate
 
 
 def test_scales_share_the_finest_one_s_coordinates():
