@@ -37,14 +37,14 @@ C = TypeVar("C", bound="Config")
 
 # Far beyond any model, and small enough that nothing is built from a size that cannot be.
 _Depth = Annotated[int, within(1, 1024)]
-_Width = Annotated[int, within(1, 1 << 16)]
-_Many = Annotated[int, within(1, 1 << 22)]
+Width = Annotated[int, within(1, 1 << 16)]
+Count = Annotated[int, within(1, 1 << 22)]
 _Ratio = Annotated[float, within(2**-16, 64)]
 TopK = Annotated[int, within(0, 1 << 22)]
 Share = Annotated[float, within(0, 1)]
 _Index = Annotated[int, within(0, 1024)]
 _Side = Annotated[int, within(1, 4096)]
-_Sides = Annotated[
+Sides = Annotated[
     Sequence[_Side],
     Must("of 1 to 64 sides", lambda sides: 1 <= len(sides) <= 64),
     Must("with at most 4,194,304 tokens", lambda sides: sum(side * side for side in sides) <= 1 << 22),
@@ -140,12 +140,12 @@ class VQVAEConfig(Config):
 
     model_type: ClassVar[str] = "vqvae"
 
-    vocab_size: _Many = 4096
-    z_channels: _Width = 32
-    channels: _Width = 160
+    vocab_size: Count = 4096
+    z_channels: Width = 32
+    channels: Width = 160
     channel_multipliers: Annotated[Sequence[Annotated[int, within(1, 64)]], _Sequence] = (1, 1, 2, 2, 4)
     blocks_per_level: Annotated[int, within(1, 64)] = 2
-    sides: _Sides = SIDES_256
+    sides: Sides = SIDES_256
     num_residual_convolutions: Annotated[int, within(1, 64)] = 4
     residual_ratio: Annotated[float, within(-1e6, 1e6)] = 0.5
     residual_convolution_of_scale: Sequence[_Index] = None  # type: ignore[assignment]  # never None after __post_init__
@@ -219,13 +219,13 @@ class TransformerConfig(Config):
     alternates: ClassVar[bool] = False
 
     depth: _Depth = 16
-    width: _Width = None  # type: ignore[assignment]  # never None after __post_init__
-    num_heads: _Width = None  # type: ignore[assignment]  # never None after __post_init__
+    width: Width = None  # type: ignore[assignment]  # never None after __post_init__
+    num_heads: Width = None  # type: ignore[assignment]  # never None after __post_init__
     mlp_ratio: _Ratio = 4.0
-    num_classes: _Many = 1000
-    vocab_size: _Many = 4096
-    z_channels: _Width = 32
-    sides: _Sides = SIDES_256
+    num_classes: Count = 1000
+    vocab_size: Count = 4096
+    z_channels: Width = 32
+    sides: Sides = SIDES_256
     shared_adaln: bool = False
     cosine_attention: bool = True
     guidance_scale: float = 1.5
@@ -396,27 +396,3 @@ class MarkovVARConfig(TransformerConfig):
         settings = super().settings_for(sides, **asked)
         windows = {"dense_scales": released_dense_scales(sides)} if "kernel_size" in settings else {}
         return {**windows, **settings}
-
-
-@dataclasses.dataclass(frozen=True)
-class ScorerConfig(Config):
-    """The scorer of LSRS (arXiv 2512.03796).
-
-    Attributes:
-        num_classes: Number of classes.
-        z_channels: Channels of the feature map, the length of a code vector.
-        sides: Grid side of each scale, coarse to fine; the last must be divisible by 8.
-        width: Channels of the first level.
-    """
-
-    model_type: ClassVar[str] = "lsrs-scorer"
-
-    num_classes: _Many = 1000
-    z_channels: _Width = 32
-    sides: _Sides = SIDES_256
-    width: _Width = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sides[-1] % 8:
-            raise ValueError(f"a scorer needs a last side that is divisible by 8, got {self.sides[-1]}")

@@ -127,7 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="lsrs-scorer",
             title="scorer of LSRS",
-            config="mvar_models.config:ScorerConfig",
+            config="mvar_models.networks.scorer:ScorerConfig",
             network="mvar_models.networks.scorer:Scorer",
             pipeline=None,
             paper="2512.03796",

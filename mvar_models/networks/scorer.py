@@ -5,19 +5,45 @@ Shapes: N maps of z channels and n x n positions, all at the side of the last sc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.checkpoints.pretrained import PretrainedModel
-from mvar_models.config import ScorerConfig
+from mvar_models.config import SIDES_256, Config, Count, Sides, Width
 
 _SLOPE = 0.2
 _DROPOUT = 0.05
 _LEVELS = 3
 _EMBEDDING = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerConfig(Config):
+    """The scorer of LSRS (arXiv 2512.03796).
+
+    Attributes:
+        num_classes: Number of classes.
+        z_channels: Channels of the feature map, the length of a code vector.
+        sides: Grid side of each scale, coarse to fine; the last must be divisible by 8.
+        width: Channels of the first level.
+    """
+
+    model_type: ClassVar[str] = "lsrs-scorer"
+
+    num_classes: Count = 1000
+    z_channels: Width = 32
+    sides: Sides = SIDES_256
+    width: Width = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sides[-1] % 8:
+            raise ValueError(f"a scorer needs a last side that is divisible by 8, got {self.sides[-1]}")
 
 
 class ResidualBlock(nn.Module):

@@ -6,8 +6,7 @@ import torch
 from golden_compare import assert_close_to_largest
 
 from mvar_models import VQVAE, VQVAEConfig
-from mvar_models.config import ScorerConfig
-from mvar_models.networks.scorer import Scorer, ranking_loss
+from mvar_models.networks.scorer import Scorer, ScorerConfig, ranking_loss
 
 from golden_weights import Case, case_names, fill, normal
 
