@@ -1,7 +1,7 @@
 """Statistics of a reference set in an .npz, under the names of OpenAI's files: mu, sigma, mu_s, sigma_s.
 
-Ours also say which network they are of, and hold the features, so that every metric can be computed against
-them without an image. OpenAI's hold statistics of `inception-tf` and 10,000 images.
+Ours also name their network and hold the features, so that every metric can be computed against them without
+an image. OpenAI's hold statistics of `inception-tf` and 10,000 images.
 """
 
 from __future__ import annotations
@@ -28,33 +28,31 @@ _INCEPTION_NUMBERS = 2048
 
 
 def save_statistics(summary: Summary, file: str | os.PathLike[str]) -> None:
-    """Write what a feature network says about a reference set.
+    """Write the statistics of a reference set.
 
     Args:
         summary: Of the set; its features are written where they were kept.
         file: The .npz to write.
     """
-    arrays: dict[str, Any] = {
-        "network": np.array(summary.network),
-        "weights": np.array(summary.weights),
-        "dtype": np.array(summary.dtype),
+    spatial, features = summary.spatial, summary.features
+    values = {
+        "network": summary.network,
+        "weights": summary.weights,
+        "dtype": summary.dtype,
+        "name": summary.name,
+        "digest": summary.digest,
+        "count": summary.count,
+        "size": summary.size,
         "mu": summary.moments.mean,
         "sigma": summary.moments.covariance,
-        "name": np.array(summary.name),
-        "digest": np.array(summary.digest),
+        "mu_s": None if spatial is None else spatial.mean,
+        "sigma_s": None if spatial is None else spatial.covariance,
+        "features": None if features is None else features.numpy(),
+        "indices": None if features is None else summary.indices,
+        "labels": summary.labels,
+        "class_names": None if summary.labels is None else summary.class_names,
     }
-    if summary.count is not None:
-        arrays["count"] = np.array(summary.count)
-    if summary.size is not None:
-        arrays["size"] = np.array(summary.size)
-    if summary.spatial is not None:
-        arrays |= {"mu_s": summary.spatial.mean, "sigma_s": summary.spatial.covariance}
-    if summary.features is not None:
-        arrays |= {"features": summary.features.numpy(), "indices": summary.indices}
-        if summary.labels is not None:
-            arrays["labels"] = summary.labels
-            if summary.class_names is not None:
-                arrays["class_names"] = np.array(summary.class_names)
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as opened:
@@ -95,7 +93,7 @@ def read_statistics(
 
     known = said("network")
     origin = known or (_INCEPTION if moments.dimension == _INCEPTION_NUMBERS else "an unknown network")
-    # Files of earlier versions do not say which weights, in which type.
+    # OpenAI's files do not say which weights, in which type.
     now = {"weights": network.weights, "dtype": network.dtype_name}
     other = [name for name, value in now.items() if name in names and said(name) != value]
     wrong = network.dimension is not None and network.dimension != moments.dimension

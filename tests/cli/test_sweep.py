@@ -1,9 +1,14 @@
 """`mvar sweep`: a grid on the digits, what it writes, and wrong input in one line."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from mvar_models.data.digits import Digits
@@ -84,3 +89,34 @@ def test_wrong_input_is_one_line(tmp_path, options, reason, monkeypatch):
     assert reason in result.output
     assert len([line for line in result.output.splitlines() if line.startswith("Error: ")]) == 1
     assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed with gloo")
+@pytest.mark.parametrize("differing", [False, True])
+def test_two_processes_share_the_presets_and_compare_their_options(tmp_path, differing):
+    """One process writes the heat map, when all are done; none samples with another seed than the others."""
+    (tmp_path / "each.py").write_text(
+        "import os, sys\nfrom mvar_models.cli.main import main\n"
+        f"seed = os.environ['RANK'] if {differing} else '4'\n"
+        "main([*sys.argv[1:], '--seed', seed])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "each.py"), *SWEEP.split(" --seed")[0].split(), "--guidance-scale", "0,3,5"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if differing:
+        assert done.returncode != 0
+        assert "all processes of a run must agree, but seed is '0'" in done.stderr
+        assert not (tmp_path / "out").exists()
+        return
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best: ") == 1 and (tmp_path / "out" / "heat_map.png").is_file()
+    cells = json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"]
+    assert mvar(f"{SWEEP} --guidance-scale 0,3,5 -o", tmp_path / "alone").exit_code == 0
+    alone = json.loads((tmp_path / "alone" / "sweep.json").read_text())["cells"]
+    assert [cell["figures"]["fd"] for cell in cells] == pytest.approx(
+        [cell["figures"]["fd"] for cell in alone], rel=1e-6
+    )

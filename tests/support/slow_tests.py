@@ -13,6 +13,7 @@ SLOW = (
     "checkpoints/test_hub.py",
     "cli/test_options.py::test_train_vqvae_and_resume",
     "cli/test_evaluate.py::test_two_processes_give_the_figures_of_one",
+    "cli/test_sweep.py::test_two_processes_share_the_presets_and_compare_their_options",
     "demo/test_demo.py",
     "docs/test_code_blocks.py",
     "docs/test_commands.py",
