@@ -1,4 +1,4 @@
-"""Shared by the subcommands: errors in one line, lists with commas, progress bars."""
+"""Shared by the subcommands: errors in one line, lists with commas, progress bars, equal options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mvar_models.devices import is_out_of_memory
-from mvar_models.distributed import RunStopped, lost_process
+from mvar_models.distributed import Processes, RunStopped, lost_process
+from mvar_models.environment import versions
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
 # A metric of a step, and what the bar calls it.
@@ -156,3 +157,11 @@ def step_progress(steps: int, *, shown: bool = True) -> Iterator[Callable[[dict[
 
 def _bar(unit: str, *, shown: bool, **options: Any) -> tqdm[Any]:
     return tqdm(unit=unit, dynamic_ncols=True, disable=not shown, **options)
+
+
+def require_same_options(processes: Processes) -> None:
+    """Raise ValueError in all processes unless all run this command with the same options and versions."""
+    given = click.get_current_context().params.items()
+    # Devices are numbered per host.
+    options = {name: str(value) for name, value in given if name != "device"}
+    processes.require_same({**options, **versions()})

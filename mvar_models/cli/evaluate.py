@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
 from tqdm import tqdm
 
-from mvar_models.cli.common import CommaList, count_progress
+from mvar_models.cli.common import CommaList, count_progress, require_same_options
 from mvar_models.cli.drawing_options import sampling_options, seed_option
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
-from mvar_models.environment import versions
 from mvar_models.evaluation.comparison import METRICS
 from mvar_models.evaluation.evaluator import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
@@ -27,6 +26,23 @@ from mvar_models.evaluation.statistics_file import has_statistics
 from mvar_models.evaluation.summary import SetProgress
 from mvar_models.files import write_text
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def feature_options(command: F) -> F:
+    """Add the options that say which feature network compares images."""
+    command = click.option(
+        "--weights",
+        default=None,
+        help="File of the feature network's weights, or 'download', where it needs one.",
+    )(command)
+    return click.option(
+        "--features",
+        type=click.Choice(list(FEATURES)),
+        default=DEFAULT_FEATURES,
+        help="Feature network; only the distance of inception-tf is an FID.",
+    )(command)
+
 
 @click.command("evaluate")
 @click.argument("drawn", nargs=-1)
@@ -35,17 +51,7 @@ from mvar_models.files import write_text
     required=True,
     help="What to compare with: as DRAWN, or an .npz of statistics.",
 )
-@click.option(
-    "--features",
-    type=click.Choice(list(FEATURES)),
-    default=DEFAULT_FEATURES,
-    help="Feature network; only the distance of inception-tf is an FID.",
-)
-@click.option(
-    "--weights",
-    default=None,
-    help="File of the feature network's weights, or 'download', where it needs one.",
-)
+@feature_options
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -158,11 +164,7 @@ def evaluate_command(
         raise click.UsageError(f"--save-statistics must end in .npz, got {save_statistics}")
     processes = Processes.from_environment(device).connect()
     try:
-        # Devices are numbered per host.
-        given = {
-            name: str(value) for name, value in click.get_current_context().params.items() if name != "device"
-        }
-        processes.require_same({**given, **versions()})
+        require_same_options(processes)
         if models:  # each process samples its share into `out`
             processes.require_shared(out)
         place = processes.device

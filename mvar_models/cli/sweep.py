@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.common import CommaList, count_progress
+from mvar_models.cli.common import CommaList, count_progress, require_same_options
 from mvar_models.cli.drawing_options import seed_option
+from mvar_models.cli.evaluate import feature_options
 from mvar_models.cli.options import settings_options
 from mvar_models.distributed import Processes
-from mvar_models.environment import versions
 from mvar_models.evaluation.comparison import METRICS
 from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference
-from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FEATURES, feature_network
+from mvar_models.evaluation.features.network import feature_network
 from mvar_models.evaluation.sweep import (
     Cell,
     draw_heat_map,
@@ -51,17 +51,7 @@ from mvar_models.sampling.settings import SamplingSettings
 @settings_options(SamplingSettings, without=("guidance_scale", "top_k", "top_p"))
 @click.option("--top-k", type=CommaList(int), default=None, help="Values. Default: the checkpoint's.")
 @click.option("--top-p", type=CommaList(float), default=None, help="Values. Default: the checkpoint's.")
-@click.option(
-    "--features",
-    type=click.Choice(list(FEATURES)),
-    default=DEFAULT_FEATURES,
-    help="Feature network; only the distance of inception-tf is an FID.",
-)
-@click.option(
-    "--weights",
-    default=None,
-    help="File of the feature network's weights, or 'download', where it needs one.",
-)
+@feature_options
 @click.option("--per-class", type=click.IntRange(min=1), default=10, help="Images of every class and preset.")
 @seed_option("Image i takes seed + i, under every preset.")
 @click.option("--arch", default=None, help="Architecture of a released .pth that does not say which it is.")
@@ -104,11 +94,7 @@ def sweep_command(
     pyplot()  # its absence should be known before hours of sampling
     processes = Processes.from_environment(device).connect()
     try:
-        # Devices are numbered per host.
-        given = {
-            name: str(value) for name, value in click.get_current_context().params.items() if name != "device"
-        }
-        processes.require_same({**given, **versions()})
+        require_same_options(processes)
         processes.require_shared(out)
         place = str(processes.device)
         network = processes.first_then_others(

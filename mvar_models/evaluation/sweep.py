@@ -135,8 +135,8 @@ def sweep(
     if not presets:
         raise ValueError("presets must be at least one, got none")
     processes = processes or Processes()
-    drawing: dict[str, Any] = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
-    claim(folder / _SETTINGS, {**settings, **drawing, **drawing_weights(pipeline)}, "a sweep")
+    sampling: dict[str, Any] = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
+    claim(folder / _SETTINGS, {**settings, **sampling, **drawing_weights(pipeline)}, "a sweep")
     mine = presets[processes.rank :: processes.world_size]
     parts = -(-pipeline.model.config.num_classes * per_class // batch_size)
     for index, preset in enumerate(mine):
@@ -148,7 +148,7 @@ def sweep(
                 if report is not None:
                     report(before + done, len(mine) * parts)
 
-            write_npz(pipeline, images, report=sampled, settings=preset, **drawing)
+            write_npz(pipeline, images, report=sampled, settings=preset, **sampling)
             cell = Cell(preset, dict(judge(images)))
             write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
             images.unlink()

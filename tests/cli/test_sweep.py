@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
 
+from mvar_models.cli.main import main
 from mvar_models.data.digits import Digits
 from mvar_models.evaluation.features.network import feature_network
 from mvar_models.evaluation.frechet import frechet_distance
@@ -18,6 +16,7 @@ from mvar_models.images import to_uint8
 from mvar_models.pipeline import pipeline_for
 
 from command_cases import mvar
+from fork_cases import fork_pair
 
 SWEEP = "sweep --model mvar-digits --reference digits@train --features pixels --per-class 1 --seed 4"
 
@@ -95,28 +94,23 @@ def test_wrong_input_is_one_line(tmp_path, options, reason, monkeypatch):
 @pytest.mark.parametrize("differing", [False, True])
 def test_two_processes_share_the_presets_and_compare_their_options(tmp_path, differing):
     """One process writes the heat map, when all are done; none samples with another seed than the others."""
-    (tmp_path / "each.py").write_text(
-        "import os, sys\nfrom mvar_models.cli.main import main\n"
-        f"seed = os.environ['RANK'] if {differing} else '4'\n"
-        "main([*sys.argv[1:], '--seed', seed])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "each.py"), *SWEEP.split(" --seed")[0].split(), "--guidance-scale", "0,3,5"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "out")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [*SWEEP.split(" --seed")[0].split(), "--guidance-scale", "0,3,5", "-o"]
+
+    def work():
+        main([*command, str(tmp_path / "out"), "--seed", os.environ["RANK"] if differing else "4"])
+
+    pair = fork_pair(work, [tmp_path / f"rank-{rank}.txt" for rank in (0, 1)])
+    printed = "".join(process.communicate() for process in pair)
     if differing:
-        assert done.returncode != 0
-        assert "all processes of a run must agree, but seed is '0'" in done.stderr
+        assert all(process.returncode for process in pair)
+        assert "all processes of a run must agree, but seed is '0'" in printed
         assert not (tmp_path / "out").exists()
         return
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best: ") == 1 and (tmp_path / "out" / "heat_map.png").is_file()
-    cells = json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"]
+    assert [process.returncode for process in pair] == [0, 0], printed
+    assert printed.count("best: ") == 1 and (tmp_path / "out" / "heat_map.png").is_file()
     assert mvar(f"{SWEEP} --guidance-scale 0,3,5 -o", tmp_path / "alone").exit_code == 0
-    alone = json.loads((tmp_path / "alone" / "sweep.json").read_text())["cells"]
-    assert [cell["figures"]["fd"] for cell in cells] == pytest.approx(
-        [cell["figures"]["fd"] for cell in alone], rel=1e-6
-    )
+    figures = [
+        [cell["figures"]["fd"] for cell in json.loads((tmp_path / name / "sweep.json").read_text())["cells"]]
+        for name in ("out", "alone")
+    ]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
