@@ -1,9 +1,14 @@
-"""VAR attends to its own and all coarser scales, and its cache gives what recomputation would."""
+"""VAR attends to its own and all coarser scales, and its cache gives what recomputation would.
+
+Also what its body, which MVAR shares, does: residual branches, buffers, and steps that make up the whole.
+"""
 
 import pytest
 import torch
 
-from tiny_models import SIDES, tiny_var, tiny_vqvae
+from mvar_models import MVAR, MVARConfig
+
+from tiny_models import SIDES, tiny_mvar, tiny_var, tiny_vqvae
 
 STARTS = (0, 1, 5, 21)
 
@@ -67,3 +72,37 @@ def test_the_coarser_scales_cannot_be_left_out(model, batch):
         model(labels, inputs, scales=range(1, 2))
     first = model(labels, inputs, scales=range(2))
     assert torch.allclose(first, model(labels, inputs)[:, :5], atol=1e-4)
+
+
+def test_dropped_paths_leave_the_input_of_the_blocks(batch):
+    """With both branches of every block switched off, only embeddings and head are left."""
+    model = tiny_mvar()
+    labels, inputs = batch
+    found = model(labels, inputs, path_keep=torch.zeros(2, 2, 3))
+    embedding = model.class_embedding(labels)
+    expected = model.logits(model.embed(embedding, inputs, range(3)), embedding)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_buffers_that_files_lack_are_functions_of_the_configuration():
+    model = tiny_mvar()
+    assert "scale_of_token" not in model.state_dict()
+    assert model.scale_of_token.tolist() == [0] + [1] * 4 + [2] * 16
+    with torch.device("meta"):
+        blank = MVAR(MVARConfig(depth=1, width=32, num_heads=2, sides=(1, 2), dense_scales=2))
+    blank.to_empty(device="cpu")
+    blank.reset_buffers()
+    assert blank.scale_of_token.tolist() == [0] + [1] * 4
+
+
+@pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
+@torch.no_grad()
+def test_steps_in_order_are_the_whole(batch, make):
+    model = make()
+    labels, inputs = batch
+    state, parts = model.new_state(labels), []
+    for scale in range(3):
+        tokens = model.pyramid.scale_slice(scale)
+        own = inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1]
+        parts.append(model.logits(model.step(state, own, scale), state.class_embedding))
+    assert torch.allclose(torch.cat(parts, dim=1), model(labels, inputs), atol=1e-4)
