@@ -16,8 +16,8 @@ parser.add_argument("--out", default="samples.png")
 arguments = parser.parse_args()
 
 pipeline = MVARPipeline.from_pretrained(arguments.model)
-# scales[s] holds the images as they were after scale s; the last entry equals `images`.
-images, scales = pipeline(arguments.labels, seed=arguments.seed, return_scales=True)
-every_scale = [scale[index] for index in range(len(images)) for scale in scales]
-grid(every_scale, len(scales)).save(arguments.out)
-print(f"{len(images)} images, coarse to fine from left to right: {arguments.out}")
+# output.scales[s] holds the images as they were after scale s; the last entry equals `output.images`.
+output = pipeline(arguments.labels, seed=arguments.seed)
+every_scale = [scale[index] for index in range(len(output)) for scale in output.scales]
+grid(every_scale, len(output.scales)).save(arguments.out)
+print(f"{len(output)} images, coarse to fine from left to right: {arguments.out}")

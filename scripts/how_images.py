@@ -40,10 +40,10 @@ def bare(axes: Axes, title: str) -> None:
 def draw_scales() -> None:
     """how_scales.png: an image after each scale, above the grid of tokens that the scale adds."""
     pipeline = MVARPipeline.from_pretrained("mvar-emoji")
-    output = pipeline(["fluent-smileys-emotion"], seed=0, return_scales=True)
+    scales = pipeline(["fluent-smileys-emotion"], seed=0).scales
     sides = pipeline.model.config.sides
     figure, rows = plt.subplots(2, len(sides), figsize=(9, 2.1), layout="constrained")
-    for axes, grid, scale, side in zip(rows[0], rows[1], output[1], sides):
+    for axes, grid, scale, side in zip(rows[0], rows[1], scales, sides):
         axes.imshow(scale[0])
         bare(axes, f"after scale {list(sides).index(side) + 1}")
         grid.imshow(np.full((side, side), 0.15), cmap="Blues", vmin=0, vmax=1)

@@ -52,7 +52,7 @@ def save(image: Image.Image, name: str) -> None:
 def draw_digits(pipeline: MVARPipeline) -> None:
     """Draw scales.png, three digits after each of the six scales."""
     digits = [3, 5, 8]
-    _, scales = pipeline(digits, seed=0, return_scales=True)
+    scales = pipeline(digits, seed=0).scales
     save(tile([scale[i] for i in range(len(digits)) for scale in scales], columns=6, zoom=3), "scales.png")
 
 
@@ -64,7 +64,7 @@ def draw_emoji(pipeline: MVARPipeline) -> None:
         rows += pipeline(labels, num_images_per_label=EMOJI_PER_CLASS, seed=0)
     tile(rows, 2 * EMOJI_PER_CLASS, zoom=1).save(OUT / "emoji.png", optimize=True)
     shown = ["fluent-smileys-emotion", "noto-people-body", "noto-flags"]
-    _, scales = pipeline(shown, seed=0, return_scales=True)
+    scales = pipeline(shown, seed=0).scales
     images = [scale[i] for i in range(len(shown)) for scale in scales]
     tile(images, len(scales), zoom=1).save(OUT / "emoji_scales.png", optimize=True)
 

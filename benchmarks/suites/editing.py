@@ -101,7 +101,7 @@ def measured(
                 drawn = pipeline.inpaint(
                     images, mask, asked.tolist(), output_type="pt", batch_size=_BATCH, batch_invariant=False,
                     **options,
-                ).cpu()  # fmt: skip
+                ).images.cpu()  # fmt: skip
                 # At 32 px the blend is one pixel wide, so pasting is a plain choice.
                 pasted = torch.where(mask, drawn, images)
                 first = pasted if first is None else first

@@ -203,7 +203,7 @@ def _edit(source: Digits, model: str) -> dict[str, np.ndarray]:
     rows = {"held-out digits": digits, "the part to in-paint": torch.where(mask, 0.5, digits)}
     for title, shift in (("as its class", 0), ("as the next", 1)):
         labels = [(number + shift) % _CLASSES for number in range(_CLASSES)]
-        rows[title] = pipeline.inpaint(digits, mask, labels, seed=0, output_type="pt")
+        rows[title] = pipeline.inpaint(digits, mask, labels, seed=0, output_type="pt").images
     return {title: to_uint8(images * 2 - 1) for title, images in rows.items()}
 
 

@@ -73,12 +73,8 @@ def draw_gallery(
     by_class = [images[start : start + samples] for start in range(0, len(images), samples)]
     firsts = [row[0] for row in by_class][examples]
     following = [(index + 1) % len(numbers) for index in range(len(firsts))]
-    _, scales = pipeline(
-        numbers[examples],
-        seed=[seed + samples * i for i in range(len(firsts))],
-        return_scales=True,
-        **given,
-    )
+    seeds = [seed + samples * i for i in range(len(firsts))]
+    scales = pipeline(numbers[examples], seed=seeds, **given).scales
     sheets = {
         "classes": ("Images of each class", dict(zip(rows, by_class))),
         "scales": (

@@ -61,7 +61,7 @@ def _generate(model: str, per_class: int, batch_size: int) -> Generated:
     before, begun = peak_resident_bytes() or 0, time.perf_counter()
     images = pipeline(
         labels.tolist(), seed=_SEED, output_type="np", batch_size=batch_size, batch_invariant=False
-    )
+    ).images
     seconds = time.perf_counter() - begun
     return Generated(images, labels, seconds, (peak_resident_bytes() or 0) - before)
 

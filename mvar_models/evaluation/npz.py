@@ -116,7 +116,7 @@ def write_npz(
     for done, part in enumerate(mine):
         if not part.exists():
             labels, seeds = [i // per_class for i in parts[part]], [seed + i for i in parts[part]]
-            images = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options)
+            images = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options).images
             with replacing(part) as temporary:
                 np.save(temporary, images)
         if report is not None:

@@ -153,7 +153,9 @@ def sampled_images(
 
     def make(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seeds, count = (seed + indices).tolist(), len(indices)
-        images = pipeline(numbers[indices].tolist(), seed=seeds, output_type="np", batch_size=max(1, count))
+        images = pipeline(
+            numbers[indices].tolist(), seed=seeds, output_type="np", batch_size=max(1, count)
+        ).images
         return images, np.arange(count)
 
     return NetworkImages(

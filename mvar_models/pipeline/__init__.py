@@ -2,8 +2,7 @@
 
 from mvar_models.config import RELEASED_SIDES
 from mvar_models.pipeline.auto import model_for, pipeline_for, pipeline_of
-from mvar_models.pipeline.base import MarkovVARPipeline, MVARPipeline, Pipeline, VARPipeline
-from mvar_models.pipeline.loading import fitted
+from mvar_models.pipeline.base import MarkovVARPipeline, MVARPipeline, Pipeline, VARPipeline, fitted
 
 __all__ = [
     "RELEASED_SIDES",

@@ -8,8 +8,7 @@ from typing import Any
 from mvar_models.checkpoints.checkpoint import Checkpoint
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline.base import Pipeline
-from mvar_models.pipeline.loading import opened
+from mvar_models.pipeline.base import Pipeline, opened
 from mvar_models.registry import architecture
 
 

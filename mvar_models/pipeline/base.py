@@ -5,32 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from mvar_models.checkpoints.checkpoint import Checkpoint
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.pretrained import save_model
-from mvar_models.config import VQVAE_FOLDER
+from mvar_models.config import RELEASED_SIDES, VQVAE_FOLDER
 from mvar_models.devices import checked_device
 from mvar_models.networks.markov_var import MarkovVAR
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.pipeline.decoding import Decoded, Images, check_output_type, decode, join
-from mvar_models.pipeline.drawing import draw_batches
 from mvar_models.pipeline.editing import Editing
-from mvar_models.pipeline.loading import check_fit, fitted, opened
-from mvar_models.pipeline.options import CallOptions, Generators, Labels, Request, as_sequence
-from mvar_models.pipeline.output import PipelineOutput
+from mvar_models.pipeline.output import PipelineOutput, check_output_type
+from mvar_models.pipeline.request import Generators, Labels, Request, as_sequence, sample_batches
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
-from mvar_models.sampling.sampler import SampleResult
 from mvar_models.sampling.settings import SamplingOptions, read_preset
 
 if TYPE_CHECKING:
@@ -149,7 +143,7 @@ class Pipeline(Editing):
         """Draw by CUDA graphs from now on, one per batch size, guidance and filters, captured at first use.
 
         Images stay the same, also after a network is changed or replaced. What a graph cannot hold is drawn
-        as before, and the log says why: callbacks, `return_scales`, processors, samplers other than
+        as before, and the log says why: callbacks, processors, samplers other than
         "ancestral", edits, modules with hooks or of other packages, such as adapters, devices other than
         CUDA. On a CPU nothing is compiled.
 
@@ -177,82 +171,10 @@ class Pipeline(Editing):
         config = self.model.config
         return label_number(label, config.num_classes, config.class_names or ())
 
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["pil"] = "pil",
-        return_scales: Literal[False] = False,
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> list[Image.Image]: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["np"],
-        return_scales: Literal[False] = False,
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> np.ndarray: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["pt", "latent"],
-        return_scales: Literal[False] = False,
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> Tensor: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["pil"] = "pil",
-        return_scales: Literal[True],
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> tuple[list[Image.Image], list[list[Image.Image]]]: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["np"],
-        return_scales: Literal[True],
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> tuple[np.ndarray, list[np.ndarray]]: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: Literal["pt", "latent"],
-        return_scales: Literal[True],
-        return_dict: Literal[False] = False,
-        **options: Unpack[CallOptions],
-    ) -> tuple[Tensor, list[Tensor]]: ...
-
-    @overload
-    def __call__(
-        self,
-        labels: Labels,
-        *,
-        output_type: str = "pil",
-        return_scales: bool = False,
-        return_dict: Literal[True],
-        **options: Unpack[CallOptions],
-    ) -> PipelineOutput: ...
+    def numbers_of(self, labels: Labels) -> list[int]:
+        """Return the class numbers of labels, once the VQVAE is known to fit the model."""
+        check_fit(self.model, self.vqvae)
+        return [self.label_of(label) for label in as_sequence(labels)]
 
     @torch.no_grad()
     def __call__(
@@ -267,74 +189,47 @@ class Pipeline(Editing):
         batch_size: int = 32,
         batch_invariant: bool | None = None,
         on_scale: ScaleCallback | None = None,
-        return_scales: bool = False,
-        return_dict: bool = False,
         progress: bool = False,
         **settings: Unpack[SamplingOptions],
-    ) -> Images | tuple[Images, Sequence[Images]] | PipelineOutput:
-        """Draw one image per label, or several.
+    ) -> PipelineOutput:
+        """Generate one image per label, or several.
 
         Args:
             labels: Class numbers or names.
             seed: An int, and image i takes seed + i; or one int per image. The random numbers of an image
                 depend on its seed alone.
-            generator: Instead of `seed`: one CPU generator per image, each of which is drawn from; or one
+            generator: Instead of `seed`: one CPU generator per image, each of which is read; or one
                 generator, which gives each image a seed.
             num_images_per_label: Images per label; those of a label follow each other.
             processors: Change the guided logits of each scale before the filters.
             output_type: "pil"; "np" for (B, R, R, 3) uint8; "pt" for (B, 3, R, R) float32 in [0, 1] on the
                 model's device; "latent" for f_hat (B, z, h, h), which is not decoded.
-            batch_size: Images drawn at a time, which bounds memory.
+            batch_size: Images generated at a time, which bounds memory.
             batch_invariant: Compute every image by itself, so that its bits do not depend on the others.
                 Products of other batch sizes round differently, which now and then changes a pixel or a code.
                 Default: on a CPU, where it costs little unless the model is tiny.
             on_scale: Called with the index of the scale and f_hat after each scale of each batch. A tensor
                 that it returns replaces f_hat.
-            return_scales: Also return the images after each scale; each of them is decoded.
-            return_dict: Return a `PipelineOutput`, which has the codes and latents too.
             progress: Show a bar.
             settings: guidance_scale, guidance_schedule, top_k, top_p and sampler, as in `SamplingSettings`.
                 Default: the checkpoint's.
 
         Returns:
-            A list of PIL images, an array or a tensor, as `output_type` says. With `return_scales` a pair of
-            that and a list of the same with one entry per scale. With `return_dict` a `PipelineOutput`.
+            The images, which indexing and iterating give, with their codes and the images after each scale.
 
         Raises:
             TypeError: a label or generator of another type.
             ValueError: unknown label, sampler or output type, wrong number of seeds, numbers out of range.
         """
         check_output_type(output_type)
-        check_fit(self.model, self.vqvae)
-        numbers = [self.label_of(label) for label in as_sequence(labels)]
         request = Request.of(
-            self.model, numbers, seed=seed, generator=generator, num_images_per_label=num_images_per_label,
-            processors=processors, batch_size=batch_size, batch_invariant=batch_invariant, on_scale=on_scale,
-            progress=progress, **settings,
+            self.model, self.numbers_of(labels), seed=seed, generator=generator,
+            num_images_per_label=num_images_per_label, processors=processors, batch_size=batch_size,
+            batch_invariant=batch_invariant, on_scale=on_scale, progress=progress, **settings,
         )  # fmt: skip
-        last = len(self.model.config.sides) - 1
-        results: list[list[Decoded]] = [[] for _ in range(last + 1 if return_scales else 1)]
-
-        def after_scale(scale: int, f_hat: Tensor) -> None:
-            if return_scales and scale < last:
-                results[scale].append(decode(self.vqvae, f_hat, output_type))
-
-        codes: list[SampleResult] = []
-        for drawn in draw_batches(
-            self.model,
-            self.vqvae.quantizer,
-            request,
-            after_scale=after_scale if return_scales else None,
-            engine=None if output_type == "latent" else self._current_engine(),
-        ):
-            results[-1].append(decode(self.vqvae, drawn.f_hat, output_type, drawn.images))
-            if return_dict:
-                codes.append(drawn)
-        joined = [join(self.vqvae, parts, output_type) for parts in results]
-        scales = joined if return_scales else None
-        if return_dict:
-            return PipelineOutput.of(joined[-1], codes, self.model.config, self.device, scales)
-        return joined[-1] if scales is None else (joined[-1], scales)
+        engine = None if output_type == "latent" else self._current_engine()
+        batches = sample_batches(self.model, self.vqvae.quantizer, request, engine=engine)
+        return PipelineOutput.of(batches, self.vqvae, output_type)
 
 
 class VARPipeline(Pipeline):
@@ -347,3 +242,31 @@ class MVARPipeline(Pipeline):
 
 class MarkovVARPipeline(Pipeline):
     model_class = MarkovVAR
+
+
+# Options of `from_pretrained` that say where a checkpoint is rather than what to make of it.
+_WHERE = ("subfolder", "revision", "cache_dir", "local_files_only", "token")
+
+
+def opened(name: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -> Checkpoint:
+    """Open a checkpoint with the options that say where it is, which are then removed from `options`."""
+    where = {key: options.pop(key) for key in _WHERE if key in options}
+    return open_checkpoint(name, **where)
+
+
+def check_fit(model: ScaleTransformer, vqvae: VQVAE) -> None:
+    """Raise ValueError unless the VQVAE has the codes and the pyramid that the model draws."""
+    for name in ("sides", "vocab_size", "z_channels"):
+        ours, theirs = getattr(model.config, name), getattr(vqvae.config, name)
+        if ours != theirs:
+            raise ValueError(f"the VQVAE does not fit the model: {name} is {theirs}, the model has {ours}")
+
+
+def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
+    """Return the VQVAE for a model of that pyramid.
+
+    The weights of a released VQVAE serve every resolution, so it takes those sides; others stay as they are.
+    """
+    if vqvae.config.sides == tuple(sides) or vqvae.config.sides not in RELEASED_SIDES.values():
+        return vqvae
+    return vqvae.with_sides(sides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ def drawing_weights(pipeline: Pipeline) -> dict[str, str]:
 def network_identity(network: nn.Module) -> str:
     """Return 16 hex digits of all that decides what a network computes: configuration and weights.
 
-    Layers of other packages and hooks count by name, since what they do cannot be read.
+    Layers of other packages count by name and by their plain attributes, such as the scale of an adapter, and
+    hooks by name, since what they do cannot be read.
     """
     config: Any = network.config
     kept = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
@@ -56,9 +58,21 @@ def network_identity(network: nn.Module) -> str:
                 total.update(content)
     for name, module in network.named_modules():
         strange = [] if is_known(module) else [type(module)]
+        if strange:
+            total.update(f"{name} {_plain_attributes(module)}".encode())
         for what in (*strange, *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             total.update(f"{name} {what.__module__}.{getattr(what, '__qualname__', type(what))}".encode())
     return total.hexdigest()[:16]
+
+
+def _plain_attributes(module: nn.Module) -> str:
+    """Return the public attributes of a module that JSON can hold."""
+    plain = {}
+    for name, value in vars(module).items():
+        if name[0] != "_" and name != "training":
+            with contextlib.suppress(TypeError, ValueError):
+                plain[name] = json.dumps(value, sort_keys=True)
+    return json.dumps(plain, sort_keys=True)
 
 
 def _contents(value: Any) -> Iterator[Any]:

@@ -203,7 +203,8 @@ class _Graph:
         result = self.result
         assert result.images is not None
         # The next replay overwrites the outputs.
-        return SampleResult(result.indices.clone(), result.f_hat.clone(), None, result.images.clone())
+        f_hats = tuple(torch.stack(result.f_hats))  # one kernel, and a copy
+        return SampleResult(result.indices.clone(), f_hats, None, result.images.clone())
 
 
 def _sample_and_decode(

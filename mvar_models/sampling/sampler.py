@@ -46,16 +46,21 @@ class SampleResult:
 
     Attributes:
         indices: (B, n) int64, the codes of the scales sampled; n is L if all are.
-        f_hat: (B, z, h, h) float32, the latent that the decoder takes.
+        f_hats: (B, z, h, h) float32 after each scale sampled.
         final_logits: (B, n, V), the guided logits of the last scale before processors and filters; None
             unless asked for.
         images: (B, 3, R, R) in [-1, 1], the decoded f_hat; None from `sample`, which does not decode.
     """
 
     indices: Tensor
-    f_hat: Tensor
+    f_hats: tuple[Tensor, ...]
     final_logits: Tensor | None
     images: Tensor | None = None
+
+    @property
+    def f_hat(self) -> Tensor:
+        """The latent that the decoder takes: (B, z, h, h)."""
+        return self.f_hats[-1]
 
 
 class Sampler:
@@ -147,7 +152,7 @@ def sample(
         )
     side = config.sides[-1]
     f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, side, side), labels.device)
-    indices, kept = [], []
+    indices, f_hats, kept = [], [], []
     for scale in scales:
         inputs = (
             quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty((batch, 0, config.z_channels))
@@ -184,13 +189,16 @@ def sample(
         indices.append(sampled)
         contribution = quantizer.contribution_of_vectors(sampled_vectors, scale)
         f_hat = sampler.after_scale(scale, f_hat + contribution.float())
+        stopped = False
         if on_scale is not None:
             try:
-                answer = on_scale(scale, f_hat)
+                f_hat = _replaced(f_hat, on_scale(scale, f_hat))
             except StopSampling:
-                break
-            f_hat = _replaced(f_hat, answer)
-    return SampleResult(torch.cat(indices, dim=1), f_hat, torch.cat(kept) if kept else None)
+                stopped = True
+        f_hats.append(f_hat)
+        if stopped:
+            break
+    return SampleResult(torch.cat(indices, dim=1), tuple(f_hats), torch.cat(kept) if kept else None)
 
 
 def guidance_weights(model: ScaleTransformer, settings: SamplingSettings) -> tuple[float, ...] | None:

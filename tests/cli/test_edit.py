@@ -60,7 +60,7 @@ def test_outpainting_and_variations(files, tmp_path):
     assert pixels(out).shape == (38, 32, 3)
     assert np.array_equal(pixels(out)[4:36], pixels(image))
     assert mvar(f"{EDIT} --from-scale 0 --labels 4 --seed 9 --image", image, "-o", out).exit_code == 0
-    expected = MVARPipeline.from_pretrained("mvar-digits")([4], seed=9, output_type="np")[0]
+    expected = MVARPipeline.from_pretrained("mvar-digits")([4], seed=9, output_type="np").images[0]
     assert np.array_equal(pixels(out), expected)
 
 

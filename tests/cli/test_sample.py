@@ -31,7 +31,7 @@ def test_images_are_those_of_the_pipeline(tmp_path):
     assert [image["seed"] for image in record["images"]] == [5, 6, 7, 8]
     third = record["images"][2]
     pipeline = MVARPipeline.from_pretrained("mvar-digits")
-    again = pipeline([third["label"]], seed=third["seed"], output_type="np")[0]
+    again = pipeline([third["label"]], seed=third["seed"], output_type="np").images[0]
     assert np.array_equal(np.array(Image.open(tmp_path / third["file"])), again)
     assert Image.open(tmp_path / "grid.png").size == (66, 66)
 

@@ -33,7 +33,7 @@ def test_a_grid_on_the_digits(tmp_path):
     assert json.loads((tmp_path / "out" / "preset.json").read_text()) == best
     assert Image.open(tmp_path / "out" / "heat_map.png").width > 300
     # The figure is the distance of these images from the training digits.
-    images = pipeline_for("mvar-digits")(list(range(10)), seed=4, output_type="np", **best)
+    images = pipeline_for("mvar-digits")(list(range(10)), seed=4, output_type="np", **best).images
     source, network = Digits(32), feature_network("pixels")
     ours, real = (
         network(torch.from_numpy(each)).features.numpy()

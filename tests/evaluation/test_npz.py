@@ -28,7 +28,7 @@ def read(path):
 
 def test_every_class_equally_often_and_a_seed_per_image(pipeline, tmp_path):
     assert write_npz(pipeline, tmp_path / "a.npz", per_class=3, seed=7, batch_size=4)
-    expected = pipeline([0, 0, 0, 1, 1, 1, 2, 2, 2], seed=7, output_type="np", batch_size=4)
+    expected = pipeline([0, 0, 0, 1, 1, 1, 2, 2, 2], seed=7, output_type="np", batch_size=4).images
     assert expected.dtype == np.uint8
     assert np.array_equal(read(tmp_path / "a.npz"), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"], "the parts are gone"

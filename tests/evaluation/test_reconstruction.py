@@ -169,7 +169,7 @@ def test_an_image_depends_on_its_label_and_seed_alone():
     assert images.size == (16, 16)
     found, kept = images.read(np.array([3, 0]))
     assert kept.tolist() == [0, 1]
-    assert np.array_equal(found, pipeline([1, 2], seed=[8, 5], output_type="np"))
+    assert np.array_equal(found, pipeline([1, 2], seed=[8, 5], output_type="np").images)
     assert np.array_equal(images.read(np.arange(4))[0][[3, 0]], found)
     assert not np.array_equal(*images.read(np.array([2, 3]))[0]), "equal labels have seeds of their own"
     others = [sampled_images(pipeline, [2, 0, 1, 1], seed=6), sampled_images(pipeline, [2, 0, 1, 2], seed=5)]

@@ -91,7 +91,7 @@ def test_images_are_those_of_the_pipeline_with_that_preset(tmp_path):
     assert [cell.figures for cell in cells] == [{"fd": i + 1.0, "recall": 0.5} for i in range(4)]
     assert seen == cells
     for preset, images in zip(GRID, judge.seen):
-        expected = pipeline(list(range(10)), seed=7, output_type="np", **preset.to_dict())
+        expected = pipeline(list(range(10)), seed=7, output_type="np", **preset.to_dict()).images
         assert np.array_equal(images, expected), preset
     assert told[-1] == (8, 8) and told == sorted(told)
     # A small file per preset remains, and no images.

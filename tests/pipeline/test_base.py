@@ -9,6 +9,7 @@ import torch
 
 from mvar_models import MVARPipeline, VARPipeline, list_models
 from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.hooks import StopSampling
 from mvar_models.sampling.sampler import Sampler
 
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
@@ -21,8 +22,8 @@ def pipeline():
 
 def test_output_types_agree(pipeline):
     pil = pipeline([0, 2], seed=3)
-    array = pipeline([0, 2], seed=3, output_type="np")
-    tensor = pipeline([0, 2], seed=3, output_type="pt")
+    array = pipeline([0, 2], seed=3, output_type="np").images
+    tensor = pipeline([0, 2], seed=3, output_type="pt").images
     assert array.shape == (2, 16, 16, 3)
     assert array.dtype == np.uint8
     assert tensor.shape == (2, 3, 16, 16)
@@ -32,29 +33,28 @@ def test_output_types_agree(pipeline):
 
 
 def test_names_numbers_seeds_and_batches(pipeline):
-    expected = pipeline([1, 2, 0], seed=[7, 8, 9], output_type="np")
-    assert np.array_equal(pipeline(["bee", "cat", "0"], seed=7, output_type="np"), expected)
-    assert np.array_equal(pipeline([1, 2, 0], seed=7, output_type="np", batch_size=2), expected)
+    expected = pipeline([1, 2, 0], seed=[7, 8, 9], output_type="np").images
+    assert np.array_equal(pipeline(["bee", "cat", "0"], seed=7, output_type="np").images, expected)
+    assert np.array_equal(pipeline([1, 2, 0], seed=7, output_type="np", batch_size=2).images, expected)
 
 
-@pytest.mark.parametrize("return_scales", [False, True])
-def test_no_labels_give_no_images(pipeline, return_scales):
+def test_no_labels_give_no_images(pipeline):
     for output_type, shape in (("np", (0, 16, 16, 3)), ("pt", (0, 3, 16, 16))):
-        found = pipeline([], output_type=output_type, return_scales=return_scales)
-        for images in (found[0], *found[1]) if return_scales else (found,):
-            assert images.shape == shape
-    assert pipeline([]) == []
+        output = pipeline([], output_type=output_type).images
+        assert [images.shape for images in (output.images, *output.scales)] == [shape] * 4
+        assert output.indices.shape == (0, 21) and output.latents.shape == (0, 4, 4, 4)
+    assert list(pipeline([])) == []
 
 
 def test_one_label_needs_no_list(pipeline):
-    expected = pipeline([1], seed=3, output_type="np")
+    expected = pipeline([1], seed=3, output_type="np").images
     for label in (1, "bee"):
-        assert np.array_equal(pipeline(label, seed=3, output_type="np"), expected)
+        assert np.array_equal(pipeline(label, seed=3, output_type="np").images, expected)
 
 
 def test_a_sampler_may_be_an_object(pipeline):
-    expected = pipeline([0, 1], seed=3, output_type="np")
-    assert np.array_equal(pipeline([0, 1], seed=3, sampler=Sampler(), output_type="np"), expected)
+    expected = pipeline([0, 1], seed=3, output_type="np").images
+    assert np.array_equal(pipeline([0, 1], seed=3, sampler=Sampler(), output_type="np").images, expected)
 
 
 def test_progress_is_counted_in_scales(pipeline, capsys):
@@ -69,29 +69,31 @@ def test_the_same_seed_gives_the_same_image_in_any_batch(name):
     """To the bit, in float32: batches of 1, 3 and 8, another order, and alone."""
     pipeline = pipeline_for(name)
     labels, seeds = [i % 10 for i in range(16)], list(range(100, 116))
-    expected = pipeline(labels, seed=seeds, output_type="pt", batch_size=1)
+    expected = pipeline(labels, seed=seeds, output_type="pt", batch_size=1).images
     for batch_size in (3, 8):
-        assert torch.equal(pipeline(labels, seed=seeds, output_type="pt", batch_size=batch_size), expected)
-    assert torch.equal(pipeline(labels[::-1], seed=seeds[::-1], output_type="pt").flip(0), expected)
-    assert torch.equal(pipeline([5], seed=105, output_type="pt"), expected[5:6])
+        assert torch.equal(
+            pipeline(labels, seed=seeds, output_type="pt", batch_size=batch_size).images, expected
+        )
+    assert torch.equal(pipeline(labels[::-1], seed=seeds[::-1], output_type="pt").images.flip(0), expected)
+    assert torch.equal(pipeline([5], seed=105, output_type="pt").images, expected[5:6])
 
 
 def test_in_a_batch_images_differ_by_rounding_at_most(pipeline):
-    alone = pipeline([0, 1, 2, 1], seed=3, output_type="pt")
-    together = pipeline([0, 1, 2, 1], seed=3, output_type="pt", batch_invariant=False)
+    alone = pipeline([0, 1, 2, 1], seed=3, output_type="pt").images
+    together = pipeline([0, 1, 2, 1], seed=3, output_type="pt", batch_invariant=False).images
     assert torch.allclose(alone, together, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, largest", [(torch.float16, 10), (torch.bfloat16, 14)])
 def test_half_precision(dtype, largest):
     """Half precision draws float32's digits up to a few codes; other seeds differ by 25 of 255 and more."""
-    expected = pipeline_for("mvar-digits")([0, 1, 3, 7], seed=0, output_type="np").astype(float)
+    expected = pipeline_for("mvar-digits")([0, 1, 3, 7], seed=0, output_type="np").images.astype(float)
     pipeline = pipeline_for("mvar-digits", dtype=dtype)
     assert pipeline.model.dtype == pipeline.vqvae.dtype == dtype
-    images = pipeline([0, 1, 3, 7], seed=0, output_type="np")
+    images = pipeline([0, 1, 3, 7], seed=0, output_type="np").images
     assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
     assert np.abs(images - expected).mean() < largest
-    tensor = pipeline([0], seed=0, output_type="pt")
+    tensor = pipeline([0], seed=0, output_type="pt").images
     assert tensor.dtype == torch.float32 and tensor.isfinite().all()
 
 
@@ -99,14 +101,14 @@ def test_half_precision(dtype, largest):
 def test_scales_on_request(pipeline, batch_invariant):
     """One result per scale; the last is the image itself, each is what the codes so far decode to."""
     seen = []
-    images, scales = pipeline(
+    output = pipeline(
         [0, 1, 2],
         seed=4,
         output_type="pt",
-        return_scales=True,
         batch_invariant=batch_invariant,
         on_scale=lambda scale, f_hat: seen.append((scale, f_hat)),
-    )
+    ).images
+    images, scales = output.images, output.scales
     assert [part.shape for part in scales] == [(3, 3, 16, 16)] * 3
     assert torch.equal(scales[-1], images)
     assert [scale for scale, _ in seen] == [0, 1, 2] * (3 if batch_invariant else 1)
@@ -137,48 +139,65 @@ def test_wrong_input(pipeline, call, match):
 
 
 def test_several_images_per_label_follow_each_other(pipeline):
-    expected = pipeline([2, 2, 0, 0], seed=[5, 6, 7, 8], output_type="np")
-    assert np.array_equal(pipeline([2, 0], num_images_per_label=2, seed=5, output_type="np"), expected)
+    expected = pipeline([2, 2, 0, 0], seed=[5, 6, 7, 8], output_type="np").images
+    assert np.array_equal(pipeline([2, 0], num_images_per_label=2, seed=5, output_type="np").images, expected)
 
 
 def test_generators_in_place_of_seeds(pipeline):
     """A generator per image is its seed; one generator seeds every image, and moves on."""
-    expected = pipeline([0, 1], seed=[4, 9], output_type="np")
+    expected = pipeline([0, 1], seed=[4, 9], output_type="np").images
     generators = [torch.Generator().manual_seed(seed) for seed in (4, 9)]
-    assert np.array_equal(pipeline([0, 1], generator=generators, output_type="np"), expected)
+    assert np.array_equal(pipeline([0, 1], generator=generators, output_type="np").images, expected)
     one = torch.Generator().manual_seed(4)
-    first = pipeline([0, 1], generator=one, output_type="np")
-    second = pipeline([0, 1], generator=one, output_type="np")
-    again = pipeline([0, 1, 0], generator=torch.Generator().manual_seed(4), output_type="np", batch_size=2)
+    first = pipeline([0, 1], generator=one, output_type="np").images
+    second = pipeline([0, 1], generator=one, output_type="np").images
+    again = pipeline(
+        [0, 1, 0], generator=torch.Generator().manual_seed(4), output_type="np", batch_size=2
+    ).images
     assert np.array_equal(first, again[:2])
     assert (first != second).any()
 
 
 def test_latents_are_what_the_decoder_takes(pipeline):
-    latents = pipeline([0, 1], seed=3, output_type="latent")
+    latents = pipeline([0, 1], seed=3, output_type="latent").images
     assert latents.shape == (2, 4, 4, 4) and latents.dtype == torch.float32
     with torch.no_grad():
         decoded = (pipeline.vqvae.decode_latents(latents) + 1) / 2
-    assert torch.allclose(decoded, pipeline([0, 1], seed=3, output_type="pt"), atol=1e-5)
-    last, scales = pipeline([0, 1], seed=3, output_type="latent", return_scales=True)
-    assert torch.equal(last, latents) and len(scales) == 3
+    assert torch.allclose(decoded, pipeline([0, 1], seed=3, output_type="pt").images, atol=1e-5)
+    scales = pipeline([0, 1], seed=3, output_type="latent").scales
+    assert torch.equal(scales[-1], latents) and len(scales) == 3
     assert torch.allclose(scales[0], pipeline.vqvae.quantizer.contribution(codes_of(pipeline)[:, :1], 0))
 
 
 def codes_of(pipeline):
-    return pipeline([0, 1], seed=3, return_dict=True).indices
+    return pipeline([0, 1], seed=3).indices
 
 
-def test_an_output_object_on_request(pipeline):
-    output = pipeline([0, 1], seed=3, return_dict=True)
-    images = pipeline([0, 1], seed=3)
-    assert [np.array(image).tolist() for image in output.images] == [np.array(i).tolist() for i in images]
+def test_the_output_is_its_images_and_has_the_codes_behind_them(pipeline):
+    output = pipeline([0, 1], seed=3)
+    assert output[0] is output.images[0] and output[-1:] == output.images[1:]
+    assert len(output) == 2 and list(output) == output.images
     assert output.indices.shape == (2, 21) and output.indices.dtype == torch.int64
     assert torch.allclose(pipeline.vqvae.quantizer.embed(output.indices), output.latents, atol=1e-5)
-    assert output.scales is None
-    output = pipeline([0, 1], seed=3, return_dict=True, return_scales=True, output_type="np")
-    assert len(output.scales) == 3 and np.array_equal(output.scales[-1], output.images)
-    assert pipeline([], return_dict=True, output_type="np").indices.shape == (0, 21)
+    assert [np.array(image).tolist() for image in output.scales[-1]] == [np.array(i).tolist() for i in output]
+
+
+def test_each_batch_may_stop_at_another_scale(pipeline):
+    """The images are there; the codes of all do not fit into one tensor."""
+
+    def stop(scale, f_hat):
+        seen.append(scale)
+        if len(seen) == 2:
+            raise StopSampling
+
+    seen = []
+    output = pipeline([0, 1], on_scale=stop, batch_invariant=True)
+    assert seen == [0, 1, 0, 1, 2] and len(output) == 2
+
+
+def test_scales_are_those_that_a_callback_left(pipeline):
+    output = pipeline([0], on_scale=lambda scale, f_hat: torch.zeros_like(f_hat), output_type="latent").images
+    assert not any(bool(scale.any()) for scale in output.scales)
 
 
 def test_components_make_the_same_pipeline(pipeline):
@@ -200,6 +219,7 @@ def test_models_that_do_not_fit():
 _FRESH = """
 import sys, numpy as np
 from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.hooks import StopSampling
 from mvar_models.sampling.sampler import Sampler
 np.save(sys.argv[2], pipeline_for(sys.argv[1])([0, "bee", 2], seed=11, output_type="np"))
 """
@@ -212,7 +232,7 @@ def test_a_saved_pipeline_draws_the_same_in_a_fresh_process(tmp_path, kind, make
     subprocess.run(
         [sys.executable, "-c", _FRESH, str(tmp_path / "saved"), str(tmp_path / "out.npy")], check=True
     )
-    expected = pipeline([0, 1, 2], seed=11, output_type="np")
+    expected = pipeline([0, 1, 2], seed=11, output_type="np").images
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
     assert pipeline_for(tmp_path / "saved").model.config.class_names == NAMES
 
@@ -234,7 +254,9 @@ def test_embedded_models_draw_their_classes(name):
     """Drawn ones are thin and drawn zeros are round, which broken weights would not give."""
     pipeline = pipeline_for(name)
     assert pipeline.model.config.class_names[3] == "three"
-    images = pipeline(["zero"] * 8 + ["one"] * 8, seed=0, output_type="np").astype(float).mean(-1) / 255
+    images = (
+        pipeline(["zero"] * 8 + ["one"] * 8, seed=0, output_type="np").images.astype(float).mean(-1) / 255
+    )
     middle = images[:, 12:20, 13:19].mean((1, 2))
     assert middle[8:].mean() > middle[:8].mean() + 0.3, middle
 
@@ -246,9 +268,9 @@ def test_a_compiled_pipeline_draws_the_same(kind, make):
     assert compiled.compile() is compiled
     for options in ({}, {"sampler": "smooth"}, {"output_type": "latent"}, {"batch_invariant": False}):
         options = {"output_type": "pt", "seed": 3, **options}
-        assert torch.equal(compiled([0, 1, 2], **options), plain([0, 1, 2], **options)), options
-    found, expected = (each([0, 1], return_scales=True, output_type="np") for each in (compiled, plain))
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found[1], expected[1], strict=True))
+        assert torch.equal(compiled([0, 1, 2], **options).images, plain([0, 1, 2], **options).images), options
+    found, expected = (each([0, 1], output_type="np").scales for each in (compiled, plain))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
 def test_a_compiled_pipeline_reports_scales_to_those_who_ask(pipeline, capsys):
@@ -262,9 +284,9 @@ def test_a_compiled_pipeline_reports_scales_to_those_who_ask(pipeline, capsys):
 
 
 def test_the_decoder_of_a_compiled_pipeline_may_have_its_own_type(pipeline):
-    expected = pipeline([0, 1], output_type="np").astype(int)
+    expected = pipeline([0, 1], output_type="np").images.astype(int)
     pipeline.compile(decoder_dtype=torch.bfloat16)
-    found = pipeline([0, 1], output_type="np").astype(int)
+    found = pipeline([0, 1], output_type="np").images.astype(int)
     assert pipeline.vqvae.decoder.conv_in.weight.dtype == torch.bfloat16
     assert pipeline.vqvae.quantizer.codebook.weight.dtype == torch.float32
     assert np.abs(found - expected).mean() < 2

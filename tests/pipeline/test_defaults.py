@@ -92,7 +92,7 @@ IMAGES = torch.stack([IMAGE] * 3) * 2 - 1
 
 
 def drawn(pipe, **options):
-    output = pipe([0, 2], seed=3, return_scales=True, return_dict=True, output_type="pt", **options)
+    output = pipe([0, 2], seed=3, output_type="pt", **options).images
     return [output.images, output.indices, output.latents, *output.scales]
 
 
@@ -123,10 +123,12 @@ def loaded(folder):
 
 def edited(pipe):
     return [
-        pipe.inpaint(IMAGE, MASK, [1], output_type="pt"),
-        pipe.inpaint(IMAGE, MASK, [1], output_type="pt", rule="released", padding_mask_crop=2, paste=False),
-        pipe.outpaint(IMAGE, (1, 2, 3, 4), [1], output_type="pt"),
-        pipe.vary(IMAGE, 2, [1], output_type="pt"),
+        pipe.inpaint(IMAGE, MASK, [1], output_type="pt").images,
+        pipe.inpaint(
+            IMAGE, MASK, [1], output_type="pt", rule="released", padding_mask_crop=2, paste=False
+        ).images,
+        pipe.outpaint(IMAGE, (1, 2, 3, 4), [1], output_type="pt").images,
+        pipe.vary(IMAGE, 2, [1], output_type="pt").images,
     ]
 
 
@@ -141,7 +143,7 @@ WAYS = {
     "smooth": lambda folder: drawn(PIPES["mvar"], sampler="smooth"),
     "unguided": lambda folder: drawn(PIPES["mvar"], guidance_scale=0.0),
     "processors": lambda folder: drawn(PIPES["mvar"], processors=[SpatialGuidance(1.0)]),
-    "none": lambda folder: [pipe([], output_type="pt", return_dict=True).latents for pipe in PIPES.values()],
+    "none": lambda folder: [pipe([], output_type="pt").latents for pipe in PIPES.values()],
     "load": loaded,
     "encode": encoded,
     "nearest": lambda folder: [

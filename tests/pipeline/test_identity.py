@@ -195,6 +195,22 @@ def test_what_a_layer_packs_counts():
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("scales", [(1.0, 2.0), ({"default": 1.0}, {"default": 2.0})])
+def test_the_scale_of_an_adapter_counts(scales):
+    """It is a plain attribute of a layer of another package, or a dict of them."""
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    network = tiny_mvar()
+    network.head.__class__ = Adapter
+    found = []
+    for scale in (scales[0], scales[0], scales[1]):
+        network.head.scaling = scale
+        found.append(network_identity(network))
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_model_that_was_trained_on_is_not_scored_by_its_old_images(tmp_path):
     """The whole way: draw and score, replace the weights under the same name, do the same again."""
     model, out = tmp_path / "best", tmp_path / "ev"

@@ -134,5 +134,5 @@ def test_it_is_saved_and_sampled_by_the_pipeline_of_all(model, tmp_path, load):
     loaded = load(tmp_path / "saved")
     assert type(loaded.model) is type(model)
     assert loaded.model.config == model.config
-    expected = pipeline([0, "bee", 2], seed=11, output_type="np")
-    assert np.array_equal(loaded([0, 1, 2], seed=11, output_type="np"), expected)
+    expected = pipeline([0, "bee", 2], seed=11, output_type="np").images
+    assert np.array_equal(loaded([0, 1, 2], seed=11, output_type="np").images, expected)

@@ -50,8 +50,8 @@ def test_it_draws_by_its_name(toy, make):
 @pytest.mark.parametrize("kind, make", [(VARPipeline, tiny_var), (MVARPipeline, tiny_mvar)])
 def test_pipelines_take_it(toy, kind, make):
     pipeline = kind(make(), tiny_vqvae())
-    found = pipeline([0, 1], seed=0, sampler="greedy", output_type="np")
-    assert np.array_equal(found, pipeline([0, 1], seed=0, top_k=1, output_type="np"))
+    found = pipeline([0, 1], seed=0, sampler="greedy", output_type="np").images
+    assert np.array_equal(found, pipeline([0, 1], seed=0, top_k=1, output_type="np").images)
 
 
 def test_its_hooks_are_called_once_per_scale(toy):

@@ -26,12 +26,12 @@ def pipe():
 
 
 WAYS = {
-    "call": lambda pipe, **given: pipe([1], output_type="pt", **given),
-    "inpaint": lambda pipe, **given: pipe.inpaint(IMAGE, MASK, [1], output_type="pt", **given),
-    "outpaint": lambda pipe, **given: pipe.outpaint(IMAGE, 4, [1], output_type="pt", **given),
-    "vary": lambda pipe, **given: pipe.vary(IMAGE, 1, [1], output_type="pt", **given),
-    "compiled": lambda pipe, **given: MVARPipeline(pipe.model, pipe.vqvae).compile()(
-        [1], output_type="pt", **given
+    "call": lambda pipe, **given: pipe([1], output_type="pt", **given).images,
+    "inpaint": lambda pipe, **given: pipe.inpaint(IMAGE, MASK, [1], output_type="pt", **given).images,
+    "outpaint": lambda pipe, **given: pipe.outpaint(IMAGE, 4, [1], output_type="pt", **given).images,
+    "vary": lambda pipe, **given: pipe.vary(IMAGE, 1, [1], output_type="pt", **given).images,
+    "compiled": lambda pipe, **given: (
+        MVARPipeline(pipe.model, pipe.vqvae).compile()([1], output_type="pt", **given).images
     ),
     "sample": lambda pipe, **given: tiny_sample(pipe.model, [1], [0], **given).f_hat,
 }
@@ -141,10 +141,10 @@ def test_the_last_of_consecutive_seeds_counts(pipe):
     "label", [1, np.int64(1), np.array(1), np.array([1]), torch.tensor(1), torch.tensor([1])]
 )
 def test_every_kind_of_label(pipe, label):
-    expected = pipe([1], output_type="pt")
-    assert torch.equal(pipe(label, output_type="pt"), expected)
+    expected = pipe([1], output_type="pt").images
+    assert torch.equal(pipe(label, output_type="pt").images, expected)
     if np.ndim(label) == 0:
-        assert torch.equal(pipe([label], output_type="pt"), expected)
+        assert torch.equal(pipe([label], output_type="pt").images, expected)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_numbers_of_edits(pipe, way, name, wrong):
 
 
 def test_where_edits_begin(pipe):
-    drawn = pipe.vary(IMAGE, 1, [1], output_type="pt")
-    assert torch.equal(pipe.vary(IMAGE, torch.tensor(1), [1], output_type="pt"), drawn)
-    padded = pipe.outpaint(IMAGE, [1, 2, 3, 4], [1], output_type="pt")
-    assert torch.equal(pipe.outpaint(IMAGE, np.array([1, 2, 3, 4]), [1], output_type="pt"), padded)
+    drawn = pipe.vary(IMAGE, 1, [1], output_type="pt").images
+    assert torch.equal(pipe.vary(IMAGE, torch.tensor(1), [1], output_type="pt").images, drawn)
+    padded = pipe.outpaint(IMAGE, [1, 2, 3, 4], [1], output_type="pt").images
+    assert torch.equal(pipe.outpaint(IMAGE, np.array([1, 2, 3, 4]), [1], output_type="pt").images, padded)
     for scale in (-1, 4, "1", 1.5, NAN, None):
         with pytest.raises((TypeError, ValueError), match="from_scale"):
             pipe.vary(IMAGE, scale, [1])

@@ -148,7 +148,7 @@ def counted(monkeypatch):
 
         def replay(self, labels, numbers):
             assert numbers.shape == (len(labels), 21)
-            return SampleResult(labels, numbers, None, torch.zeros(len(labels), 3, 16, 16))
+            return SampleResult(labels, (numbers,), None, torch.zeros(len(labels), 3, 16, 16))
 
     as_if_on_a_gpu(monkeypatch, Graph)
     return made
@@ -296,7 +296,7 @@ def test_a_changed_network_is_what_draws(change, monkeypatch):
     pipe = MVARPipeline(model, tiny_vqvae()).compile()
 
     def drawn(pipeline):
-        return pipeline([0, 1, 2], seed=0, output_type="pt", return_dict=True)
+        return pipeline([0, 1, 2], seed=0, output_type="pt").images
 
     def same(first, second):
         return torch.equal(first.images, second.images) and torch.equal(first.latents, second.latents)

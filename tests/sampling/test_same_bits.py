@@ -93,7 +93,7 @@ def test_images_of_the_pipeline(name, together):
     pipeline = pipeline_for(name)
     found = pipeline(
         [3, 7, 1], seed=5, sampler=Sorting(), batch_invariant=not together, output_type="pt", batch_size=3
-    )
+    ).images
     for rows in ([0, 1, 2],) if together else ([0], [1], [2]):
         labels = torch.tensor([3, 7, 1])[rows]
         with torch.no_grad():

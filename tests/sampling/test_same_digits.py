@@ -57,7 +57,7 @@ def digest(model, way, batch_size):
 
 def images(model, way):
     """(32, 4 x 32, 3) uint8: the first digits of a case side by side."""
-    drawn = pipeline_of(model)([i % 10 for i in range(SHOWN)], seed=0, output_type="np", **WAYS[way])
+    drawn = pipeline_of(model)([i % 10 for i in range(SHOWN)], seed=0, output_type="np", **WAYS[way]).images
     return np.concatenate(list(drawn), axis=1)
 
 

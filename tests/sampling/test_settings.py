@@ -42,9 +42,9 @@ def test_a_checkpoint_may_have_a_sampler_of_its_own(tmp_path):
     smooth.write(tmp_path / "preset.json")
     pipeline = MVARPipeline.from_pretrained("mvar-digits", preset=tmp_path / "preset.json")
     plain = MVARPipeline.from_pretrained("mvar-digits")
-    images = plain([1], output_type="np", **smooth.to_dict())
-    assert np.array_equal(pipeline([1], output_type="np"), images)
-    assert not np.array_equal(pipeline([1], output_type="np", sampler="ancestral"), images)
+    images = plain([1], output_type="np", **smooth.to_dict()).images
+    assert np.array_equal(pipeline([1], output_type="np").images, images)
+    assert not np.array_equal(pipeline([1], output_type="np", sampler="ancestral").images, images)
     saved = MVARPipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "saved"))
     assert SamplingSettings.of(saved.model.config) == smooth
 
@@ -76,15 +76,15 @@ def test_a_file_without_a_schedule_has_the_released_one(tmp_path):
 
 def test_a_pipeline_takes_a_preset_and_keeps_it(file, tmp_path):
     plain, other = (MVARPipeline.from_pretrained("mvar-digits", **more) for more in ({}, {"preset": file}))
-    images = other([1, 2], seed=3, output_type="np")
-    assert np.array_equal(images, plain([1, 2], seed=3, output_type="np", **PRESET.to_dict()))
+    images = other([1, 2], seed=3, output_type="np").images
+    assert np.array_equal(images, plain([1, 2], seed=3, output_type="np", **PRESET.to_dict()).images)
     for changed in ({}, {**PRESET.to_dict(), "guidance_schedule": "linear"}):
-        assert not np.array_equal(images, plain([1, 2], seed=3, output_type="np", **changed))
+        assert not np.array_equal(images, plain([1, 2], seed=3, output_type="np", **changed).images)
     saved = MVARPipeline.from_pretrained(other.save_pretrained(tmp_path / "saved"))
     assert saved.model.config.guidance_scale == 3.5
     assert (saved.model.config.top_k, saved.model.config.top_p) == (17, 0.5)
     assert saved.model.config.guidance_schedule == "constant"
-    assert np.array_equal(images, saved([1, 2], seed=3, output_type="np"))
+    assert np.array_equal(images, saved([1, 2], seed=3, output_type="np").images)
 
 
 def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):

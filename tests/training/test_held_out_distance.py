@@ -47,7 +47,7 @@ def test_drawn_images_of_the_held_out_classes(folder, tmp_path, ema):
     source = open_images(str(folder / "data"), 16)
     members = source.held_out[[0, 1, 2, 4, 5, 7]]
     labels = source.labels[members].tolist()
-    drawn = pipeline_for(str(out / "model"))(labels, seed=4, output_type="np")
+    drawn = pipeline_for(str(out / "model"))(labels, seed=4, output_type="np").images
     real = SourceImages(source, members, "real", 16)
     expected = evaluate(drawn, real, features="pixels", metrics=["fd"])["fd"]
     assert found[3] == pytest.approx(expected, rel=1e-9)

@@ -84,7 +84,7 @@ def test_var_then_mvar_through_run_folders(pretrained):
     for name, weight in parent.state_dict().items():
         moved = (model.state_dict()[name] - weight).abs().max()
         assert moved < 1e-4, f"fine-tuning should begin at the VAR's weights, {name} moved by {moved}"
-    assert MVARPipeline.from_pretrained(mvar.folder.model)(["seven"], output_type="np").shape == (
+    assert MVARPipeline.from_pretrained(mvar.folder.model)(["seven"], output_type="np").images.shape == (
         1,
         32,
         32,

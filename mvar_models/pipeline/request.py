@@ -1,21 +1,27 @@
-"""Arguments of a call: their types, and what is made of them.
+"""The request of a call: its checked arguments, and the batches that are sampled for it.
 
-Image i draws from `seed` + i, or from the i-th of the seeds or generators given, so that
+Image i samples from `seed` + i, or from the i-th of the seeds or generators given, so that
 `generator=[torch.Generator().manual_seed(s)]` is `seed=[s]`. One generator alone gives a seed to each image,
 in order: it moves on from call to call, and an image still does not depend on the batch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.records import converted, within
+from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
+from mvar_models.sampling.sampler import SampleResult, sample
 from mvar_models.sampling.settings import SamplingOptions, SamplingSettings
 
 if TYPE_CHECKING:
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 Labels = int | str | Sequence[int | str]
 Generators = torch.Generator | Sequence[torch.Generator]
 
-_DRAWN_SEEDS = 2**63 - 1
+_MOST_SEEDS = 2**63 - 1
 Seed = Annotated[int, within(0, 2**64 - 1)]
 _Count = Annotated[int, within(1, 2**31)]
 
@@ -108,6 +114,64 @@ class Request:
         ]
 
 
+# Arguments of `sample` for some of the images: given codes, scales, f_hat.
+Prepare = Callable[[slice], dict[str, Any]]
+
+
+def sample_batches(
+    model: ScaleTransformer,
+    quantizer: MultiScaleQuantizer,
+    request: Request,
+    *,
+    scales: range | None = None,
+    prepare: Prepare | None = None,
+    engine: Engine | None = None,
+) -> Iterator[SampleResult]:
+    """Sample the images of a request, `request.batch_size` at a time.
+
+    Args:
+        model: The transformer.
+        quantizer: The quantizer of its VQVAE.
+        request: What to sample.
+        scales: As for `sample`.
+        prepare: Returns further arguments of `sample` for a batch.
+        engine: Samples in the place of `sample`; the progress bar then advances by batches.
+    """
+    run = functools.partial(sample, model, quantizer) if engine is None else engine.sample
+    # A callback keeps the engine from replaying a graph, so there is none that nobody asked for.
+    watched = engine is None or request.on_scale is not None
+    count = len(model.config.sides) if scales is None else len(scales)
+    bar = tqdm(
+        total=len(request.labels) * count,
+        unit="scale",
+        desc="sampling",
+        dynamic_ncols=True,
+        disable=not request.progress,
+    )
+    with bar:
+        for start in range(0, len(request.labels), request.batch_size):
+            images = slice(start, start + request.batch_size)
+            labels = torch.tensor(request.labels[images], device=model.device)
+
+            def on_scale(scale: int, f_hat: Tensor, count: int = len(labels)) -> object:
+                bar.update(count)
+                return None if request.on_scale is None else request.on_scale(scale, f_hat)
+
+            result = run(
+                labels,
+                request.generators(images),
+                request.settings,
+                processors=request.processors,
+                scales=scales,
+                on_scale=on_scale if watched else None,
+                keep_logits=False,
+                **(prepare(images) if prepare is not None else {}),
+            )
+            if not watched:
+                bar.update(count * len(labels))
+            yield result
+
+
 def as_sequence(labels: Labels) -> Sequence[int | str]:
     """Return the labels as a sequence; one label may come alone, and arrays and tensors are taken."""
     if hasattr(labels, "tolist"):
@@ -131,15 +195,15 @@ def sources_of(
     if seed != 0:
         raise ValueError(f"give one of seed and generator, got seed={seed!r} and a generator")
     if isinstance(generator, torch.Generator):
-        drawn = torch.randint(_DRAWN_SEEDS, (count,), generator=generator, device=generator.device)
-        return [int(each) for each in drawn]
+        seeds = torch.randint(_MOST_SEEDS, (count,), generator=generator, device=generator.device)
+        return [int(each) for each in seeds]
     generators = list(generator)
     for each in generators:
         if not isinstance(each, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or a list of them, got {each!r}")
         if each.device.type != "cpu":
             raise ValueError(
-                f"generator must be on the CPU, where random numbers are always drawn, got {each.device}"
+                f"generator must be on the CPU, where random numbers are always read, got {each.device}"
             )
     if len(generators) != count:
         raise ValueError(f"generator needs one per image ({count}), got {len(generators)}")
