@@ -186,11 +186,10 @@ class Editing:
         Raises:
             ValueError: an unknown rule or output type, numbers of images and labels or sizes that do not fit.
         """
+        numbers = self.numbers_of([] if labels is None else labels)
         if labels is None:
             # The unconditional class is what guidance leads away from, so there is nothing to guide to.
             numbers, options = [self.model.config.num_classes], {**options, "guidance_scale": 0.0}
-        else:
-            numbers = self.numbers_of(labels)
         check_output_type(output_type)
         canvases, numbers = broadcast_lists(image=edit.canvases, labels=numbers)
         _check_one_size(canvases, output_type)

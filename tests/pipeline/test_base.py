@@ -40,7 +40,7 @@ def test_names_numbers_seeds_and_batches(pipeline):
 
 def test_no_labels_give_no_images(pipeline):
     for output_type, shape in (("np", (0, 16, 16, 3)), ("pt", (0, 3, 16, 16))):
-        output = pipeline([], output_type=output_type).images
+        output = pipeline([], output_type=output_type)
         assert [images.shape for images in (output.images, *output.scales)] == [shape] * 4
         assert output.indices.shape == (0, 21) and output.latents.shape == (0, 4, 4, 4)
     assert list(pipeline([])) == []
@@ -107,7 +107,7 @@ def test_scales_on_request(pipeline, batch_invariant):
         output_type="pt",
         batch_invariant=batch_invariant,
         on_scale=lambda scale, f_hat: seen.append((scale, f_hat)),
-    ).images
+    )
     images, scales = output.images, output.scales
     assert [part.shape for part in scales] == [(3, 3, 16, 16)] * 3
     assert torch.equal(scales[-1], images)
@@ -196,7 +196,7 @@ def test_each_batch_may_stop_at_another_scale(pipeline):
 
 
 def test_scales_are_those_that_a_callback_left(pipeline):
-    output = pipeline([0], on_scale=lambda scale, f_hat: torch.zeros_like(f_hat), output_type="latent").images
+    output = pipeline([0], on_scale=lambda scale, f_hat: torch.zeros_like(f_hat), output_type="latent")
     assert not any(bool(scale.any()) for scale in output.scales)
 
 

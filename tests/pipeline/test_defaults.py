@@ -92,7 +92,7 @@ IMAGES = torch.stack([IMAGE] * 3) * 2 - 1
 
 
 def drawn(pipe, **options):
-    output = pipe([0, 2], seed=3, output_type="pt", **options).images
+    output = pipe([0, 2], seed=3, output_type="pt", **options)
     return [output.images, output.indices, output.latents, *output.scales]
 
 

@@ -71,8 +71,8 @@ def test_a_mask_of_nothing_gives_the_image_itself(pipeline, image, rule):
 @pytest.mark.parametrize("labels, seed", [([2, 0], 5), ("bee", 7)])
 def test_a_mask_of_all_is_a_fresh_image_of_the_seed(pipeline, image, paste, labels, seed):
     options = dict(labels=labels, seed=seed, guidance_scale=2.0, top_k=5, output_type="np")
-    found = pipeline.inpaint(image, ALL, paste=paste, **options)
-    assert np.array_equal(found, pipeline(**options))
+    found = pipeline.inpaint(image, ALL, paste=paste, **options).images
+    assert np.array_equal(found, pipeline(**options).images)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -114,10 +114,10 @@ def test_one_image_with_many_labels_and_many_images_with_one(pipeline, image):
 
 def test_batches_change_nothing(pipeline, image):
     arguments = dict(labels=[0, 1, 2], seed=4, output_type="pt")
-    expected = pipeline.inpaint(image, half(), **arguments)
+    expected = pipeline.inpaint(image, half(), **arguments).images
     for batch_size in (2, 3):
         found = pipeline.inpaint(image, half(), batch_invariant=False, batch_size=batch_size, **arguments)
-        assert torch.allclose(found, expected, atol=1e-4)
+        assert torch.allclose(found.images, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 31), (40, 24), (7, 7)])
@@ -203,9 +203,9 @@ def test_outpaint_keeps_the_image_in_its_place(pipeline, image, rule):
 def test_hooks_and_samplers_apply(pipeline, image):
     seen = []
     options = dict(labels=[1], on_scale=lambda scale, f_hat: seen.append(scale), output_type="np")
-    smooth = pipeline.inpaint(image, ALL, sampler="smooth", **options)
+    smooth = pipeline.inpaint(image, ALL, sampler="smooth", **options).images
     assert seen == [0, 1, 2]
-    assert (smooth != pipeline.inpaint(image, ALL, **options)).any()
+    assert (smooth != pipeline.inpaint(image, ALL, **options).images).any()
 
 
 @pytest.mark.parametrize(
