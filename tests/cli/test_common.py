@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from mvar_models.cli import COMMANDS, progress
+from mvar_models.cli import COMMANDS, common
 from mvar_models.cli.common import in_one_line, memory_remedy
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import RunStopped
@@ -142,12 +142,12 @@ def bars(monkeypatch):
         def set_postfix(self, figures, **options):
             self.figures = figures
 
-    monkeypatch.setattr(progress, "tqdm", Recorded)
+    monkeypatch.setattr(common, "tqdm", Recorded)
     return opened
 
 
 def test_steps_count_from_the_first_one_on(bars, capsys):
-    with progress.step_progress(10) as report:
+    with common.step_progress(10) as report:
         assert not bars
         report({"step": 7, "loss": 1.23456})
         report({"step": 9, "loss": 0.5, "val_loss": 0.25, "lr": 1.0})
@@ -158,23 +158,23 @@ def test_steps_count_from_the_first_one_on(bars, capsys):
 
 
 def test_a_run_without_steps_opens_no_bar(bars):
-    with progress.step_progress(0):
+    with common.step_progress(0):
         pass
     assert not bars
 
 
 def test_other_ranks_show_nothing(bars, capsys):
-    with progress.step_progress(2, shown=False) as report:
+    with common.step_progress(2, shown=False) as report:
         report({"step": 1})
     assert bars
     assert capsys.readouterr().err == ""
 
 
 def test_counts_are_shown_on_a_terminal_alone(bars, monkeypatch):
-    with progress.count_progress("image") as report:
+    with common.count_progress("image") as report:
         report(1, 2)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.count_progress("image") as report:
+    with common.count_progress("image") as report:
         report(1, 4)
         report(3, 4)
         assert (bars[1].n, bars[1].total, bars[1].unit, bars[1].disable) == (3, 4, "image", False)
@@ -185,7 +185,7 @@ def test_a_failure_closes_the_bar_and_restores_logging(bars):
     before = logging.getLogger().handlers[:]
 
     def fail():
-        with progress.step_progress(2) as report:
+        with common.step_progress(2) as report:
             report({"step": 1})
             raise ZeroDivisionError
 
