@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Of a tensor without its elements, as measured.
+_TENSOR_BYTES = 1 << 9
 
 _clear: list[Callable[[], None]] = []
 
@@ -52,7 +55,8 @@ def tables(most_bytes: int, check: Callable[..., None] = lambda *arguments: None
     transform of `torch.func`, fake tensors, `torch.set_default_device`, or the memory of a CUDA graph.
 
     Args:
-        most_bytes: what the latest used may take together; a larger result is not kept.
+        most_bytes: what the latest used may take together, Python's objects included; a larger result is not
+            kept.
         check: called with the arguments, by the caller, before something is made.
     """
 
@@ -105,7 +109,7 @@ class _Kept:
             return self.results[key][1]
 
     def put(self, key: tuple[Hashable, ...], result: Any) -> Any:
-        size = sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(result)}.values())
+        size = _bytes_of(result, set())
         if size > self.most_bytes:
             return result
         with self.lock:
@@ -119,9 +123,15 @@ class _Kept:
             self.results.clear()
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple):
-        for each in value:
-            yield from _tensors(each)
+def _bytes_of(value: object, counted: set[int]) -> int:
+    """Return what tensors, tuples and ranges take in this process, each object and each memory once."""
+    if isinstance(value, Tensor):
+        known, size = value.data_ptr(), value.nbytes + _TENSOR_BYTES
+    else:
+        known, size = id(value), sys.getsizeof(value)
+    if known in counted:
+        return 0
+    counted.add(known)
+    if isinstance(value, range):
+        size += 2 * sys.getsizeof(value.stop)
+    return size + (sum(_bytes_of(each, counted) for each in value) if isinstance(value, tuple) else 0)

@@ -1,6 +1,8 @@
 """What is kept between calls: bounded in bytes, free of the modes of the first caller, cleared at once."""
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -70,17 +72,46 @@ def test_what_is_too_large_to_keep_is_right_all_the_same(monkeypatch):
 def test_the_latest_used_stay():
     made = []
 
-    @caches.tables(80)
+    @caches.tables(83_000)
     def numbers(count):
         made.append(count)
-        return torch.zeros(count), (torch.ones(count),)
+        return torch.zeros(1_000 * count), (torch.ones(1_000 * count),)
 
     for count in (4, 5, 4, 2, 4, 2, 5, 30):
         numbers(count)
     assert made == [4, 5, 2, 5, 30]
-    assert numbers.kept.held == 4 * 2 * (2 + 5)
+    assert 0 < numbers.kept.held - 8_000 * (2 + 5) < 4_000
     mvar_kernels.clear_caches()
     assert not numbers.kept.held
+
+
+_GROWTH = """
+import ctypes, gc, os
+import torch
+from mvar_kernels import Neighborhood
+from mvar_kernels.backends.tiled.layout import layout_of
+def resident():
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+layout_of.kept.most_bytes = 1 << 40
+for side in range(97, 161, 3):
+    blocks = Neighborhood.of_grids((side, side), (side, side), (7, 7)).blocks
+    layout_of(blocks, torch.float32, torch.device("cpu"))
+    if side == 97:
+        before, held = resident(), layout_of.kept.held
+print(resident() - before, layout_of.kept.held - held)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="measures the process by Linux's /proc and glibc"
+)
+def test_limits_count_what_the_process_grows_by():
+    """Python's objects included: a layout has some for each tile."""
+    done = subprocess.run([sys.executable, "-c", _GROWTH], capture_output=True, text=True, check=True)
+    grown, counted = map(int, done.stdout.split())
+    assert 1 << 20 < grown <= 1.1 * counted + (1 << 20)
 
 
 def modes():

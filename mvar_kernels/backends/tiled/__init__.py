@@ -7,8 +7,8 @@ Dense blocks need no gathering. Nothing of size L x L exists.
 A few tiles are a task (`tasks.py`), small enough for the cache of a core, with scratch buffers that are
 reused (`workspace.py`). Threads take tasks as they come (`workers.py`).
 
-dk and dv come out per tile and overlap between tiles. Each tile is added to its rectangle of keys, in an
-order that depends on the grid alone (`turns.py`): no scatter-add, and the same bits on every run.
+dk and dv come out per tile and overlap between tiles. Each tile is added to its rectangle of keys, in the
+order of the tasks: no scatter-add, and the same bits on any number of cores.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_tas
 from mvar_kernels.backends.tiled.layout import computed_scores
 from mvar_kernels.backends.tiled.places import Places, in_places, in_tokens, places_of
 from mvar_kernels.backends.tiled.tasks import (
-    Cut,
+    Partition,
     TokenTask,
     attention_tasks,
-    cut_for,
-    groups,
+    partition_of,
     token_tasks,
 )
-from mvar_kernels.backends.tiled.workers import Wait, run
+from mvar_kernels.backends.tiled.workers import Addition, run
 
 __all__ = ["backward", "can_run", "computed_scores", "forward"]
 
@@ -83,18 +82,17 @@ def _call_in_places(call: AttentionCall, places: Places) -> AttentionCall:
 
 def _forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
-    cut = cut_for(query, neighborhood)
-    query, key = _normalized(query, key, logit_scale, cut)
+    partition = partition_of(query, neighborhood)
+    query, key = _normalized(query, key, logit_scale, partition)
     key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
-    query, key, value = (_in_rows(tensor, cut) for tensor in (query, key, value))
+    query, key, value = (_in_rows(tensor, partition) for tensor in (query, key, value))
     out = memory.empty(call.out_shape, query.dtype, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
     )
-    # No two queries share an output, so there is nothing to group.
-    tasks = attention_tasks(neighborhood.by_queries(), query, cut, _FORWARD_ELEMENTS)
-    run(tasks, attend_to, cut.threads, scratch.trim)
+    tasks = attention_tasks(neighborhood, query, partition, _FORWARD_ELEMENTS)
+    run(tasks, attend_to, partition.threads, scratch.trim)
     return out, lse
 
 
@@ -102,69 +100,69 @@ def _backward(
     call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, value, logit_scale, neighborhood, scale = call
-    cut = cut_for(query, neighborhood)
-    q, k = _normalized(query, key, logit_scale, cut)
+    partition = partition_of(query, neighborhood)
+    q, k = _normalized(query, key, logit_scale, partition)
     dq = memory.empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
     k, v = (repeated(tensor, query.shape[2]) for tensor in (k, value))
     dk, dv = (memory.empty(tensor.shape, lse.dtype, key.device) for tensor in (k, v))
 
-    def clear(task: TokenTask, wait: Wait) -> None:
+    def clear(task: TokenTask) -> None:
         dk[:, task.keys].zero_()
         dv[:, task.keys].zero_()
 
-    run(token_tasks(query, key), clear, cut.threads)
-    q, k, v, out, grad_out = (_in_rows(tensor, cut) for tensor in (q, k, v, out, grad_out))
+    run(token_tasks(query, key), clear, partition.threads)
+    q, k, v, out, grad_out = (_in_rows(tensor, partition) for tensor in (q, k, v, out, grad_out))
     whole = Operands(q, k, v, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
     attend_to = functools.partial(backward_task, whole=whole, gradients=gradients)
-    for group in groups(neighborhood):
-        tasks = attention_tasks(group, query, cut, _BACKWARD_ELEMENTS)
-        run(tasks, attend_to, cut.threads, scratch.trim)
+    tasks = attention_tasks(neighborhood, query, partition, _BACKWARD_ELEMENTS)
+    run(tasks, attend_to, partition.threads, scratch.trim)
     dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
-    grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, cut)
+    grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, partition)
     return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
 
 
-def _in_rows(tensor: Tensor, cut: Cut) -> Tensor:
+def _in_rows(tensor: Tensor, partition: Partition) -> Tensor:
     """Return a tensor (B, L, H, D) whose (H, D) rows are contiguous, as tasks gather them."""
     if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]:
         return tensor
     copied = memory.empty(tensor.shape, tensor.dtype, tensor.device)
 
-    def copy(task: TokenTask, wait: Wait) -> None:
+    def copy(task: TokenTask) -> None:
         copied[:, task.queries].copy_(tensor[:, task.queries])
 
-    run(token_tasks(tensor, tensor), copy, cut.threads)
+    run(token_tasks(tensor, tensor), copy, partition.threads)
     return copied
 
 
-def _normalized(query: Tensor, key: Tensor, logit_scale: Tensor | None, cut: Cut) -> tuple[Tensor, Tensor]:
+def _normalized(
+    query: Tensor, key: Tensor, logit_scale: Tensor | None, partition: Partition
+) -> tuple[Tensor, Tensor]:
     """Do what `normalized` does, in tasks: PyTorch's own threads would keep spinning while ours work."""
     if logit_scale is None:
         return query, key
     q, k = (memory.empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
 
-    def normalize(task: TokenTask, wait: Wait) -> None:
+    def normalize(task: TokenTask) -> None:
         unit_q, unit_k = normalized(query[:, task.queries], key[:, task.keys], logit_scale)
         q[:, task.queries].copy_(unit_q)
         k[:, task.keys].copy_(unit_k)
 
-    run(token_tasks(query, key), normalize, cut.threads)
+    run(token_tasks(query, key), normalize, partition.threads)
     return q, k
 
 
 def _normalized_backward(
-    dq: Tensor, dk: Tensor, query: Tensor, key: Tensor, logit_scale: Tensor | None, cut: Cut
+    dq: Tensor, dk: Tensor, query: Tensor, key: Tensor, logit_scale: Tensor | None, partition: Partition
 ) -> Tensor | None:
     """Turn the gradients of q' and k' into those of q and k, in place; return that of logit_scale."""
     if logit_scale is None:
         return None
-    tasks = token_tasks(query, key)
-    factors = torch.empty((len(tasks), *logit_scale.shape), dtype=logit_scale.dtype, device=query.device)
+    total = torch.zeros(logit_scale.shape, dtype=dk.dtype, device=query.device)
 
-    def undo(task: TokenTask, wait: Wait) -> None:
+    def undo(task: TokenTask) -> Addition:
         queries, keys = task.queries, task.keys
         grad_q, grad_k, factor = normalized_backward(
             dq[:, queries], dk[:, keys], query[:, queries], key[:, keys], logit_scale
@@ -172,7 +170,7 @@ def _normalized_backward(
         dq[:, queries].copy_(grad_q)
         dk[:, keys].copy_(grad_k)
         assert factor is not None
-        factors[task.number].copy_(factor)
+        return functools.partial(total.add_, factor)
 
-    run(tasks, undo, cut.threads)
-    return factors.sum(dim=0)
+    run(token_tasks(query, key), undo, partition.threads)
+    return total.to(logit_scale.dtype)

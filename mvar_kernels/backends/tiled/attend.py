@@ -10,8 +10,8 @@ from torch import Tensor
 from mvar_kernels.backends.dense import attend, attend_backward
 from mvar_kernels.backends.tiled.layout import Layout, RowStrip
 from mvar_kernels.backends.tiled.tasks import HeadTask, TileTask
-from mvar_kernels.backends.tiled.workers import Wait
-from mvar_kernels.backends.tiled.workspace import Workspace, scatter_tiles
+from mvar_kernels.backends.tiled.workers import Addition
+from mvar_kernels.backends.tiled.workspace import Workspace, in_lines, scatter_tiles
 
 scratch = Workspace()
 
@@ -51,7 +51,7 @@ class Gradients(NamedTuple):
     value: Tensor
 
 
-def forward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands) -> None:
+def forward_task(task: TileTask | HeadTask, whole: Operands) -> None:
     """Write out and lse of the task's queries."""
     if isinstance(task, HeadTask):
         _forward_heads(task, whole)
@@ -59,12 +59,11 @@ def forward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands) -> None
         _forward_tiles(task, whole)
 
 
-def backward_task(task: TileTask | HeadTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
-    """Write dq of the task's queries; after `wait` add to dk and dv of the keys they see."""
+def backward_task(task: TileTask | HeadTask, whole: Operands, gradients: Gradients) -> Addition:
+    """Write dq of the task's queries; return what adds to dk and dv of the keys that they see."""
     if isinstance(task, HeadTask):
-        _backward_heads(task, whole, gradients)
-    else:
-        _backward_tiles(task, wait, whole, gradients)
+        return _backward_heads(task, whole, gradients)
+    return _backward_tiles(task, whole, gradients)
 
 
 def _forward_heads(task: HeadTask, whole: Operands) -> None:
@@ -80,7 +79,7 @@ def _forward_heads(task: HeadTask, whole: Operands) -> None:
     _heads(task, whole.lse, rows).copy_(lse)
 
 
-def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> None:
+def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> Addition:
     rows, cols = task.block.query_slice, task.block.key_slice
     dq, dk, dv = attend_backward(
         _heads(task, gradients.out, rows),
@@ -94,8 +93,12 @@ def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> No
         whole.scale,
     )
     _heads(task, gradients.query, rows).copy_(dq)
-    _heads(task, gradients.key, cols).add_(dk)
-    _heads(task, gradients.value, cols).add_(dv)
+
+    def add() -> None:
+        _heads(task, gradients.key, cols).add_(dk)
+        _heads(task, gradients.value, cols).add_(dv)
+
+    return add
 
 
 def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
@@ -105,7 +108,8 @@ def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
 
 def _forward_tiles(task: TileTask, whole: Operands) -> None:
     layout = task.layout
-    queries, keys, rects = layout.queries[task.tiles], layout.keys(task.tiles), layout.rects[task.tiles]
+    queries, keys = layout.queries[task.tiles], layout.keys(task.tiles)
+    lines = in_lines(layout.rects[task.tiles])
     q = scratch.gather(0, whole.query[task.batch], queries)
     k = scratch.gather(1, whole.key[task.batch], keys)
     v = scratch.gather(2, whole.value[task.batch], keys)
@@ -115,7 +119,7 @@ def _forward_tiles(task: TileTask, whole: Operands) -> None:
         bias = strip.bias(task.tiles, len(q) // len(queries))
         strip_out, strip_lse = attend(q[:, :, slots], k[:, :, seen], v[:, :, seen], bias, whole.scale)
         for target, tiles in ((out, strip_out), (lse, strip_lse)):
-            scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.slots, rects)
+            scatter_tiles(target, tiles.transpose(1, 2), strip.first_row, layout.slots, lines)
 
 
 def _query_grid(task: TileTask, tensor: Tensor) -> Tensor:
@@ -124,9 +128,10 @@ def _query_grid(task: TileTask, tensor: Tensor) -> Tensor:
     return tensor[task.batch, block.query_slice].flatten(2).unflatten(1, block.query_grid)
 
 
-def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Gradients) -> None:
+def _backward_tiles(task: TileTask, whole: Operands, gradients: Gradients) -> Addition:
     layout = task.layout
-    queries, keys, rects = layout.queries[task.tiles], layout.keys(task.tiles), layout.rects[task.tiles]
+    queries, keys = layout.queries[task.tiles], layout.keys(task.tiles)
+    lines = in_lines(layout.rects[task.tiles])
     q = scratch.gather(0, whole.query[task.batch], queries)
     k = scratch.gather(1, whole.key[task.batch], keys)
     v = scratch.gather(2, whole.value[task.batch], keys)
@@ -156,19 +161,19 @@ def _backward_tiles(task: TileTask, wait: Wait, whole: Operands, gradients: Grad
             strip.bias(task.tiles, len(q) // len(queries)),
             whole.scale,
         )
-        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.slots, rects)
+        scatter_tiles(dq, strip_dq.transpose(1, 2), strip.first_row, layout.slots, lines)
         of_keys.append((strip, strip_dk, strip_dv))
-    wait()
-    for strip, strip_dk, strip_dv in of_keys:
-        for target, tiles in ((gradients.key, strip_dk), (gradients.value, strip_dv)):
-            _add_to_keys(target[task.batch], tiles.transpose(1, 2), layout, task.tiles, strip)
+
+    def add() -> None:
+        for strip, strip_dk, strip_dv in of_keys:
+            for target, tiles in ((gradients.key, strip_dk), (gradients.value, strip_dv)):
+                _add_to_keys(target[task.batch], tiles.transpose(1, 2), layout, task.tiles, strip)
+
+    return add
 
 
 def _add_to_keys(target: Tensor, tiles: Tensor, layout: Layout, which: slice, strip: RowStrip) -> None:
-    """Add a strip's gradients (B * T, keys, H, D) to target (B, Lk, H, D), one tile after the other.
-
-    Only keys that a tile sees are written: others may belong to a tile of the same turn.
-    """
+    """Add a strip's gradients (B * T, keys, H, D) to target (B, Lk, H, D), one tile after the other."""
     counts = [math.prod(part.shape) for part in strip.key_rows]
     parts = tiles.flatten(2).unflatten(0, (len(target), -1)).split(counts, dim=2)
     for block, seen_by_tiles, part, of_part in zip(layout.blocks, layout.seen, strip.key_rows, parts):

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mvar_kernels import caches
 from mvar_kernels.backends.rectangles import GridTile, query_cuts, query_tiles
-from mvar_kernels.backends.tiled.turns import in_turns
 from mvar_kernels.pyramid import Grid, WindowBlock
 
 # Shapes of a tile by the number of axes; the one that computes fewest scores is taken.
@@ -80,17 +79,15 @@ class RowStrip(NamedTuple):
 
 
 class TileRun(NamedTuple):
-    """Consecutive tiles of one turn whose strips see the same key slots.
+    """Consecutive tiles whose strips see the same key slots.
 
     Attributes:
         tiles: which tiles.
         key_shifts: for each strip, by how much its key slots begin later than at `first_key`.
-        turn: tiles of one turn see no common key (`turns.py`).
     """
 
     tiles: slice
     key_shifts: tuple[int, ...]
-    turn: int
 
 
 class SlotRect(NamedTuple):
@@ -124,7 +121,7 @@ class Layout(NamedTuple):
         key_slots: the N keys of each tile, one part after the other.
         seen: for each block, the tiles with the keys that they see; boxes may be larger.
         strips: the strips of a tile, top to bottom.
-        runs: all tiles in order, as runs; turns never decrease.
+        runs: all tiles in order, as runs.
     """
 
     blocks: tuple[WindowBlock, ...]
@@ -136,11 +133,6 @@ class Layout(NamedTuple):
     seen: tuple[tuple[GridTile, ...], ...]
     strips: tuple[RowStrip, ...]
     runs: tuple[TileRun, ...]
-
-    @property
-    def turns(self) -> int:
-        """How many turns there are."""
-        return self.runs[-1].turn + 1
 
     @property
     def widest(self) -> int:
@@ -168,10 +160,7 @@ def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch
         device: where the tensors lie.
     """
     shape = _shape_of_tiles(blocks)
-    per_block = [query_tiles(block, shape) for block in blocks]
-    turns = in_turns(per_block)
-    order = [number for turn in turns for number in turn]
-    seen = tuple(tuple(tiles[number] for number in order) for tiles in per_block)
+    seen = tuple(tuple(query_tiles(block, shape)) for block in blocks)
     grid = blocks[0].query_grid
     slots = tuple(map(min, shape, grid))
     first = torch.tensor([[places.start for places in tile.queries] for tile in seen[0]])
@@ -200,7 +189,7 @@ def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch
         begin = (
             (top - boxes[0].corners[:, 0]) * math.prod(boxes[0].shape[1:])
             if shared
-            else torch.zeros(len(order))
+            else torch.zeros(len(seen[0]))
         )
         masks, mask_of = _different_masks(hidden, dtype)
         strips.append(
@@ -227,7 +216,7 @@ def layout_of(blocks: tuple[WindowBlock, ...], dtype: torch.dtype, device: torch
         tuple(KeySlots(part.first.to(device), part.steps.to(device)) for part in key_slots),
         seen,
         tuple(strips),
-        _runs([number for number, turn in enumerate(turns) for _ in turn], list(zip(*shifts))),
+        _runs(list(zip(*shifts))),
     )
 
 
@@ -350,11 +339,11 @@ def _numbered(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(numbers), torch.tensor(first)
 
 
-def _runs(turns: list[int], key_shifts: list[tuple[int, ...]]) -> tuple[TileRun, ...]:
-    """Join neighbouring tiles with equal entries in both lists."""
+def _runs(key_shifts: list[tuple[int, ...]]) -> tuple[TileRun, ...]:
+    """Join neighbouring tiles with equal shifts."""
     runs, begin = [], 0
-    for (turn, shifts), tiles in itertools.groupby(zip(turns, key_shifts)):
+    for shifts, tiles in itertools.groupby(key_shifts):
         count = len(list(tiles))
-        runs.append(TileRun(slice(begin, begin + count), shifts, turn))
+        runs.append(TileRun(slice(begin, begin + count), shifts))
         begin += count
     return tuple(runs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,16 +19,16 @@ _LEAST_PRODUCTS = 3 << 26
 _ELEMENTS = 1 << 18
 
 
-class Cut(NamedTuple):
-    """How many threads share a call, and in what portions.
+class Partition(NamedTuple):
+    """How cores share a call.
 
     Attributes:
-        threads: cores; 1 where the calling thread does all.
-        portion: how many times the work that fits the cache of one core makes a task.
+        threads: cores that take tasks; 1 where the calling thread does all.
+        cores_per_task: how many cores the operations of a task use; a task is as many times as large.
     """
 
     threads: int
-    portion: int
+    cores_per_task: int
 
 
 class TileTask(NamedTuple):
@@ -40,15 +39,12 @@ class TileTask(NamedTuple):
         batch: which batch elements.
         tiles: which tiles.
         key_shifts: see `layout.TileRun`.
-        lane, turn: see `workers.Task`.
     """
 
     layout: Layout
     batch: slice
     tiles: slice
     key_shifts: tuple[int, ...]
-    lane: Hashable
-    turn: int
 
 
 class HeadTask(NamedTuple):
@@ -58,41 +54,28 @@ class HeadTask(NamedTuple):
         block: the block.
         batch: which batch elements.
         heads: which heads.
-        lane, turn: see `workers.Task`.
     """
 
     block: WindowBlock
     batch: slice
     heads: slice
-    lane: Hashable = None
-    turn: int = 0
 
 
 class TokenTask(NamedTuple):
-    """Tokens of whole tensors.
+    """Queries and keys of whole tensors."""
 
-    Attributes:
-        number: counted from 0.
-        queries: which queries.
-        keys: which keys.
-        lane, turn: see `workers.Task`.
-    """
-
-    number: int
     queries: slice
     keys: slice
-    lane: Hashable = None
-    turn: int = 0
 
 
-def cut_for(query: Tensor, neighborhood: Neighborhood) -> Cut:
+def partition_of(query: Tensor, neighborhood: Neighborhood) -> Partition:
     """Decide who works on a call."""
     threads = torch.get_num_threads()
     batch, _, heads, dim = query.shape
     products = _scores(neighborhood) * batch * heads * dim
     if threads == 1 or query.device.type != "cpu" or products < _LEAST_PRODUCTS:
-        return Cut(1, threads)
-    return Cut(threads, workers_and_threads(threads)[1])
+        return Partition(1, threads)
+    return Partition(threads, workers_and_threads(threads)[1])
 
 
 @caches.remembered(256)
@@ -103,84 +86,50 @@ def _scores(neighborhood: Neighborhood) -> int:
     )
 
 
-def groups(neighborhood: Neighborhood) -> Iterator[list[tuple[WindowBlock, ...]]]:
-    """Yield what each grid of queries sees, in groups that can be computed at the same time.
-
-    Where gradients of keys are summed, tiles that share them do so in turns. Heads of dense blocks have no
-    turns, so one group never holds a dense block and another block with its keys.
-    """
-    group: list[tuple[WindowBlock, ...]] = []
-    for blocks in neighborhood.by_queries():
-        if any(_share(blocks, other) and (_whole(blocks) or _whole(other)) for other in group):
-            yield group
-            group = []
-        group.append(blocks)
-    yield group
-
-
-def _whole(blocks: tuple[WindowBlock, ...]) -> bool:
-    """Whether heads, not tiles, make the tasks."""
-    return len(blocks) == 1 and blocks[0].is_dense
-
-
-def _share(ones: tuple[WindowBlock, ...], others: tuple[WindowBlock, ...]) -> bool:
-    return any(
-        one.key_slice.start < other.key_slice.stop and other.key_slice.start < one.key_slice.stop
-        for one, other in itertools.product(ones, others)
-    )
-
-
 def attention_tasks(
-    group: Sequence[tuple[WindowBlock, ...]], query: Tensor, cut: Cut, elements: int
+    neighborhood: Neighborhood, query: Tensor, partition: Partition, elements: int
 ) -> list[TileTask | HeadTask]:
-    """Cut a group of `groups`.
+    """Cut a call; the order of what is added to a key is the same for every partition.
 
     Args:
-        group: what each grid of queries sees, large ones last, as in a pyramid.
+        neighborhood: who attends to whom, large grids last, as in a pyramid.
         query: (B, L, H, D).
-        cut: who works.
-        elements: gathered elements of keys in a task of portion 1; at least one tile is taken.
+        partition: who works.
+        elements: gathered elements of keys in a task of one core; at least one tile is taken.
     """
-    tasks: list[TileTask | HeadTask] = []
     # The largest first, so that no thread is left with a large one at the end.
-    tiled = [blocks for blocks in reversed(group) if not _whole(blocks)]
-    tasks.extend(_tile_tasks(tiled, query, cut, elements))
-    for blocks in reversed(group):
-        if _whole(blocks):
-            tasks.extend(_head_tasks(blocks[0], query, cut))
+    grids = neighborhood.by_queries()[::-1]
+    dense = [len(blocks) == 1 and blocks[0].is_dense for blocks in grids]
+    tasks: list[TileTask | HeadTask] = []
+    for blocks, is_dense in zip(grids, dense):
+        if not is_dense:
+            layout = layout_of(blocks, query.dtype, query.device)
+            tasks.extend(_tile_tasks(layout, query, partition, elements))
+    for blocks, is_dense in zip(grids, dense):
+        if is_dense:
+            tasks.extend(_head_tasks(blocks[0], query, partition))
     return tasks
 
 
-def _tile_tasks(
-    tiled: Sequence[tuple[WindowBlock, ...]], query: Tensor, cut: Cut, elements: int
-) -> Iterator[TileTask]:
+def _tile_tasks(layout: Layout, query: Tensor, partition: Partition, elements: int) -> Iterator[TileTask]:
     batch, _, heads, dim = query.shape
-    layouts = [layout_of(blocks, query.dtype, query.device) for blocks in tiled]
-    per_task = [max(1, elements // (layout.num_keys * heads * dim)) * cut.portion for layout in layouts]
-    steps = [max(1, tiles // layout.widest) for tiles, layout in zip(per_task, layouts)]
-    # Grids of queries that share keys take their turns one after the other.
-    one_lane = any(_share(*pair) for pair in itertools.combinations(tiled, 2))
-    if one_lane:
-        steps = [min(steps)] * len(steps)
-    first_turn = 0
-    for number, (layout, tiles_at_once, step) in enumerate(zip(layouts, per_task, steps)):
-        for b in range(0, batch, step):
-            lane = (0 if one_lane else number), b
-            for run in layout.runs:
-                for t in range(run.tiles.start, run.tiles.stop, tiles_at_once):
-                    tiles = slice(t, min(t + tiles_at_once, run.tiles.stop))
-                    turn = first_turn + run.turn
-                    yield TileTask(layout, slice(b, min(b + step, batch)), tiles, run.key_shifts, lane, turn)
-        first_turn += layout.turns if one_lane else 0
+    per_tile = layout.num_keys * heads * dim
+    tiles_at_once = max(1, elements // per_tile) * partition.cores_per_task
+    step = max(1, tiles_at_once // layout.widest)
+    for b in range(0, batch, step):
+        for run in layout.runs:
+            for t in range(run.tiles.start, run.tiles.stop, tiles_at_once):
+                tiles = slice(t, min(t + tiles_at_once, run.tiles.stop))
+                yield TileTask(layout, slice(b, min(b + step, batch)), tiles, run.key_shifts)
 
 
-def _head_tasks(block: WindowBlock, query: Tensor, cut: Cut) -> Iterator[HeadTask]:
+def _head_tasks(block: WindowBlock, query: Tensor, partition: Partition) -> Iterator[HeadTask]:
     batch, _, heads, dim = query.shape
-    if cut.threads == 1:
+    if partition.threads == 1:
         yield HeadTask(block, slice(0, batch), slice(0, heads))
         return
     size = max(block.num_queries, dim) * block.num_keys
-    per_task = max(1, _ELEMENTS // size) * cut.portion
+    per_task = max(1, _ELEMENTS // size) * partition.cores_per_task
     elements_at_once, heads_at_once = max(1, per_task // heads), min(heads, per_task)
     for b in range(0, batch, elements_at_once):
         for h in range(0, heads, heads_at_once):
@@ -194,4 +143,4 @@ def token_tasks(query: Tensor, key: Tensor) -> list[TokenTask]:
         [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
         for length in (query.shape[1], key.shape[1])
     )
-    return [TokenTask(*each) for each in zip(range(count), queries, keys)]
+    return list(map(TokenTask, queries, keys))

@@ -3,17 +3,19 @@
 PyTorch cuts each operation into equal shares, one per core, and waits for all of them. While another process
 computes on one of the cores, every operation waits for that core. Here each thread runs whole tasks with
 operations of its own and takes the next task when it is done.
+
+What several tasks add to the same numbers, they add in the order of the tasks, so that sums have the same
+bits on any number of cores. A task returns its additions as a function, and goes on: whoever finishes the
+task that all have waited for runs what is due.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -22,47 +24,35 @@ from mvar_kernels import caches
 # Python and the calls of operations take about a seventh of a task, most of it under Python's lock, so more
 # threads than this would wait for each other. On more cores each thread's operations use several.
 MOST_WORKERS = 8
+# Tasks of each worker that may be begun or waiting to be added, which bounds their memory.
+_AHEAD = 8
 
-
-class Task(Protocol):
-    """What a thread takes at a time.
-
-    Attributes:
-        lane, turn: a task may wait until all tasks of its lane that have the turn before its own are done.
-    """
-
-    @property
-    def lane(self) -> Hashable: ...
-
-    @property
-    def turn(self) -> int: ...
-
-
-T = TypeVar("T", bound=Task)
-Wait = Callable[[], None]
+T = TypeVar("T")
+Addition = Callable[[], object]
 
 
 def run(
     tasks: Sequence[T],
-    work: Callable[[T, Wait], None],
+    work: Callable[[T], Addition | None],
     threads: int,
     finish: Callable[[], None] = lambda: None,
 ) -> None:
-    """Call `work(task, wait)` for every task under inference mode, begun in the order given.
+    """Call `work(task)` for every task under inference mode, begun in the order given.
 
     Args:
-        tasks: in each lane, turns begin at 0 and never decrease or leave a gap.
-        work: calls `wait` before it does what has to come after the tasks of the turn before.
+        tasks: what to work on.
+        work: may return a function to be called once, after those of all earlier tasks and at no time beside
+            another.
         threads: how many cores to use; with 1 all tasks run in the calling thread.
         finish: called in each thread after its last task.
 
     Raises:
         Exception: what `work` raised first; tasks that have not begun by then are not run.
     """
-    batch = _Batch(tasks, work, finish)
-    count = min(workers_and_threads(threads)[0], len(tasks))
+    workers = min(workers_and_threads(threads)[0], len(tasks))
+    batch = _Batch(tasks, work, finish, most_ahead=_AHEAD * max(1, workers))
     try:
-        wait(_submitted(batch, threads, count if count > 1 else 0))
+        wait(_submitted(batch, threads, workers if workers > 1 else 0))
     except BaseException:  # Ctrl-C: nobody may write to the results after this call.
         batch.stop()
         batch.wait_until_idle()
@@ -72,7 +62,7 @@ def run(
     batch.raise_failure()
 
 
-def _submitted(batch: _Batch, threads: int, count: int) -> list[Future[None]]:
+def _submitted(batch: _Batch[T], threads: int, count: int) -> list[Future[None]]:
     futures: list[Future[None]] = []
     try:
         for _ in range(count):
@@ -88,23 +78,24 @@ def workers_and_threads(threads: int) -> tuple[int, int]:
     return threads // each, each
 
 
-class _Stopped(Exception):
-    """Another worker failed, so the turn that this one waits for never comes."""
-
-
-class _Batch:
-    """The tasks of one call of `run`."""
+class _Batch(Generic[T]):
+    """The tasks of one call of `run`: 0 .. begun - 1 are taken, those of 0 .. added - 1 are added."""
 
     def __init__(
-        self, tasks: Sequence[T], work: Callable[[T, Wait], None], finish: Callable[[], None]
+        self,
+        tasks: Sequence[T],
+        work: Callable[[T], Addition | None],
+        finish: Callable[[], None],
+        most_ahead: int,
     ) -> None:
-        self.work, self.finish = work, finish
-        self.waiting = deque(tasks)
-        self.unfinished = Counter((task.lane, task.turn) for task in tasks)
-        self.changed = threading.Condition()
+        self.tasks, self.work, self.finish, self.most_ahead = tasks, work, finish, most_ahead
+        self.begun = self.added = 0
+        self.due: dict[int, Addition | None] = {}  # of tasks that are done, by their number
+        self.adding = False
         self.active = 0
         self.stopped = False
         self.failure: BaseException | None = None
+        self.changed = threading.Condition()
 
     def work_off(self) -> None:
         """Take tasks until none is left."""
@@ -112,15 +103,8 @@ class _Batch:
             self.active += 1
         try:
             with torch.inference_mode():
-                while not self.stopped:
-                    try:
-                        task = self.waiting.popleft()
-                    except IndexError:
-                        break
-                    self.work(task, functools.partial(self._wait_for_turn, task))
-                    self._finished(task)
-        except _Stopped:
-            pass
+                while (number := self._next_task()) is not None:
+                    self._add(number, self.work(self.tasks[number]))
         except BaseException as failure:  # raised in the calling thread, by `raise_failure`
             self.stop(failure)
         finally:
@@ -135,7 +119,7 @@ class _Batch:
             self.changed.wait_for(lambda: not self.active)
 
     def stop(self, failure: BaseException | None = None) -> None:
-        """Let no further task begin, and wake those that wait for their turn."""
+        """Let no further task begin, and wake those that wait."""
         with self.changed:
             self.stopped = True
             self.failure = self.failure or failure
@@ -150,19 +134,36 @@ class _Batch:
             finally:
                 del failure  # the exception would hold this frame, and with it itself and all tensors
 
-    def _finished(self, task: Task) -> None:
+    def _next_task(self) -> int | None:
         with self.changed:
-            self.unfinished[task.lane, task.turn] -= 1
-            if not self.unfinished[task.lane, task.turn]:
-                self.changed.notify_all()
+            # The oldest task that is not added is at work in some thread, so this ends.
+            self.changed.wait_for(
+                lambda: (
+                    self.stopped or self.begun == len(self.tasks) or self.begun < self.added + self.most_ahead
+                )
+            )
+            if self.stopped or self.begun == len(self.tasks):
+                return None
+            self.begun += 1
+            return self.begun - 1
 
-    def _wait_for_turn(self, task: Task) -> None:
-        # Tasks of the turn before have begun earlier and wait for nothing but earlier turns, so this ends.
-        before = task.lane, task.turn - 1
+    def _add(self, number: int, addition: Addition | None) -> None:
+        """Run the additions that are due, unless another thread does: it will find this one."""
         with self.changed:
-            self.changed.wait_for(lambda: self.stopped or not self.unfinished[before])
-            if self.unfinished[before]:
-                raise _Stopped
+            self.due[number] = addition
+            if self.adding:
+                return
+            self.adding = True
+        while True:
+            with self.changed:
+                if self.stopped or self.added not in self.due:
+                    self.adding = False
+                    return
+                addition = self.due.pop(self.added)
+                self.added += 1
+                self.changed.notify_all()
+            if addition is not None:
+                addition()
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}

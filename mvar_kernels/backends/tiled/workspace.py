@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def scatter_tiles(
     tiles: Tensor,
     first_row: int,
     slots: tuple[int, ...],
-    rects: tuple[SlotRect, ...],
+    lines: list[Line],
 ) -> None:
     """Copy the slots of T tiles to their places; every query is written once.
 
@@ -91,37 +92,36 @@ def scatter_tiles(
         tiles: (B * T, M, F), slots of the tiles.
         first_row: row of the tile that the first slot lies in.
         slots: query slots per axis of a tile.
-        rects: where each tile lies in the target.
+        lines: where the tiles lie in the target, see `in_lines`.
     """
     rank = len(slots)
-    per_tile = tiles.reshape(len(target), len(rects), -1, *slots[1:], target.shape[-1])
+    per_tile = tiles.reshape(len(target), lines[-1][0].stop, -1, *slots[1:], target.shape[-1])
     # Strided copies of boxes, as index_copy_ takes twice as long.
-    for group, first, step in _in_line(rects):
+    for group, first in lines:
         count, rows = group.stop - group.start, first.shape[0] - first_row
         if rows < 1:
             continue
-        rows = min(rows, per_tile.shape[2])
-        sizes, corner = (rows, *first.shape[1:]), (first.corner[0] + first_row, *first.corner[1:])
+        sizes = min(rows, per_tile.shape[2]), *first.shape[1:]
+        corner = first.corner[0] + first_row, *first.corner[1:]
         source, span = per_tile[:, group], target
         for axis, (begin, size) in enumerate(zip(corner, sizes)):
             source = source.narrow(axis + 2, 0, size)
-            reach = size if axis < rank - 1 else (count - 1) * step + size
-            span = span.narrow(axis + 1, begin, reach)
+            span = span.narrow(axis + 1, begin, size if axis < rank - 1 else count * size)
         # (B, all axes but the last, tiles, the last axis, F)
-        span.unfold(rank, sizes[-1], step).copy_(source.movedim(1, rank).transpose(-1, -2))
+        span.unflatten(rank, (count, sizes[-1])).copy_(source.movedim(1, rank))
 
 
-@caches.remembered(1024)
-def _in_line(rects: tuple[SlotRect, ...]) -> tuple[tuple[slice, SlotRect, int], ...]:
-    """Group tiles of one size at equal steps along the last axis; return group, first place and step."""
-    groups, begin = [], 0
-    step = rects[0].shape[-1]
+# Tiles side by side along the last axis, and the place of the first.
+Line = tuple[slice, SlotRect]
+
+
+def in_lines(rects: Sequence[SlotRect]) -> list[Line]:
+    """Group tiles of one size that lie side by side along the last axis."""
+    lines, begin = [], 0
     for tile in range(1, len(rects) + 1):
         first = rects[begin]
-        if tile == begin + 1 and tile < len(rects):
-            step = max(first.shape[-1], rects[tile].corner[-1] - first.corner[-1])
-        expected = (*first.corner[:-1], first.corner[-1] + (tile - begin) * step)
+        expected = (*first.corner[:-1], first.corner[-1] + (tile - begin) * first.shape[-1])
         if tile == len(rects) or rects[tile] != first._replace(corner=expected):
-            groups.append((slice(begin, tile), first, step))
+            lines.append((slice(begin, tile), first))
             begin = tile
-    return tuple(groups)
+    return lines
