@@ -1,9 +1,10 @@
-"""SpatialMarkovAttention in a model, and the self-check's exit code."""
+"""SpatialMarkovAttention in a model, and `python -m mvar_kernels`: the report and its exit code."""
 
 import pytest
 import torch
 
-from mvar_kernels import SpatialMarkovAttention, spatial_markov_attn
+from mvar_kernels import SpatialMarkovAttention, selfcheck, spatial_markov_attn
+from mvar_kernels.backends import tiled
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -34,3 +35,16 @@ def test_wrong_arguments():
         SpatialMarkovAttention(10, 3)
     with pytest.raises(ValueError, match=r"features must be \(B, H, W, dim\)"):
         SpatialMarkovAttention(8, 2)(torch.zeros(2, 8))
+
+
+def test_selfcheck_passes(capsys):
+    assert selfcheck.main() == 0
+    printed = capsys.readouterr().out
+    assert "auto takes" in printed and "triton     not here: CPU tensors need TRITON_INTERPRET=1" in printed
+
+
+def test_selfcheck_notices_a_wrong_backend(monkeypatch, capsys):
+    original = tiled.forward
+    monkeypatch.setattr(tiled, "forward", lambda *args: (original(*args)[0] * 1.01, original(*args)[1]))
+    assert selfcheck.main() == 1
+    assert "WRONG" in capsys.readouterr().out
