@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvar_kernels.neighborhood import plain
+
 MAX_VOCABULARY = 65_536
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LEAST_CAPABILITY = (8, 0)
@@ -116,8 +118,7 @@ def check_filters(top_k: int, top_p: float) -> tuple[int, float]:
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
-    if getattr(value, "ndim", None) == 0:  # NumPy's numbers, and tensors of one
-        value = value.item()
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (kind, int)):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
     return value

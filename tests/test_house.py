@@ -22,7 +22,7 @@ KERNELS = (
     ("mvar_kernels.ops",),
     ("mvar_kernels.attention", "mvar_kernels.sampling"),
     ("mvar_kernels.module",),
-    ("mvar_kernels", "mvar_kernels.selfcheck", "mvar_kernels.__main__"),
+    ("mvar_kernels", "mvar_kernels.__main__"),
 )
 MODELS = (
     (

@@ -1,6 +1,6 @@
 """The backends, one module each: what they are given (`AttentionCall`) and what they do with it (`Backend`).
 
-Several share `dense.py`, `cosine.py` and `rectangles.py`; `codes.py` is `sample_codes` without Triton.
+Several share `dense.py` and `rectangles.py`; `codes.py` is `sample_codes` without Triton.
 `mvar_kernels.dispatch` finds backends by name and picks one for "auto".
 """
 

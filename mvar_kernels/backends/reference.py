@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.heads import repeated, summed
+from mvar_kernels.backends.dense import normalized, normalized_backward, repeated, summed
 
 
 def can_run(call: AttentionCall) -> str | None:

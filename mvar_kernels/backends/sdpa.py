@@ -14,9 +14,14 @@ from torch import Tensor
 
 from mvar_kernels import caches
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.dense import attend, attend_backward
-from mvar_kernels.backends.heads import repeated, summed
+from mvar_kernels.backends.dense import (
+    attend,
+    attend_backward,
+    normalized,
+    normalized_backward,
+    repeated,
+    summed,
+)
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
 

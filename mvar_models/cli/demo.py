@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mvar_kernels import selfcheck
+from mvar_kernels import __main__ as selfcheck
 from mvar_models.demo import run_demo
 from mvar_models.pipeline import MVARPipeline
 

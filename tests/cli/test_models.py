@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvar_kernels import selfcheck
+from mvar_kernels import __main__ as selfcheck
 from mvar_models import MVAR, VQVAE, list_models
 from mvar_models.pipeline import MVARPipeline
 

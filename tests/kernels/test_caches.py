@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mvar_kernels
 from mvar_kernels import Pyramid, caches, pyramid_markov_attn, spatial_markov_attn
 from mvar_kernels.backends import sdpa
-from mvar_kernels.backends.tiled import layout, memory, workspace
+from mvar_kernels.backends.tiled import layout, workspace
 from mvar_kernels.backends.triton import schedule
 
 from kernel_cases import CPU_BACKENDS, assert_close
@@ -41,14 +41,14 @@ def test_many_grids_hold_a_bounded_amount_and_clear_caches_frees_it(monkeypatch)
     mvar_kernels.clear_caches()
     monkeypatch.setattr(sdpa._mask.kept, "most_bytes", 1 << 20)
     monkeypatch.setattr(layout.layout_of.kept, "most_bytes", 1 << 20)
-    monkeypatch.setattr(memory, "_LEAST_BYTES", 1 << 10)
+    monkeypatch.setattr(workspace, "_LEAST_BYTES", 1 << 10)
     before = of_tensors()
     for side in range(9, 49):
         for backend in ("sdpa", "tiled"):
             attend(side, backend)
     for name in ("sdpa", "tiled"):
         assert 0 < KEPT[name].kept.held <= 1 << 20, name
-    assert memory._unused.pieces and workspace._of_threads and any(workspace._of_threads)
+    assert workspace._unused.pieces and workspace._of_threads and any(workspace._of_threads)
     mvar_kernels.clear_caches()
     assert of_tensors() == before
     assert not any(workspace._of_threads) and not any(kept.kept.results for kept in KEPT.values())
@@ -200,8 +200,8 @@ def attention_and_gradients(inputs, backend):
 
 def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
     """Views, graphs, NumPy arrays and other threads hold a result; freed memory is reused, up to a limit."""
-    monkeypatch.setattr(memory, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(memory, "_unused", memory._Unused())
+    monkeypatch.setattr(workspace, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(workspace, "_unused", workspace._Unused())
     inputs = [torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3)]
     expected = attention_and_gradients(inputs, "reference")
     first = spatial_markov_attn(*inputs, 5, backend="tiled")  # its graph saves it
@@ -212,9 +212,9 @@ def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
     assert place not in {tensor.data_ptr() for tensor in actual} and (seen == before).all()
     places = {tensor.data_ptr() for tensor in actual}
     del seen, actual
-    assert {piece.data_ptr() for piece in memory._unused.pieces.values()} == places | {place}
+    assert {piece.data_ptr() for piece in workspace._unused.pieces.values()} == places | {place}
 
-    for piece in memory._unused.pieces.values():
+    for piece in workspace._unused.pieces.values():
         piece.view(torch.float32).fill_(float("nan"))
     with torch.inference_mode():
         again = spatial_markov_attn(*inputs, 5, backend="tiled")
@@ -226,7 +226,7 @@ def test_memory_of_results_is_reused_when_nobody_holds_it(monkeypatch):
             torch.testing.assert_close(actual, expected)
     del actual
     size = inputs[0].nbytes
-    assert memory._unused.pieces and {len(piece) for piece in memory._unused.pieces.values()} == {size}
-    monkeypatch.setattr(memory, "_KEPT_BYTES", 2 * size)
+    assert workspace._unused.pieces and {len(piece) for piece in workspace._unused.pieces.values()} == {size}
+    monkeypatch.setattr(workspace, "_KEPT_BYTES", 2 * size)
     attention_and_gradients(inputs, "tiled")
-    assert len(memory._unused.pieces) == 2
+    assert len(workspace._unused.pieces) == 2

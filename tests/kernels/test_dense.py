@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.dense import attend, attend_backward
+from mvar_kernels.backends.dense import attend, attend_backward, normalized, normalized_backward
 
 from kernel_cases import CPU_BACKENDS, assert_close, errors_beside_plain_pytorch
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mvar_kernels import SpatialMarkovAttention, selfcheck, spatial_markov_attn
+from mvar_kernels import SpatialMarkovAttention, spatial_markov_attn
+from mvar_kernels import __main__ as selfcheck
 from mvar_kernels.backends import tiled
 
 

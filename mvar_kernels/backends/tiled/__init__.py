@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.cosine import normalized, normalized_backward
-from mvar_kernels.backends.heads import repeated, summed
-from mvar_kernels.backends.tiled import memory
+from mvar_kernels.backends.dense import normalized, normalized_backward, repeated, summed
 from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_task, forward_task, scratch
 from mvar_kernels.backends.tiled.layout import computed_scores
 from mvar_kernels.backends.tiled.places import Places, in_places, in_tokens, places_of
@@ -33,6 +31,7 @@ from mvar_kernels.backends.tiled.tasks import (
     token_tasks,
 )
 from mvar_kernels.backends.tiled.workers import Addition, run
+from mvar_kernels.backends.tiled.workspace import empty
 
 __all__ = ["backward", "can_run", "computed_scores", "forward"]
 
@@ -86,7 +85,7 @@ def _forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key = _normalized(query, key, logit_scale, partition)
     key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
     query, key, value = (_in_rows(tensor, partition) for tensor in (query, key, value))
-    out = memory.empty(call.out_shape, query.dtype, query.device)
+    out = empty(call.out_shape, query.dtype, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
@@ -102,11 +101,11 @@ def _backward(
     query, key, value, logit_scale, neighborhood, scale = call
     partition = partition_of(query, neighborhood)
     q, k = _normalized(query, key, logit_scale, partition)
-    dq = memory.empty(query.shape, query.dtype, query.device)
+    dq = empty(query.shape, query.dtype, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
     k, v = (repeated(tensor, query.shape[2]) for tensor in (k, value))
-    dk, dv = (memory.empty(tensor.shape, lse.dtype, key.device) for tensor in (k, v))
+    dk, dv = (empty(tensor.shape, lse.dtype, key.device) for tensor in (k, v))
 
     def clear(task: TokenTask) -> None:
         dk[:, task.keys].zero_()
@@ -128,7 +127,7 @@ def _in_rows(tensor: Tensor, partition: Partition) -> Tensor:
     """Return a tensor (B, L, H, D) whose (H, D) rows are contiguous, as tasks gather them."""
     if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]:
         return tensor
-    copied = memory.empty(tensor.shape, tensor.dtype, tensor.device)
+    copied = empty(tensor.shape, tensor.dtype, tensor.device)
 
     def copy(task: TokenTask) -> None:
         copied[:, task.queries].copy_(tensor[:, task.queries])
@@ -143,7 +142,7 @@ def _normalized(
     """Do what `normalized` does, in tasks: PyTorch's own threads would keep spinning while ours work."""
     if logit_scale is None:
         return query, key
-    q, k = (memory.empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
+    q, k = (empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
 
     def normalize(task: TokenTask) -> None:
         unit_q, unit_k = normalized(query[:, task.queries], key[:, task.keys], logit_scale)

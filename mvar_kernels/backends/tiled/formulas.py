@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.cosine import normalized, normalized_tangents
-from mvar_kernels.backends.heads import repeated
+from mvar_kernels.backends.dense import normalized, normalized_tangents, repeated
 from mvar_kernels.backends.tiled.layout import layout_of
 from mvar_kernels.backends.tiled.places import places_of
 from mvar_kernels.pyramid import Neighborhood

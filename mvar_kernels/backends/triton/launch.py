@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.heads import summed
+from mvar_kernels.backends.dense import summed
 from mvar_kernels.backends.triton.kernel_backward import backward_dkdv, backward_dq
 from mvar_kernels.backends.triton.kernel_forward import forward_kernel
 from mvar_kernels.backends.triton.primitives import inverse_norms
