@@ -1,4 +1,4 @@
-"""Forward and backward against the oracle in float64, through every door."""
+"""Forward and backward against the oracle in float64, through every door; other derivatives."""
 
 import random
 
@@ -21,6 +21,8 @@ from kernel_cases import (
     random_neighborhood,
 )
 from triton_support import DEVICE, compare
+
+SMALL = Pyramid((1, 2, 9), 3, 1)
 
 
 @pytest.mark.parametrize("name, cosine", once(["256px", "digits"], [False, True]))
@@ -107,3 +109,30 @@ def test_the_tensors_gpu_is_used_when_another_is_current():
         out, _ = load("triton").forward(AttentionCall(*here[:3], None, neighborhood, 0.3))
     assert out.device.index == 1
     assert_close(out, in_float64(here, neighborhood, 0.3)[0], 1e-5, "out")
+
+
+def test_all_derivatives_are_those_of_dense_attention(seed):
+    x, t = (torch.randn(2, SMALL.length, 2, 16, device=DEVICE) for _ in range(2))
+    factor = torch.full((2,), 3.0, device=DEVICE)
+
+    def energy(backend, x):
+        out = pyramid_markov_attn(x, x, x, SMALL, logit_scale=factor, backend=backend)
+        # The sine of a large float32 would enlarge its rounding.
+        return (out.square().sum((1, 2, 3)) / 100).sin().sum()
+
+    def derivatives(backend):
+        def of(x):
+            return energy(backend, x)
+
+        gradient = torch.func.grad(of)
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(of(leaf), leaf, create_graph=True)
+        return [
+            torch.func.jvp(of, (x,), (t,))[1],
+            torch.func.vmap(gradient)(x[:, None]),
+            torch.func.jvp(gradient, (x,), (t,))[1],
+            *torch.autograd.grad(first.square().sum(), leaf),
+        ]
+
+    for number, (ours, true) in enumerate(zip(derivatives("triton"), derivatives("reference"))):
+        assert_close(ours, true, 1e-4 * float(true.abs().max()), f"derivative {number}")
