@@ -25,7 +25,7 @@ from mvar_models.evaluation.features.inception import (
 from mvar_models.evaluation.features.network import feature_network
 from mvar_models.files import file_digest
 
-from inception_cases import random_state
+from feature_cases import random_state
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from mvar_models.evaluation.features.inception import EPSILON, load_inception
 
-from inception_cases import random_state
+from feature_cases import random_state
 from script_cases import load_script
 
 pytest.importorskip("tensorboard", reason="its protocol buffers read graphs: the extra `test` has it")

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from golden_compare import assert_close_to_largest, assert_indices_equal
 
 from mvar_models.checkpoints.official import official_name
 from mvar_models.sampling.sampler import sample
 from mvar_models.sampling.settings import SamplingSettings
 
-from golden_weights import FAMILIES, Case, case_names
+from golden_weights import FAMILIES, Case, assert_close_to_largest, assert_indices_equal, case_names
 
 LOGITS, LOSS, GRADIENT, IMAGE = 1e-4, 1e-5, 1e-3, 1e-3
 

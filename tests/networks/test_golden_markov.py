@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from golden_compare import assert_close_to_largest, assert_indices_equal
 
 from mvar_models.checkpoints.official import official_name
 from mvar_models.networks.markov_block import rotary_angles, rotate
@@ -10,7 +9,7 @@ from mvar_models.sampling.inpainting import ReleasedRule
 from mvar_models.sampling.sampler import sample
 from mvar_models.sampling.settings import SamplingSettings
 
-from golden_weights import Case, case_names, normal
+from golden_weights import Case, assert_close_to_largest, assert_indices_equal, case_names, normal
 
 # The smallest mistake that was tried moves logits by 1.7e-4 of the largest (tests/golden/README.md).
 TOLERANCE, LOSS, GRADIENT, IMAGE = 2e-5, 1e-5, 1e-3, 1e-3

@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mvar_models.evaluation.features.inception import InceptionV3, state_shapes
 from mvar_models.evaluation.features.network import FeatureOutputs
 from mvar_models.evaluation.features.pixels import Pixels
 
@@ -44,3 +46,23 @@ class Typed(Pixels):
 
 def toy():
     return Toy(device=torch.device("cpu"))
+
+
+def random_state(seed: int) -> dict[str, Tensor]:
+    """Weights under which every map keeps its size, with batch norms that do something."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = state_shapes(InceptionV3())
+    state = {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=draw)
+        if name.endswith("conv.weight"):
+            values *= (2 / values[0].numel()) ** 0.5
+        elif name.endswith(("running_var", "bn.weight")):
+            values = 0.5 + torch.rand(shape, generator=draw)
+        elif name == "fc.weight":
+            values *= 0.02
+        else:
+            values *= 0.1
+        state[name] = values
+    return {**state, "fc.bias": torch.randn(len(state["fc.weight"]), generator=draw)}

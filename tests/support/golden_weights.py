@@ -1,4 +1,4 @@
-"""The golden cases: weights by formula, the input image, and models built from a case's configuration."""
+"""The golden cases: weights by formula, the input image, models, and comparisons with figures."""
 
 from __future__ import annotations
 
@@ -138,3 +138,20 @@ class Case:
         x = torch.from_numpy(x)
         low = F.interpolate(F.avg_pool2d(x, 16), size=(side, side), mode="bilinear", align_corners=False)
         return ((4 * low).clamp(-1, 1) + 0.1 * x).clamp(-1, 1)
+
+
+def assert_close_to_largest(actual, expected, tolerance, what):
+    """Largest error within `tolerance` of the largest magnitude."""
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
+    error = (actual - expected).abs().max().item()
+    bound = tolerance * expected.abs().max().item()
+    assert error <= bound, f"{what}: largest error {error:.3e}, allowed {bound:.3e}"
+
+
+def assert_indices_equal(actual, expected, what):
+    wrong = (actual != expected).nonzero()
+    assert len(wrong) == 0, (
+        f"{what}: {len(wrong)} of {expected.numel()} codes differ, the first at {wrong[0].tolist()}"
+    )
