@@ -7,13 +7,13 @@ from mvar_kernels import sample_codes
 from mvar_kernels.backends.triton import kernel_sample
 from mvar_kernels.sampling import in_three_dimensions
 
-from chosen_cases import some
+from chosen_cases import EVERYTHING, some
 from code_cases import EDGES, NEARLY_ONE, disagreements, draw_case, reference
 from triton_support import DEVICE, HALF, INTERPRETED
 
 KINDS = [torch.float32, *HALF]
 # The interpreter takes 0.1 s for a row, 0.3 s where it is read again.
-CASES, ROWS = (6, 8) if INTERPRETED else (40, 16)
+CASES, ROWS = (6, 8 if EVERYTHING else 4) if INTERPRETED else (40, 16)
 
 
 def drawn(logits, uniform, unconditional=None, guidance=0.0, top_k=0, top_p=0.0):
