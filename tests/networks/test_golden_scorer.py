@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from golden_compare import assert_close_to_largest
 
 from mvar_models import VQVAE, VQVAEConfig
 from mvar_models.networks.scorer import Scorer, ScorerConfig, ranking_loss
 
-from golden_weights import Case, case_names, fill, normal
+from golden_weights import Case, assert_close_to_largest, case_names, fill, normal
 
 SCORES, LOSS, GRADIENT = 2e-5, 1e-5, 1e-3
 
