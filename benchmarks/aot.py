@@ -51,6 +51,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "strides": {"SAME_KV_STRIDE": False},
     "wide": {"WIDE": True},
     "odd D": {"D": -3},
+    "W 40": {"W": 40},
+    "heads": {"GROUP": 4},
+    "1-D": {"E": 32},
     "fp16": {"element": "fp16"},
     "tf32": {"PRECISION": "tf32"},
 }
