@@ -5,6 +5,7 @@ import torch
 
 from mvar_kernels import Neighborhood
 
+from chosen_cases import once, some
 from kernel_cases import assert_as_in_float64, assert_windows_in_slices, draw_inputs
 from machine_code_support import MACHINE_CODE
 
@@ -16,18 +17,21 @@ CASES = {
     "3-D, causal": ((5, 6, 7), {"is_causal": (True, False, False)}),
     "3-D, all": ((5, 6, 7), {"stride": (2, 1, 3), "dilation": (1, 2, 2), "is_causal": (False, True, False)}),
 }
+# Widths of keys and of values, heads of queries and of keys.
+SIZES = [(16, 64, 1, 1), (64, 16, 2, 1), (16, 16, 2, 1)]
 
 
-@pytest.mark.parametrize("grid, options", CASES.values(), ids=list(CASES))
-def test_windows_exactly(gpu, grid, options):
+@pytest.mark.parametrize("case", some(CASES, 2))
+def test_windows_exactly(gpu, case):
     gpu.unit_warps = 0
+    grid, options = CASES[case]
     assert_windows_in_slices(Neighborhood.of_grids(grid, grid, 3, **options), "triton", "cpu", str(options))
 
 
-@pytest.mark.parametrize("dim, width, heads, key_heads", [(16, 64, 1, 1), (64, 16, 2, 1), (16, 16, 2, 1)])
-@pytest.mark.parametrize("cosine", [False, True], ids=["dot", "cosine"])
-def test_widths_of_values_and_shared_heads(gpu, dim, width, heads, key_heads, cosine):
+@pytest.mark.parametrize("sizes, cosine", once(SIZES, [False, True]))
+def test_widths_of_values_and_shared_heads(gpu, sizes, cosine):
     gpu.unit_warps = 0
+    dim, width, heads, key_heads = sizes
     neighborhood = Neighborhood.of_grids((5, 6, 7), (5, 6, 7), 3, dilation=(1, 2, 1))
     inputs = list(
         draw_inputs(

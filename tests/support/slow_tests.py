@@ -28,6 +28,7 @@ SLOW = (
     "evaluation/test_sweep.py::test_images_are_those_of_the_pipeline_with_that_preset",
     "benchmarks/test_aot.py",
     "kernels/test_natten.py",
+    "kernels/test_neighborhoods.py::test_windows_exactly",
     "kernels/test_ops.py::test_everything_but_triton_works_without_triton",
     "kernels/test_schedule.py::test_large_windows_need_no_more_features",
     "networks/test_block.py::test_the_released_shape_keeps_little",
