@@ -25,6 +25,7 @@ from mvar_models.cli.samples_folder import (
     write_samples,
 )
 from mvar_models.distributed import Processes
+from mvar_models.environment import versions
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
 from mvar_models.sampling.settings import SamplingSettings
@@ -152,14 +153,19 @@ def _write_folder(pipeline: Pipeline, samples: Samples, out: Path, columns: int)
 
 
 def _write_npz(pipeline: Pipeline, npz: Path, per_class: int, processes: Processes, **options: Any) -> None:
-    with count_progress("batch", shown=processes.first) as report:
-        complete = write_npz(
-            pipeline, npz, per_class=per_class, processes=processes, report=report, **options
+    processes.connect()
+    try:
+        # Devices are numbered per host.
+        params = click.get_current_context().params
+        processes.require_same(
+            {**{name: str(value) for name, value in params.items() if name != "device"}, **versions()}
         )
-    if complete:
+        processes.require_shared(npz.parent)
+        with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
+            write_npz(pipeline, npz, per_class=per_class, processes=processes, report=report, **options)
+        # All parts are there now, if not yet joined.
+        processes.run_on_rank0(lambda: write_npz(pipeline, npz, per_class=per_class, **options))
+    finally:
+        processes.close()
+    if processes.first:
         click.echo(f"{pipeline.model.config.num_classes * per_class} images in {npz}")
-    else:
-        click.echo(
-            f"process {processes.rank} is done; the file appears when all {processes.world_size} are, "
-            "or when the command is run again"
-        )

@@ -1,6 +1,8 @@
 """The command sample: files, npz, and folders that are continued."""
 
 import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 from PIL import Image
 
 from mvar_models import MVARPipeline
+from mvar_models.cli.main import main
 from mvar_models.cli.sample import default_labels
 from mvar_models.cli.samples_folder import RECORD, Samples, images_of, read_samples, write_samples
 from mvar_models.files import FolderInUse, held
 from mvar_models.sampling.settings import SamplingSettings
 
 from command_cases import mvar
+from fork_cases import fork_pair
 from tiny_models import NAMES, tiny_mvar, tiny_vqvae
 
 SAMPLE = "sample --model mvar-digits"
@@ -251,3 +255,23 @@ def test_two_commands_do_not_write_into_one_folder(pipeline, tmp_path):
             write_samples(pipeline, SAMPLES, tmp_path, columns=2)
         assert len(list(tmp_path.glob("0*.png"))) == 3
     assert write_samples(pipeline, SAMPLES, tmp_path, columns=2).images
+
+
+@pytest.mark.parametrize("seeds, said", [("11", ""), ("12", "--seed|seed")])
+def test_processes_of_an_npz_compare_what_they_were_started_with(tmp_path, seeds, said):
+    """With other seeds each would wait for parts that nobody samples, or mix them."""
+    outputs = [tmp_path / f"rank-{rank}.txt" for rank in (0, 1)]
+
+    def work():
+        seed = seeds[int(os.environ["RANK"])]
+        file = str(tmp_path / "fid.npz")
+        main([*f"{SAMPLE} --per-class 1 --batch-size 5 --seed {seed} --npz".split(), file])
+
+    pair = fork_pair(work, outputs)
+    printed = [process.communicate() for process in pair]
+    assert [process.returncode for process in pair] == ([1, 1] if said else [0, 0]), printed
+    assert (tmp_path / "fid.npz").exists() == (not said)
+    for text in printed if said else ():
+        assert re.search(said, text), text
+    if not said:
+        assert [text.count("10 images in") for text in printed] == [1, 0]
