@@ -75,8 +75,8 @@ TENSOR = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
         (TENSOR / 255).double(),
         IMAGES / 255,
         (IMAGES / 255).astype(np.float16).astype(np.float32),
-        PipelineOutput([Image.fromarray(image) for image in IMAGES], None, None),
-        [PipelineOutput(IMAGES, None, None)],
+        PipelineOutput([Image.fromarray(image) for image in IMAGES], [], None, "pil"),
+        [PipelineOutput(IMAGES, [], None, "np")],
     ],
 )
 def test_images_in_memory_are_those_of_the_array(monkeypatch, given):
