@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mvar_kernels import dispatch, ops
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.neighborhood import MAX_RANK, Flags, Grid
+from mvar_kernels.neighborhood import MAX_RANK
+from mvar_kernels.per_axis import Flags, Grid
 from mvar_kernels.pyramid import Neighborhood, Pyramid
 
 MAX_HEAD_DIM = 256

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar_kernels.attention import spatial_markov_attn
-from mvar_kernels.neighborhood import as_grid
+from mvar_kernels.per_axis import as_grid
 
 MAX_LOG_SCALE = math.log(100)
 

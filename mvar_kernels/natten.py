@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mvar_kernels.attention import neighborhood_attn, spatial_markov_attn
-from mvar_kernels.neighborhood import Flags, Grid, Neighborhood, WindowBlock, as_flags, as_grid
+from mvar_kernels.neighborhood import Neighborhood, WindowBlock
+from mvar_kernels.per_axis import Flags, Grid, as_flags, as_grid
 
 __all__ = [
     "NeighborhoodAttention1D",

@@ -10,16 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mvar_kernels import caches
-from mvar_kernels.neighborhood import (
-    MAX_RANK,
-    Grid,
-    Neighborhood,
-    WindowBlock,
-    as_grid,
-    as_int,
-    clamp,
-    plain,
-)
+from mvar_kernels.neighborhood import MAX_RANK, Neighborhood, WindowBlock, clamp
+from mvar_kernels.per_axis import Grid, as_grid, as_int, plain
 
 __all__ = ["Grid", "Neighborhood", "Pyramid", "Side", "WindowBlock"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvar_kernels.neighborhood import plain
+from mvar_kernels.per_axis import plain
 
 MAX_VOCABULARY = 65_536
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a file imports from its own layer and from lower ones, which are listed before it.
 KERNELS = (
     ("mvar_kernels.caches",),
+    ("mvar_kernels.per_axis",),
     ("mvar_kernels.neighborhood",),
     ("mvar_kernels.pyramid",),
     ("mvar_kernels.backends",),
