@@ -118,10 +118,10 @@ def check_filters(top_k: int, top_p: float) -> tuple[int, float]:
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, (kind, int)):
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (kind, int)):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
-    return value
+    return number
 
 
 @torch.library.custom_op(
