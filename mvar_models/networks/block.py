@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mvar_kernels.attention import neighborhood_attn
 from mvar_kernels.module import MAX_LOG_SCALE
 from mvar_models.config import TransformerConfig
-from mvar_models.networks.layers import biased, input_dtype, multiply_add
+from mvar_models.networks.layers import biased, gelu, input_dtype, is_plain, multiply_add
 from mvar_models.networks.state import BlockContext
 
 NORM_EPS = 1e-6
@@ -135,4 +135,5 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        return self.fc2(F.gelu(self.fc1(hidden.to(input_dtype(self.fc1))), approximate="tanh"))
+        inner = self.fc1(hidden.to(input_dtype(self.fc1)))
+        return self.fc2(gelu(inner, overwrite=is_plain(self.fc1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from mvar_kernels.ops import autocasts
 
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+# 0.5 x (1 + tanh(u)) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+_LINEAR = 2 * math.sqrt(2 / math.pi)
+_CUBIC = 0.044715 * _LINEAR
+# Values at a time, whose float32 copies stay in a cache.
+_AT_A_TIME = 1 << 18
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 _ATTENTION = torch.ops.mvar_kernels.attention.default
 
@@ -71,6 +77,20 @@ def multiply_add(values: Tensor, factor: Tensor, offset: Tensor, overwrite: bool
     overwrite = overwrite and torch.result_type(values, factor) == values.dtype
     product = values.mul_(factor) if overwrite else values * factor
     return product.add_(offset) if torch.result_type(product, offset) == product.dtype else product + offset
+
+
+def gelu(inner: Tensor, overwrite: bool = False) -> Tensor:
+    """Apply GELU (tanh approximation); see `multiply_add` for `overwrite`."""
+    half = inner.dtype in (torch.bfloat16, torch.float16)
+    if torch.is_grad_enabled() or inner.device.type != "cpu" or not half:
+        return F.gelu(inner, approximate="tanh")
+    # PyTorch's kernel takes four times as long there (docs/measurements.md).
+    out = inner if overwrite else torch.empty_like(inner)
+    for values, results in zip(inner.flatten().split(_AT_A_TIME), out.flatten().split(_AT_A_TIME)):
+        precise = values.float()
+        exponent = precise.square().mul_(_CUBIC).add_(_LINEAR).mul_(precise)
+        results.copy_(exponent.sigmoid_().mul_(precise))
+    return out
 
 
 def biased(layer: nn.Module, inputs: Tensor, bias: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from mvar_kernels import Pyramid
 from mvar_kernels.pyramid import Neighborhood
 from mvar_models import MVAR, VAR, MVARConfig, VARConfig
 from mvar_models.networks.block import TransformerBlock
-from mvar_models.networks.layers import multiply_add, recomputed
+from mvar_models.networks.layers import gelu, multiply_add, recomputed
 from mvar_models.networks.state import BlockContext, KVCache, ScaleState
 
 from tiny_models import tiny_markov_var, tiny_mvar, tiny_var
@@ -285,3 +285,16 @@ def _assert_near(found, right, tolerance):
         assert error <= tolerance * size + 1e-9, (
             f"tensor {index}, shape {tuple(a.shape)}: error {error:.3e}, largest value {size:.3e}"
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_gelu_in_half_precision_is_that_of_float64_rounded(seed, dtype):
+    """Within half a unit in the last place and a little, over several slices."""
+    values = (4 * torch.randn(3, 100_001)).to(dtype)
+    expected, kept = F.gelu(values.double(), approximate="tanh"), values.clone()
+    found = gelu(values)
+    assert torch.equal(values, kept)
+    assert torch.equal(gelu(values, overwrite=True), found) and torch.equal(values, found)
+    error = (found.double() - expected).abs()
+    assert found.dtype == dtype and (error <= 0.51 * torch.finfo(dtype).eps * expected.abs() + 1e-7).all()
