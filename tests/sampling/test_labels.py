@@ -5,7 +5,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from mvar_models.sampling.labels import label_number
+from mvar_models.sampling.labels import label_number, split_labels
 
 NAMES = ("tench, Tinca tinca", "crane", "crane, machine", "Great White", "great white")
 
@@ -60,3 +60,22 @@ def test_other_types_are_refused(label):
 def test_long_lists_of_names_are_cut():
     with pytest.raises(ValueError, match=r"n9, \.\.\.$"):
         label_number("zebra", 20, [f"n{i}" for i in range(20)])
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("3, 7", ["3", "7"]),
+        ("tench, Tinca tinca,7", ["tench, Tinca tinca", "7"]),
+        ("7,TENCH,tinca TINCA", ["7", "TENCH, tinca TINCA"]),
+        ("tench,crane, machine,crane", ["tench", "crane, machine", "crane"]),
+        ("Tinca tinca", ["Tinca tinca"]),
+    ],
+)
+def test_commas_part_labels_but_not_names_that_have_them(text, expected):
+    assert split_labels(text, NAMES) == expected
+    assert all(label_number(label, len(NAMES), NAMES) >= 0 for label in expected if not label.isdigit())
+
+
+def test_without_names_every_comma_parts():
+    assert split_labels("crane, machine") == ["crane", "machine"]

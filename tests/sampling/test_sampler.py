@@ -121,6 +121,21 @@ def test_choices_say_which_scale_and_which_images():
     assert seen == [(s, s / 2, slice(0, 2), (2, side * side, 24), 2) for s, side in enumerate((1, 2, 4))]
 
 
+def test_a_choice_for_some_images_knows_theirs_alone(monkeypatch):
+    """With logits for one image at a time, labels and f_hat are of that image."""
+    seen = []
+
+    class Watching(Sampler):
+        def choose(self, logits, context):
+            seen.append((context.scale, context.images, context.labels.tolist(), len(context.f_hat)))
+            return super().choose(logits, context)
+
+    monkeypatch.setattr(module, "_LOGITS_AT_A_TIME", 16 * 24)
+    tiny_sample(tiny_mvar(), LABELS, SEEDS, sampler=Watching())
+    finest = [each[1:] for each in seen if each[0] == 2]
+    assert finest == [(slice(i, i + 1), [label], 1) for i, label in enumerate(LABELS)]
+
+
 def test_what_after_scale_returns_is_the_input_of_the_next_scale():
     class Silent(Sampler):
         def after_scale(self, scale, f_hat):
