@@ -23,6 +23,7 @@ def test_schedules_by_name(schedule, expected):
 
 def test_weights_by_scale_are_taken_as_they_are():
     assert weights_of(tiny_var(), [0, 3, 1.5]) == (0, 3, 1.5)
+    assert weights_of(tiny_var(), [0, -3, -1.5]) == (0, -3, -1.5)  # away from the class, but guided
     assert weights_of(tiny_var(), [0, 0, 0]) is None
 
 

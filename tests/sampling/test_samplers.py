@@ -168,3 +168,15 @@ def test_mixtures_are_a_gumbel_softmax(progress, seed):
     weights = (scores / (0.27 * (1 - 0.95 * progress))).softmax(-1)
     _, vectors, codebook = choose(logits, progress, seed=3)
     assert torch.allclose(vectors[0].double(), weights @ codebook.double(), atol=1e-4)
+
+
+def test_codes_of_the_smooth_sampler_are_drawn_from_what_the_filters_leave():
+    """With top_k=1 one code is left, whatever the mixture; its logits are otherwise flat."""
+
+    class Watched(SmoothSampler):
+        def choose(self, logits, context):
+            codes, vectors = super().choose(logits * 1e-3, context)
+            assert torch.equal(codes, logits.argmax(-1))
+            return codes, vectors
+
+    tiny_sample(tiny_mvar(), [0, 1, 2], [3, 4, 5], sampler=Watched(), top_k=1)
