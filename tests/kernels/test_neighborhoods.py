@@ -194,6 +194,13 @@ def test_all_results_against_float64(backend, rank, seed):
         assert_as_in_float64(backend, inputs, neighborhood)
 
 
+@pytest.mark.parametrize("options", [{}, {"dilation": 57, "is_causal": True}, {"stride": 3}])
+def test_several_tiles_of_one_dimension(options):
+    """There strips have fewer places along the last axis than tiles: was wrong where those lie in a line."""
+    neighborhood = Neighborhood.of_grids((255,), (255,), 9, **options)
+    assert_as_in_float64("tiled", draw_inputs(neighborhood), neighborhood)
+
+
 @pytest.mark.parametrize("backend", ["tiled", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("grid", [(90,), (9, 11), (5, 6, 7)])

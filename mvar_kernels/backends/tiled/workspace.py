@@ -166,12 +166,14 @@ def scatter_tiles(
             continue
         sizes = min(rows, per_tile.shape[2]), *first.shape[1:]
         corner = first.corner[0] + first_row, *first.corner[1:]
-        source, span = per_tile[:, group], target
-        for axis, (begin, size) in enumerate(zip(corner, sizes)):
-            source = source.narrow(axis + 2, 0, size)
-            span = span.narrow(axis + 1, begin, size if axis < rank - 1 else count * size)
-        # (B, all axes but the last, tiles, the last axis, F)
-        span.unflatten(rank, (count, sizes[-1])).copy_(source.movedim(1, rank))
+        # In one dimension a strip has fewer places along the last axis than the tile.
+        step = first.shape[-1]
+        ends = zip(corner, (*sizes[:-1], (count - 1) * step + sizes[-1]))
+        source_slices = slice(None), group, *map(slice, sizes)
+        span_slices = slice(None), *(slice(begin, begin + size) for begin, size in ends)
+        source, span = per_tile[source_slices], target[span_slices]
+        # (B, all axes but the last, tiles, F, the last axis)
+        span.unfold(rank, sizes[-1], step).copy_(source.movedim(1, rank).transpose(-1, -2))
 
 
 # Tiles side by side along the last axis, and the place of the first.
