@@ -73,10 +73,11 @@ def multiply_add(values: Tensor, factor: Tensor, offset: Tensor, overwrite: bool
         return torch.addcmul(offset, values, factor)
     if torch.is_grad_enabled():
         return values * factor + offset
-    # Fresh memory costs a CPU more than the arithmetic.
-    overwrite = overwrite and torch.result_type(values, factor) == values.dtype
+    # Fresh memory costs a CPU more than the arithmetic. Compiled graphs cannot hold `torch.result_type`.
+    overwrite = overwrite and torch.promote_types(values.dtype, factor.dtype) == values.dtype
     product = values.mul_(factor) if overwrite else values * factor
-    return product.add_(offset) if torch.result_type(product, offset) == product.dtype else product + offset
+    fits = torch.promote_types(product.dtype, offset.dtype) == product.dtype
+    return product.add_(offset) if fits else product + offset
 
 
 def gelu(inner: Tensor, overwrite: bool = False) -> Tensor:

@@ -194,6 +194,8 @@ def test_compiles_whole(seed, checkpointing):
         logits.square().mean().backward()
         results.append((logits.detach(), *(p.grad for p in model.parameters())))
     _assert_near(results[1], results[0], 1e-5)
+    with torch.no_grad():
+        _assert_near([compiled(labels, inputs)], [model(labels, inputs)], 1e-5)
 
 
 @pytest.mark.parametrize("kind, config", [(VAR, VARConfig), (MVAR, MVARConfig)])
