@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import yaml
 
 MOST_BYTES = 1 << 26
-_MOST_YAML_BYTES = 1 << 20  # PyYAML takes ten seconds for as much
 _DEEPEST = 32
 _LARGEST = 1 << 64  # no seed, size or count is larger, and Python refuses to print very long integers
 _MARKS_OF_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -115,28 +113,9 @@ def parse_json(text: str | bytes, source: str) -> Any:
         ValueError: it is no JSON, has a key twice, is nested too deeply or holds a number that is too long.
     """
     try:
-        return _bounded(json.loads(text, object_pairs_hook=_without_twins, parse_int=_parse_int))
+        return bounded(json.loads(text, object_pairs_hook=_without_twins, parse_int=_parse_int))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON: {reason_in_line(error)}") from None
-
-
-def yaml_of(values: Any) -> str:
-    """Return values as the YAML that `read_yaml` reads back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file of at most a megabyte.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no YAML, or is nested too deeply; one line names the file.
-    """
-    text = read_text(path, _MOST_YAML_BYTES)
-    try:
-        return _bounded(yaml.load(text, _Loader))
-    except Exception as error:  # PyYAML's constructors raise their own, KeyError, AttributeError and more
-        raise ValueError(f"{path} is not valid YAML: {reason_in_line(error)}") from None
 
 
 def record_of(values: Any, schema: type[T], source: str) -> T:
@@ -193,7 +172,7 @@ def converted(value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, Mapping):
             inside = f"{key}." if key else ""
             return {
-                converted(name, arguments[0], f"{inside}{_shown(name)}"): converted(
+                converted(name, arguments[0], f"{inside}{shown(name)}"): converted(
                     entry, arguments[1], f"{inside}{name}"
                 )
                 for name, entry in value.items()
@@ -211,7 +190,7 @@ def converted(value: Any, hint: Any, key: str) -> Any:
         return os.fspath(value)
     elif hint in (None, types.NoneType) and value is None:
         return None
-    raise TypeError(f"{key} must be {_words(hint)}, got {_shown(value)}")
+    raise TypeError(f"{key} must be {_words(hint)}, got {shown(value)}")
 
 
 def _annotated(value: Any, hint: Any, key: str) -> Any:
@@ -221,7 +200,7 @@ def _annotated(value: Any, hint: Any, key: str) -> Any:
     plain = converted(value, base, key)
     for rule in rules:
         if isinstance(rule, Must) and not rule.holds(plain):
-            raise ValueError(f"{key} must be {_words(hint)}, got {_shown(value)}")
+            raise ValueError(f"{key} must be {_words(hint)}, got {shown(value)}")
     return plain
 
 
@@ -241,14 +220,14 @@ def _one_of_several(value: Any, hint: Any, key: str) -> Any:
             continue
     if out_of_range is not None:
         raise out_of_range
-    raise TypeError(f"{key} must be {_words(hint)}, got {_shown(value)}")
+    raise TypeError(f"{key} must be {_words(hint)}, got {shown(value)}")
 
 
 def _sequence(values: list[Any], hint: Any, key: str) -> Any:
     kinds = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and kinds[-1] is not Ellipsis:
         if len(values) != len(kinds):
-            raise TypeError(f"{key} must be {_words(hint)}, got {_shown(values)}")
+            raise TypeError(f"{key} must be {_words(hint)}, got {shown(values)}")
     else:
         kinds = (kinds[0],) * len(values)
     entries = [
@@ -261,7 +240,7 @@ def _build(value: Any, schema: Any, key: str) -> Any:
     if type(value) is schema:
         return value
     if not isinstance(value, Mapping):
-        raise TypeError(f"{key} must be {_words(schema)}, got {_shown(value)}")
+        raise TypeError(f"{key} must be {_words(schema)}, got {shown(value)}")
     inside = f"{key}." if key else ""
     fields = {field.metadata.get("key", field.name): (field, hint) for field, hint in _fields(schema)}
     unknown = sorted(str(name) for name in value if name not in fields)
@@ -291,7 +270,7 @@ def _is_number(value: Any) -> bool:
 def _float(value: Any, key: str, finite: bool = True) -> float:
     number = float(value) if abs(value) <= _LARGEST or isinstance(value, float) else math.inf
     if finite and not math.isfinite(number):
-        raise ValueError(f"{key} must be a finite number, got {_shown(value)}")
+        raise ValueError(f"{key} must be a finite number, got {shown(value)}")
     return number
 
 
@@ -314,7 +293,7 @@ def _words(hint: Any) -> str:
     return "null" if hint in (None, types.NoneType) else words.get(hint, "an object with keys")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     try:
         return reprlib.repr(value)
     except ValueError:  # an integer of thousands of digits
@@ -328,23 +307,23 @@ def reason_in_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _bounded(value: Any, depth: int = 0) -> Any:
+def bounded(value: Any, depth: int = 0) -> Any:
     """Return a value read from a file, or raise ValueError where no record of ours would be like it."""
     if depth > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"a key must be text, got {_shown(key)}")
-            _bounded(key)
-            _bounded(entry, depth + 1)
+                raise ValueError(f"a key must be text, got {shown(key)}")
+            bounded(key)
+            bounded(entry, depth + 1)
     elif isinstance(value, list):
         for entry in value:
-            _bounded(entry, depth + 1)
+            bounded(entry, depth + 1)
     elif isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError(f"a number of {value.bit_length()} bits is too large")
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        raise ValueError(f"a text has characters that no text has: {_shown(value)}")
+        raise ValueError(f"a text has characters that no text has: {shown(value)}")
     return value
 
 
@@ -358,34 +337,5 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has a key twice: {_shown(next(n for n in names if names.count(n) > 1))}")
+        raise ValueError(f"it has a key twice: {shown(next(n for n in names if names.count(n) > 1))}")
     return values
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, but a key given twice is an error, and so are references, which can grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("it has references (*name), which no settings need")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        twins = [name for name in names if names.count(name) > 1]
-        if twins:
-            raise ValueError(f"it has a key twice: {_shown(twins[0])}")
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-3 as text.
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's, but text that `_Loader` reads as a number is quoted."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers

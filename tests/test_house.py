@@ -37,6 +37,7 @@ MODELS = (
         "mvar_models.randomness",
         "mvar_models.records",
         "mvar_models.registry",
+        "mvar_models.yaml_text",
     ),
     ("mvar_models.checkpoints",),
     ("mvar_models.networks",),

@@ -147,6 +147,7 @@ class Remembering:
         self._network = network
         self.name, self.distance = network.name, network.distance
         self.dimension, self.weights = network.dimension, network.weights
+        self.dtype_name = network.dtype_name
         self._known: dict[bytes, torch.Tensor] = {}
 
     def __call__(self, images: torch.Tensor) -> FeatureOutputs:

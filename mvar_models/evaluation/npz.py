@@ -55,6 +55,7 @@ def write_npz(
     checkpoint: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
     settings: SamplingSettings | None = None,
+    batch_invariant: bool | None = None,
 ) -> bool:
     """Sample this process's parts of (N, R, R, 3) uint8, every class equally often, and join them in the end.
 
@@ -72,6 +73,7 @@ def write_npz(
         checkpoint: Where the pipeline was loaded from; parts of another one are refused.
         report: Called with the number of parts this process has done and of those it has to do.
         settings: Settings of sampling; default: the checkpoint's.
+        batch_invariant: As for `Pipeline.__call__`.
 
     Returns:
         Whether the file is complete now; False where other processes are not done yet.
@@ -85,7 +87,7 @@ def write_npz(
         raise ValueError(f"per_class must be at least 1, got {per_class}")
     total = pipeline.model.config.num_classes * per_class
     settings = settings or SamplingSettings.of(pipeline.model.config)
-    options = settings.to_dict()
+    options = {**settings.to_dict(), "batch_invariant": batch_invariant}
     noted = {
         **(checkpoint or {}),
         "per_class": per_class,

@@ -28,12 +28,11 @@ from mvar_models.records import (
     parse_json,
     read_lines,
     read_record,
-    read_yaml,
     record_of,
     within,
-    yaml_of,
 )
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
+from mvar_models.yaml_text import read_yaml, yaml_of
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ def pipeline():
     """Two classes, and images whose pixels are the seed: drawing is not what most tests here are about."""
 
     def draw(labels, *, seed, output_type, batch_size=32, **settings):
-        return np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed])
+        return SimpleNamespace(images=np.stack([np.full((4, 4, 3), each, dtype=np.uint8) for each in seed]))
 
     config = SimpleNamespace(num_classes=2, class_names=None, to_dict=dict, **PLAIN.to_dict())
     network = {"state_dict": dict, "named_modules": list}

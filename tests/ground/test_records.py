@@ -16,10 +16,10 @@ from mvar_models.records import (
     read_lines,
     read_record,
     read_text,
-    read_yaml,
     record_of,
     within,
 )
+from mvar_models.yaml_text import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mvar_kernels import Neighborhood, Pyramid
+from mvar_kernels.backends import AttentionCall
 from mvar_kernels.backends.triton import launch
 from mvar_kernels.backends.triton.tile_config import Row
 from mvar_kernels.backends.triton.tile_table import rows_for, tile_row
@@ -189,9 +190,9 @@ def run_case(case: TableCase, monkeypatch) -> tuple[list, list]:
         on_device[0], on_device[1], on_device[2], on_device[4] = islands([*on_device[:3], on_device[4]])
     query, key, value, factor, grad_out, grad_lse = on_device
     assert launch._same_kv_stride(key, value) == packed
-    problem = factor, _neighborhood(case), _scale(case)
-    out, lse = launch.forward(query, key, value, *problem)
-    grads = launch.backward(grad_out, grad_lse if use_lse else None, query, key, value, out, lse, *problem)
+    call = AttentionCall(query, key, value, factor, _neighborhood(case), _scale(case))
+    out, lse = launch.forward(call)
+    grads = launch.backward(call, out, lse, grad_out, grad_lse if use_lse else None)
     return inputs, [out, lse, *(grad for grad in grads if grad is not None)]
 
 
