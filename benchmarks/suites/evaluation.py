@@ -136,7 +136,7 @@ def judged(images: RealImages, network: FeatureNetwork) -> Iterator[Record]:
         yield {"images": name, "count": len(found), **{key: figures[key] for key in kept}}
 
 
-class Remembering:
+class Remembering(FeatureNetwork):
     """A feature network that computes the features of equal images once.
 
     Args:
@@ -144,10 +144,10 @@ class Remembering:
     """
 
     def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__(network.device, network.dtype)
         self._network = network
         self.name, self.distance = network.name, network.distance
         self.dimension, self.weights = network.dimension, network.weights
-        self.dtype_name = network.dtype_name
         self._known: dict[bytes, torch.Tensor] = {}
 
     def __call__(self, images: torch.Tensor) -> FeatureOutputs:

@@ -19,8 +19,8 @@ class AttentionCall(NamedTuple):
 
     Attributes:
         query: (B, Lq, H, D), any strides.
-        key: (B, Lk, H, D), any strides.
-        value: (B, Lk, H, D), any strides.
+        key: (B, Lk, Hkv, D), any strides; Hkv divides H.
+        value: (B, Lk, Hkv, Dv), any strides.
         logit_scale: (H,) for cosine attention, else None.
         neighborhood: which keys each query attends to.
         scale: factor of the logits.

@@ -102,6 +102,8 @@ def edit(
 ) -> None:
     """Edit an image: in-paint with --mask-image, out-paint with --padding, or vary with --from-scale."""
     kind = _kind_of(context, given)
+    if model is None:
+        raise click.UsageError("--model is missing: what should draw?")
     if out.suffix.lower() not in _SUFFIXES:
         raise click.UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
     if not out.parent.is_dir():

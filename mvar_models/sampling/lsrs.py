@@ -23,7 +23,7 @@ class ScoredSampler(Sampler):
     candidate is sampled, the codes are those of ancestral sampling.
 
     Args:
-        scorer: Trained on samples of the model in use (`mvar train-scorer`).
+        scorer: Trained on samples of the model in use, by `ranking_loss`.
         candidates: Candidates per image and scale.
         scales: Scales with candidates; default: all but the coarsest, as released.
     """
