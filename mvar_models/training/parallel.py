@@ -50,6 +50,8 @@ class Parallel:
         if compiled:
             for module in task.compiled_modules():
                 module.compile()
+            # Each block is a graph, which DDP overlaps as it is; split into buckets it fails to run.
+            torch._dynamo.config.optimize_ddp = False
         if fsdp:
             mesh = init_device_mesh(processes.device.type, (processes.world_size,))
             for module in task.sharded_modules():

@@ -102,7 +102,7 @@ def shorten(run) -> None:
 def walk(top: Path, modes: list[str]) -> None:
     vqvae_losses.PERCEPTUAL["lpips"] = Colours
     # That dynamo captures it is what matters; a C++ compiler would take minutes.
-    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="eager")
+    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")
     for mode in modes:
         ended = {}
         for task, flag in (rest for chosen, *rest in CHOSEN if chosen == mode):
