@@ -209,6 +209,10 @@ class Neighborhood(NamedTuple):
         rank = len(query_grid)
         window, stride = as_grid(window, rank, "kernel_size"), as_grid(stride, rank, "stride")
         dilation, causal = as_grid(dilation, rank, "dilation"), as_flags(is_causal, rank, "is_causal")
+        once = (1,) * rank
+        if (stride, dilation) == (once, once) and not any(causal):
+            block = WindowBlock(0, query_grid, 0, key_grid, clamp(window, key_grid))
+            return cls((block,), block.num_queries, block.num_keys)
         for name, used in (
             ("stride", max(stride) > 1),
             ("dilation", max(dilation) > 1),
@@ -362,4 +366,4 @@ def _decode(flat: tuple[int, ...]) -> Neighborhood:
 
 
 def clamp(window: Grid, grid: Grid) -> Grid:
-    return tuple(min(size, side) for size, side in zip(window, grid))
+    return tuple(map(min, window, grid))

@@ -13,6 +13,8 @@ _SHAPES = {1: "(length,) tuple", 2: "(rows, columns) pair", 3: "(frames, rows, c
 
 def as_grid(value: object, rank: int, name: str) -> Grid:
     """Turn an int or one int per axis into a tuple, each at least 1; errors blame the argument `name`."""
+    if type(value) is int and value >= 1:  # every call of a small grid's attention comes through here
+        return (value,) * rank
     numbers = tuple(as_int(entry, name) for entry in _per_axis(value, rank, name, "an int"))
     if min(numbers) < 1:
         raise ValueError(f"{name} must be at least 1, got {plain(value)!r}")
@@ -21,6 +23,8 @@ def as_grid(value: object, rank: int, name: str) -> Grid:
 
 def as_flags(value: object, rank: int, name: str) -> Flags:
     """Turn a bool or one bool per axis into a tuple; errors blame the argument `name`."""
+    if isinstance(value, bool):
+        return (value,) * rank
     flags = _per_axis(value, rank, name, "a bool")
     if not all(isinstance(flag, bool) for flag in flags):
         raise TypeError(f"{name} must be a bool or a tuple of bools, got {value!r}")
