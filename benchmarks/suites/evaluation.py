@@ -150,7 +150,7 @@ class Remembering(FeatureNetwork):
         self.dimension, self.weights = network.dimension, network.weights
         self._known: dict[bytes, torch.Tensor] = {}
 
-    def __call__(self, images: torch.Tensor) -> FeatureOutputs:
+    def _outputs(self, images: torch.Tensor) -> FeatureOutputs:
         keys = [image.numpy().tobytes() for image in images]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
         if new:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.common import count_progress
+from mvar_models.cli.common import count_progress, require_same_options
 from mvar_models.cli.drawing_options import (
     checkpoint_options,
     chosen_labels,
@@ -25,7 +25,6 @@ from mvar_models.cli.samples_folder import (
     write_samples,
 )
 from mvar_models.distributed import Processes
-from mvar_models.environment import versions
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.pipeline import Pipeline
 from mvar_models.sampling.settings import SamplingSettings
@@ -155,11 +154,7 @@ def _write_folder(pipeline: Pipeline, samples: Samples, out: Path, columns: int)
 def _write_npz(pipeline: Pipeline, npz: Path, per_class: int, processes: Processes, **options: Any) -> None:
     processes.connect()
     try:
-        # Devices are numbered per host.
-        params = click.get_current_context().params
-        processes.require_same(
-            {**{name: str(value) for name, value in params.items() if name != "device"}, **versions()}
-        )
+        require_same_options(processes)
         processes.require_shared(npz.parent)
         with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
             write_npz(pipeline, npz, per_class=per_class, processes=processes, report=report, **options)

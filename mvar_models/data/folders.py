@@ -101,7 +101,6 @@ class ClassFolders(ImageSource):
     @cached_property
     def fingerprint(self) -> str:
         content = content_fingerprint(self.class_names, self.labels, self._names(), self._sizes)
-        # Without the file the fingerprint is the one that earlier versions wrote into token folders.
         return content if self._held_out is None else digest(content, self._held_out.tobytes())
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from mvar_models.files import digest
 from mvar_models.images import UnreadableImage, decode, to_uint8
 
 
-class ImageSet:
+class ImageSet(abc.ABC):
     """Images 0 .. len - 1 of one size. A subclass has a `digest` and reads images.
 
     Attributes:
@@ -43,13 +44,13 @@ class ImageSet:
         return self._count
 
     @property
+    @abc.abstractmethod
     def digest(self) -> str:
         """Hex digits that change with the content."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read (n, H, W, 3) of uint8, and the n positions in `indices` that could be read."""
-        raise NotImplementedError
 
     def ranges(self, starts: Sequence[int], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield indices (n,) and images (n, H, W, 3) from each ascending start, `count` or what is left."""
@@ -59,7 +60,7 @@ class ImageSet:
             if len(kept):
                 yield indices[kept], images
 
-    def log_problems(self) -> None:
+    def log_problems(self) -> None:  # noqa: B027 - most kinds have none
         """Log how many images could not be read."""
 
 

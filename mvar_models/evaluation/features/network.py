@@ -5,6 +5,7 @@ A new one is a file of this folder with a subclass of `FeatureNetwork`, and one 
 
 from __future__ import annotations
 
+import abc
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class FeatureOutputs:
     logits: Tensor | None = None
 
 
-class FeatureNetwork:
+class FeatureNetwork(abc.ABC):
     """Turns images into feature vectors. The outputs of an image do not depend on the others of its batch.
 
     A subclass is made with the keyword arguments of `feature_network`, after the name.
@@ -82,9 +83,9 @@ class FeatureNetwork:
             None if one.logits is None else one.logits[:0],
         )
 
+    @abc.abstractmethod
     def _outputs(self, images: Tensor) -> FeatureOutputs:
         """Compute the outputs of one image or more, which are on any device."""
-        raise NotImplementedError
 
     @property
     def dtype_name(self) -> str:
