@@ -50,7 +50,7 @@ def test_many_grids_hold_a_bounded_amount_and_clear_caches_frees_it(monkeypatch)
         assert 0 < KEPT[name].kept.held <= 1 << 20, name
     assert workspace._unused.pieces and workspace._of_threads and any(workspace._of_threads)
     mvar_kernels.clear_caches()
-    assert of_tensors() == before
+    assert of_tensors() <= before
     assert not any(workspace._of_threads) and not any(kept.kept.results for kept in KEPT.values())
     assert layout.query_tiles and not mvar_kernels.neighborhood._decode.cache_info().currsize
 

@@ -51,6 +51,25 @@ def test_the_same_bits_on_any_number_of_cores(workers, cosine, previous):
             assert torch.equal(one, other), (name, threads)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_halves_are_computed_in_float32_on_a_cpu(dtype, cosine, seed):
+    """Only the results are rounded; products of halves are slow on a CPU."""
+    torch.manual_seed(seed)
+    neighborhood = Pyramid((3, 9), 5).neighborhood()
+    half = [None if each is None else each.to(dtype) for each in draw_inputs(neighborhood, cosine=cosine)]
+    factor = half[3].float() if cosine else None
+    out, _, *grads = results([*half[:3], factor, half[4], None], neighborhood)
+    wide = [None if each is None else each.float() for each in half]
+    expected, lse, *_ = results([*wide[:5], None], neighborhood)
+    assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
+    # Backward reads the rounded output, as on a GPU.
+    call = AttentionCall(*wide[:4], neighborhood, 0.4)
+    for one, other in zip(grads, tiled.backward(call, out.float(), lse, wide[4], None)):
+        if other is not None:
+            assert torch.equal(one, other.to(one.dtype))
+
+
 def test_the_same_bits_on_every_run(workers, seed):
     """Grids, pyramids and VAR's mask, with and without a gradient of lse."""
     rng = random.Random(seed)

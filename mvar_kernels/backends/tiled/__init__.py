@@ -81,27 +81,27 @@ def _call_in_places(call: AttentionCall, places: Places) -> AttentionCall:
 
 def _forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
-    partition = partition_of(query, neighborhood)
-    query, key = _normalized(query, key, logit_scale, partition)
+    partition, precision = partition_of(query, neighborhood), _precision(call)
+    query, key = _normalized(query, key, logit_scale, precision, partition)
     key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
-    query, key, value = (_in_rows(tensor, partition) for tensor in (query, key, value))
-    out = empty(call.out_shape, query.dtype, query.device)
+    query, key, value = (_in_rows(tensor, precision, partition) for tensor in (query, key, value))
+    out = empty(call.out_shape, precision, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
     )
     tasks = attention_tasks(neighborhood, query, partition, _FORWARD_ELEMENTS)
     run(tasks, attend_to, partition.threads, scratch.trim)
-    return out, lse
+    return _converted(out, call.query.dtype, partition), lse
 
 
 def _backward(
     call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, value, logit_scale, neighborhood, scale = call
-    partition = partition_of(query, neighborhood)
-    q, k = _normalized(query, key, logit_scale, partition)
-    dq = empty(query.shape, query.dtype, query.device)
+    partition, precision = partition_of(query, neighborhood), _precision(call)
+    q, k = _normalized(query, key, logit_scale, precision, partition)
+    dq = empty(query.shape, precision, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
     k, v = (repeated(tensor, query.shape[2]) for tensor in (k, value))
@@ -112,22 +112,36 @@ def _backward(
         dv[:, task.keys].zero_()
 
     run(token_tasks(query, key), clear, partition.threads)
-    q, k, v, out, grad_out = (_in_rows(tensor, partition) for tensor in (q, k, v, out, grad_out))
+    q, k, v, out, grad_out = (_in_rows(tensor, precision, partition) for tensor in (q, k, v, out, grad_out))
     whole = Operands(q, k, v, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
     attend_to = functools.partial(backward_task, whole=whole, gradients=gradients)
-    tasks = attention_tasks(neighborhood, query, partition, _BACKWARD_ELEMENTS)
+    tasks = attention_tasks(neighborhood, q, partition, _BACKWARD_ELEMENTS)
     run(tasks, attend_to, partition.threads, scratch.trim)
     dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, partition)
-    return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor
+    dq, dk, dv = (_converted(tensor, query.dtype, partition) for tensor in (dq, dk, dv))
+    return dq, dk, dv, grad_factor
 
 
-def _in_rows(tensor: Tensor, partition: Partition) -> Tensor:
-    """Return a tensor (B, L, H, D) whose (H, D) rows are contiguous, as tasks gather them."""
+def _precision(call: AttentionCall) -> torch.dtype:
+    """Return the type to compute in: on a CPU, where products of halves are slow, float32 for them."""
+    return call.precise if call.device.type == "cpu" else call.query.dtype
+
+
+def _in_rows(tensor: Tensor, dtype: torch.dtype, partition: Partition) -> Tensor:
+    """Return a tensor (B, L, H, D) of a type whose (H, D) rows are contiguous, as tasks gather them."""
     if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]:
-        return tensor
-    copied = empty(tensor.shape, tensor.dtype, tensor.device)
+        return _converted(tensor, dtype, partition)
+    return _copied(tensor, dtype, partition)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype, partition: Partition) -> Tensor:
+    return tensor if tensor.dtype == dtype else _copied(tensor, dtype, partition)
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype, partition: Partition) -> Tensor:
+    copied = empty(tensor.shape, dtype, tensor.device)
 
     def copy(task: TokenTask) -> None:
         copied[:, task.queries].copy_(tensor[:, task.queries])
@@ -137,15 +151,17 @@ def _in_rows(tensor: Tensor, partition: Partition) -> Tensor:
 
 
 def _normalized(
-    query: Tensor, key: Tensor, logit_scale: Tensor | None, partition: Partition
+    query: Tensor, key: Tensor, logit_scale: Tensor | None, dtype: torch.dtype, partition: Partition
 ) -> tuple[Tensor, Tensor]:
     """Do what `normalized` does, in tasks: PyTorch's own threads would keep spinning while ours work."""
     if logit_scale is None:
         return query, key
-    q, k = (empty(tensor.shape, tensor.dtype, tensor.device) for tensor in (query, key))
+    q, k = (empty(tensor.shape, dtype, tensor.device) for tensor in (query, key))
 
     def normalize(task: TokenTask) -> None:
-        unit_q, unit_k = normalized(query[:, task.queries], key[:, task.keys], logit_scale)
+        unit_q, unit_k = normalized(
+            query[:, task.queries].to(dtype), key[:, task.keys].to(dtype), logit_scale
+        )
         q[:, task.queries].copy_(unit_q)
         k[:, task.keys].copy_(unit_k)
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from mvar_kernels import caches
 from mvar_kernels.backends.tiled.layout import SlotRect
 
-# glibc already reuses smaller results: out, dq, dk and dv together then stay below the 64 MiB from which on
-# it trims.
-_LEAST_BYTES = 16 << 20
+# From about this size on glibc returns freed results to the system, once a few of them are free.
+_LEAST_BYTES = 1 << 20
 # Kept while unused, by all threads together: out, dq, dk and dv of a 128 x 128 grid with 8 heads of 64.
 _KEPT_BYTES = 128 << 20
 
@@ -59,8 +58,8 @@ caches.on_clear(lambda: _unused.pieces.clear())
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Like `torch.empty`, but reuses the memory of large results on a CPU, once nobody holds them.
 
-    glibc returns freed blocks above 32 MiB to the system, so every page of the next result is faulted in
-    again: an eighth of the time at 128 x 128 (docs/measurements.md).
+    Otherwise every page of the next result is faulted in again: an eighth of the time at 128 x 128
+    (docs/measurements.md).
 
     A result is a tensor over a ctypes array over the memory. PyTorch holds that array for as long as any
     tensor, view or graph uses the storage, and when the array dies the memory is free again. Like all tensors
