@@ -26,7 +26,9 @@ COMMANDS: dict[str, Row] = {
     "doctor": Row("mvar_models.cli.demo:doctor", "Check this installation."),
     "edit": Row("mvar_models.cli.edit:edit", "In-paint, out-paint or vary an image."),
     "evaluate": Row("mvar_models.cli.evaluate:evaluate_command", "Compare images with a reference."),
-    "export": Row("mvar_models.cli.models:export", "Write a model for the released programs."),
+    "export": Row(
+        "mvar_models.cli.models:export", "Write a model for the released programs, or as ONNX graphs."
+    ),
     "finetune": Row("mvar_models.cli.training:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
     "gallery": Row("mvar_models.cli.gallery:gallery", "Write contact sheets of a model."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),

@@ -9,7 +9,7 @@ import click
 
 from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.zoo import Entry, find, list_models
-from mvar_models.pipeline import model_for
+from mvar_models.pipeline import model_for, pipeline_for
 from mvar_models.registry import ARCHITECTURES, architecture
 
 _HEADER = (
@@ -47,8 +47,15 @@ def _line(name: str, entry: Entry) -> str:
 
 @click.command()
 @click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write.")
 @click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write."
+    "--onnx", type=click.Path(path_type=Path, file_okay=False), help="The folder of ONNX graphs to write."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    help="With --onnx: how weights are stored; graphs compute in float32.",
 )
 @click.option(
     "--arch",
@@ -56,8 +63,20 @@ def _line(name: str, entry: Entry) -> str:
     default=None,
     help="Architecture of a released .pth that does not say which it is.",
 )
-def export(model: str, out: Path, arch: str | None) -> None:
-    """Write a model as a .pth that the released VAR and MVAR programs load strictly."""
+def export(model: str, out: Path | None, onnx: Path | None, weights: str, arch: str | None) -> None:
+    """Write a model as a .pth that the released VAR and MVAR programs load strictly, or as ONNX graphs."""
+    if (out is None) == (onnx is None):
+        raise click.UsageError("give one of --out, for the released programs, and --onnx")
+    if onnx is not None:
+        from mvar_models.pipeline.onnx import export_onnx
+
+        export_onnx(pipeline_for(model, arch=arch), onnx, weights)
+        size = sum(file.stat().st_size for file in onnx.iterdir())
+        click.echo(
+            f"{size / 1e6:.1f} MB in {onnx}; OnnxPipeline of mvar_models.pipeline.onnx samples from it"
+        )
+        return
+    assert out is not None
     checkpoint = open_checkpoint(model)
     kind = checkpoint.kind(arch)
     if kind in ARCHITECTURES and not ARCHITECTURES[kind].is_generator:

@@ -32,6 +32,7 @@ def test_what_is_not_run_is_known():
     assert skipped == [
         ("checkpoints.md", "needs the Hub and a GPU"),
         ("checkpoints.md", "needs the Hub and an account"),
+        ("doors.md", "exporting takes half a minute; tests/pipeline/test_onnx.py does it"),
     ]
 
 
