@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     DROP_PATH = 3
     AUGMENT = 4
     RESTART = 5
+    CORRUPTION = 6
 
 
 def generator(seed: int, purpose: Purpose, step: int) -> np.random.Generator:

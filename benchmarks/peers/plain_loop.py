@@ -42,7 +42,7 @@ def plain_sample(
     cache: Cache | None = {} if isinstance(model, VAR) else None
     f_hat, parts = torch.zeros(batch, config.z_channels, side, side, device=labels.device), []
     for scale in range(last + 1):
-        inputs = quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty(batch, 0, config.z_channels)
+        inputs = quantizer.next_input(f_hat, scale)
         inputs = torch.cat([inputs, inputs]) if guided else inputs
         hidden = _blocks(model, embedding, inputs, scale, cache)
         uniform = torch.stack(

@@ -142,7 +142,12 @@ class MultiScaleQuantizer(nn.Module):
             yield f_hat
 
     def next_input(self, f_hat: Tensor, scale: int) -> Tensor:
-        """Return the transformer input of `scale`, (B, n * n, z): f_hat of the scales before it, resized."""
+        """Return the transformer input of `scale`, (B, n * n, z): f_hat of the scales before it, resized.
+
+        The coarsest scale has none, (B, 0, z): its input is the class.
+        """
+        if scale == 0:
+            return f_hat.new_empty(f_hat.shape[0], 0, f_hat.shape[1])
         return self.pool(f_hat, scale).flatten(2).transpose(1, 2)
 
     def scale_inputs(self, indices: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -39,6 +39,7 @@ class ScaleContext:
         labels: (b,) int64, the classes of these images.
         f_hat: (b, z, h, h) float32, the sum over the scales before this one.
         scales: The scales that are drawn.
+        whole: The context of all images of the batch; None in that one itself.
     """
 
     scale: int
@@ -51,6 +52,14 @@ class ScaleContext:
     labels: Tensor
     f_hat: Tensor
     scales: range
+    whole: ScaleContext | None = None
+
+    def part(self, images: slice) -> ScaleContext:
+        """Return the context of some of the images."""
+        return replace(
+            self, images=images, uniform=self.uniform[images], generators=self.generators[images],
+            labels=self.labels[images], f_hat=self.f_hat[images], whole=self,
+        )  # fmt: skip
 
 
 class LogitsProcessor(Protocol):

@@ -154,9 +154,7 @@ def sample(
     f_hat = _starting_f_hat(f_hat, scales, (batch, config.z_channels, side, side), labels.device)
     indices, f_hats, kept = [], [], []
     for scale in scales:
-        inputs = (
-            quantizer.next_input(f_hat, scale) if scale else f_hat.new_empty((batch, 0, config.z_channels))
-        )
+        inputs = quantizer.next_input(f_hat, scale)
         weight = 0.0 if weights is None else weights[scale]
         if weights is None:
             hidden = model.step(state, inputs, scale)
@@ -165,19 +163,17 @@ def sample(
             hidden = model.step(state.first(batch), inputs, scale)
         else:
             hidden = model.step(state, torch.cat([inputs, inputs]), scale)
-        tokens, progress = hidden.shape[1], _progress(scale, len(config.sides))
-        uniform = generators.of_scale(scale)
+        whole = ScaleContext(
+            scale, _progress(scale, len(config.sides)), slice(0, batch), generators.of_scale(scale),
+            generators.generators, settings, quantizer, labels, f_hat, scales,
+        )  # fmt: skip
         codes, vectors = [], []
-        step = max(1, _LOGITS_AT_A_TIME // (tokens * config.vocab_size))
+        step = max(1, _LOGITS_AT_A_TIME // (hidden.shape[1] * config.vocab_size))
         for start in range(0, batch, step):
-            images = slice(start, min(start + step, batch))
-            logits = _guided_logits(model, hidden, state, images, batch, weight)
+            context = whole.part(slice(start, min(start + step, batch)))
+            logits = guided_logits(model, hidden, state, context.images, batch, weight)
             if keep_logits and scale == scales[-1]:
                 kept.append(logits)
-            context = ScaleContext(
-                scale, progress, images, uniform[images], generators.generators[images], settings, quantizer,
-                labels[images], f_hat[images], scales,
-            )  # fmt: skip
             for process in processors:
                 logits = process(logits, context)
             chosen_codes, chosen_vectors = sampler.choose(logits, context)
@@ -227,7 +223,7 @@ def _progress(scale: int, num_scales: int) -> float:
     return scale / max(num_scales - 1, 1)
 
 
-def _guided_logits(
+def guided_logits(
     model: ScaleTransformer, hidden: Tensor, state: ScaleState, images: slice, batch: int, weight: float
 ) -> Tensor:
     """Compute the guided logits (b, n, V) float32 of some images of a batch: (1 + weight) c - weight u.
