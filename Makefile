@@ -22,7 +22,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 WORKERS ?= 2
 
-.PHONY: setup demo test test-fast test-gpu test-emulated bench tune gpu test-min wheel-test weights weights-emoji lint format docs clean
+.PHONY: setup demo test test-fast test-gpu test-emulated bench tune gpu test-min wheel-test weights weights-emoji lint format docs web test-web clean
 
 setup: $(STAMP)
 
@@ -124,6 +124,19 @@ format: $(DEV_STAMP)
 # The pages of docs/ as a site in site/; a broken link is an error.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	if [ -d web/dist ]; then cp -r web/dist site/web; fi
+
+# The page that samples in the browser, in web/dist; `make docs` then puts it into the site. Needs Node 20 and npm.
+web: $(STAMP)
+	for model in emoji digits; do test -d web/public/models/$$model || \
+	  $(PY) -m mvar_models export --model mvar-$$model --onnx web/public/models/$$model --weights float16; done
+	cd web && npm install --no-audit --no-fund && npm run build
+
+# The built page in headless Chromium (CHROMIUM=FILE, default /usr/bin/chromium): the same images as Python's, edits,
+# screenshots in web/test/screenshots.
+test-web: web
+	$(PY) web/test/expected.py web/test/expected.json
+	cd web && npm test -- test/expected.json test/screenshots
 
 clean:
 	rm -rf build dist *.egg-info demo_out bench_out runs site
