@@ -60,6 +60,10 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size", "compiled")
     is_flag=True,
     help="On an NVIDIA GPU: draw by CUDA graphs. The images are the same.",
 )
+@click.option("--refiner", default=None, help="Model of the same VQVAE that samples the fine scales.")
+@click.option(
+    "--refine-from", type=click.IntRange(min=1), default=None, help="With --refiner: its first scale, from 0."
+)
 @click.option(
     "--again",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -87,6 +91,8 @@ def sample(
     batch_size: int,
     device: str | None,
     compiled: bool,
+    refiner: str | None,
+    refine_from: int | None,
     **given: Any,
 ) -> None:
     """Draw images: one PNG each, a grid, and samples.json, from which --again draws them again.
@@ -105,13 +111,16 @@ def sample(
         pipeline = load_pipeline(
             samples.model, arch=samples.arch, vqvae=samples.vqvae, dtype=samples.dtype, device=place
         )
-        check_again(samples, pipeline, again)
-        _write_folder(pipeline.compile() if compiled else pipeline, samples, out, columns=8)
+        fine = _load_refiner(samples, place)
+        check_again(samples, pipeline, again, fine)
+        _write_folder(pipeline.compile() if compiled else pipeline, samples, out, 8, fine)
         return
     if (per_class is None) != (npz is None):
         raise click.UsageError("--per-class and --npz go together")
     if npz is not None and labels is not None:
         raise click.UsageError("--npz takes every class; leave out --labels")
+    if (refiner is None) != (refine_from is None) or (refiner is not None and npz is not None):
+        raise click.UsageError("--refiner and --refine-from go together, without --npz")
     checkpoint = {name: given.pop(name) for name in ("model", "arch", "vqvae", "dtype")}
     pipeline = load_pipeline(**checkpoint, device=place, preset=preset)
     if compiled:
@@ -125,8 +134,16 @@ def sample(
     chosen = chosen_labels(labels, pipeline) or default_labels(config.num_classes)
     each = [number for number in map(pipeline.label_of, chosen) for _ in range(n)]
     images = images_of(each, seed, config.class_names)
-    samples = Samples(**checkpoint, settings=settings, images=images, batch_size=batch_size)
-    _write_folder(pipeline, samples, out, columns=n)
+    samples = Samples(
+        **checkpoint, settings=settings, images=images, batch_size=batch_size, refiner=refiner,
+        refine_from=refine_from,
+    )  # fmt: skip
+    fine = _load_refiner(samples, place)
+    if fine is not None:
+        own = SamplingSettings.of(fine.model.config, **given)
+        fine.model.config = fine.model.config.replace(**own.to_dict())
+        samples = replace(samples, refiner_settings=own)
+    _write_folder(pipeline, samples, out, n, fine)
 
 
 def default_labels(num_classes: int) -> list[int]:
@@ -146,8 +163,21 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _write_folder(pipeline: Pipeline, samples: Samples, out: Path, columns: int) -> None:
-    write_samples(pipeline, samples, out, columns)
+def _load_refiner(samples: Samples, place: str) -> Pipeline | None:
+    if samples.refiner is None:
+        return None
+    refiner = load_pipeline(
+        samples.refiner, arch=None, vqvae=samples.vqvae, dtype=samples.dtype, device=place
+    )
+    if samples.refiner_settings is not None:
+        refiner.model.config = refiner.model.config.replace(**samples.refiner_settings.to_dict())
+    return refiner
+
+
+def _write_folder(
+    pipeline: Pipeline, samples: Samples, out: Path, columns: int, refiner: Pipeline | None
+) -> None:
+    write_samples(pipeline, samples, out, columns, refiner)
     click.echo(f"{len(samples.images)} images, grid.png and {RECORD} in {out}")
 
 

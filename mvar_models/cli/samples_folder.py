@@ -61,6 +61,10 @@ class Samples:
         images: The images in order.
         batch_size: Images computed at a time. On a GPU the last bits of an image depend on it.
         model_weights: Content of the weights, see `drawing_weights`; None before anything is written.
+        refiner: Zoo name, folder, file or Hub id of the model that samples the fine scales; None is `model`.
+        refine_from: Its first scale.
+        refiner_settings: Its settings of sampling.
+        refiner_weights: As `model_weights`, of the refiner.
         versions: Versions that the images were sampled with.
     """
 
@@ -74,6 +78,10 @@ class Samples:
     images: Annotated[Sequence[SampledImage], Must("of at least one image", lambda images: len(images) > 0)]
     batch_size: Annotated[int, within(1, 1 << 31)] = 32
     model_weights: str | None = None
+    refiner: str | None = None
+    refine_from: int | None = None
+    refiner_settings: SamplingSettings | None = None
+    refiner_weights: str | None = None
     versions: Versions = Versions()
 
 
@@ -85,7 +93,9 @@ def images_of(labels: Sequence[int], seed: int, names: Sequence[str] | None) -> 
     ]
 
 
-def write_samples(pipeline: Pipeline, samples: Samples, out: Path, columns: int) -> Samples:
+def write_samples(
+    pipeline: Pipeline, samples: Samples, out: Path, columns: int, refiner: Pipeline | None = None
+) -> Samples:
     """Sample the images and write the folder; return its record.
 
     Each PNG is written as soon as it is sampled. The record and the images of an earlier call are removed
@@ -96,6 +106,7 @@ def write_samples(pipeline: Pipeline, samples: Samples, out: Path, columns: int)
         samples: Settings and images.
         out: The folder.
         columns: Columns of the grid, which holds the first 400 images.
+        refiner: Samples the fine scales, if `samples` names one.
 
     Raises:
         FolderInUse: another process writes into the folder.
@@ -111,6 +122,8 @@ def write_samples(pipeline: Pipeline, samples: Samples, out: Path, columns: int)
                 [each.label for each in batch],
                 seed=[each.seed for each in batch],
                 batch_size=batch_size,
+                refiner=refiner,
+                refine_from=samples.refine_from,
                 **samples.settings.to_dict(),
             )
             for image, each in zip(output, batch):
@@ -122,24 +135,31 @@ def write_samples(pipeline: Pipeline, samples: Samples, out: Path, columns: int)
             grid(shown, columns=columns).save(temporary, format="png")
         weights = drawing_weights(pipeline)
         versions = Versions(weights["mvar"], torch.__version__)
-        samples = replace(samples, model_weights=weights["model_weights"], versions=versions)
+        of_refiner = None if refiner is None else drawing_weights(refiner)["model_weights"]
+        samples = replace(
+            samples, model_weights=weights["model_weights"], refiner_weights=of_refiner, versions=versions
+        )
         record = {"again": f"mvar sample --again {out / RECORD}", **asdict(samples)}
         write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     return samples
 
 
-def check_again(samples: Samples, pipeline: Pipeline, path: Path) -> None:
+def check_again(samples: Samples, pipeline: Pipeline, path: Path, refiner: Pipeline | None = None) -> None:
     """Raise ValueError if the images of a record can no longer be sampled; warn where that is not known."""
-    now, before = drawing_weights(pipeline), samples.versions.mvar
-    if samples.model_weights is None:
-        logger.warning("%s does not say which weights drew its images; they may differ", path)
-    elif samples.model_weights != now["model_weights"]:
-        raise ValueError(
-            f"{path}: {samples.model} holds other weights now than those that drew these images; "
-            "name the old ones in the file, or draw anew with --model"
-        )
-    elif before != now["mvar"]:
-        logger.warning("%s is of mvar %s, this is %s: the images may differ", path, before, now["mvar"])
+    networks = [(samples.model, samples.model_weights, pipeline)]
+    if refiner is not None:
+        networks.append((str(samples.refiner), samples.refiner_weights, refiner))
+    for name, weights, network in networks:
+        if weights is None:
+            logger.warning("%s does not say which weights drew its images; they may differ", path)
+        elif weights != drawing_weights(network)["model_weights"]:
+            raise ValueError(
+                f"{path}: {name} holds other weights now than those that drew these images; "
+                "name the old ones in the file, or draw anew with --model"
+            )
+    before, now = samples.versions.mvar, drawing_weights(pipeline)["mvar"]
+    if samples.model_weights is not None and before != now:
+        logger.warning("%s is of mvar %s, this is %s: the images may differ", path, before, now)
 
 
 def _remove_earlier(out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -19,13 +19,16 @@ from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline.drafting import sample_drafted
 from mvar_models.pipeline.editing import Editing
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.pipeline.output import PipelineOutput, check_output_type
 from mvar_models.pipeline.request import Generators, Labels, Request, as_sequence, sample_batches
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
-from mvar_models.sampling.settings import SamplingOptions, read_preset
+from mvar_models.sampling.sampler import SampleResult
+from mvar_models.sampling.settings import SamplingOptions, SamplingSettings, read_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -190,6 +193,8 @@ class Pipeline(Editing):
         batch_invariant: bool | None = None,
         on_scale: ScaleCallback | None = None,
         progress: bool = False,
+        refiner: Pipeline | None = None,
+        refine_from: int | None = None,
         **settings: Unpack[SamplingOptions],
     ) -> PipelineOutput:
         """Generate one image per label, or several.
@@ -211,6 +216,9 @@ class Pipeline(Editing):
             on_scale: Called with the index of the scale and f_hat after each scale of each batch. A tensor
                 that it returns replaces f_hat.
             progress: Show a bar.
+            refiner: A pipeline of the same VQVAE, whose model samples the scales from `refine_from` on, with
+                its own preset.
+            refine_from: First scale of the refiner.
             settings: guidance_scale, guidance_schedule, top_k, top_p and sampler, as in `SamplingSettings`.
                 Default: the checkpoint's.
 
@@ -219,7 +227,8 @@ class Pipeline(Editing):
 
         Raises:
             TypeError: a label or generator of another type.
-            ValueError: unknown label, sampler or output type, wrong number of seeds, numbers out of range.
+            ValueError: unknown label, sampler or output type, wrong number of seeds, numbers out of range, or
+                a refiner of another VQVAE, other scales or other classes.
         """
         check_output_type(output_type)
         request = Request.of(
@@ -227,9 +236,23 @@ class Pipeline(Editing):
             num_images_per_label=num_images_per_label, processors=processors, batch_size=batch_size,
             batch_invariant=batch_invariant, on_scale=on_scale, progress=progress, **settings,
         )  # fmt: skip
-        engine = None if output_type == "latent" else self._current_engine()
-        batches = sample_batches(self.model, self.vqvae.quantizer, request, engine=engine)
+        if refiner is not None or refine_from is not None:
+            batches = self._drafted(request, refiner, refine_from)
+        else:
+            engine = None if output_type == "latent" else self._current_engine()
+            batches = sample_batches(self.model, self.vqvae.quantizer, request, engine=engine)
         return PipelineOutput.of(batches, self.vqvae, output_type)
+
+    def _drafted(
+        self, request: Request, refiner: Pipeline | None, refine_from: int | None
+    ) -> Iterator[SampleResult]:
+        if refiner is None or refine_from is None:
+            raise ValueError("refiner and refine_from go together")
+        ours, theirs = self.vqvae, refiner.vqvae
+        if ours is not theirs and network_identity(ours) != network_identity(theirs):
+            raise ValueError("refiner has another VQVAE than the pipeline, so its codes mean something else")
+        own = SamplingSettings.of(refiner.model.config)
+        return sample_drafted(self.model, refiner.model, ours.quantizer, request, refine_from, own)
 
 
 class VARPipeline(Pipeline):

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
 from mvar_models.networks.layers import is_known
+from mvar_models.pipeline.editing import Editing
 from mvar_models.sampling.settings import SamplingSettings
-
-if TYPE_CHECKING:
-    from mvar_models.pipeline.base import Pipeline
 
 # Of a configuration: what no network computes with. Settings of sampling count as those of the call.
 _ASIDE = {"class_names", "vqvae", *(field.name for field in fields(SamplingSettings))}
 
 
-def determinants(pipeline: Pipeline, settings: SamplingSettings | None = None) -> dict[str, Any]:
+def determinants(pipeline: Editing, settings: SamplingSettings | None = None) -> dict[str, Any]:
     """Return what determines images besides labels, seeds and batches, as JSON holds it.
 
     Args:
@@ -35,7 +33,7 @@ def determinants(pipeline: Pipeline, settings: SamplingSettings | None = None) -
     return {**drawing_weights(pipeline), **settings.to_dict()}
 
 
-def drawing_weights(pipeline: Pipeline) -> dict[str, str]:
+def drawing_weights(pipeline: Editing) -> dict[str, str]:
     """Return what determines the images under every preset: the content of both networks, and our version."""
     networks = pipeline.model, pipeline.vqvae
     return {"model_weights": "-".join(map(network_identity, networks)), "mvar": __version__}
