@@ -213,6 +213,7 @@ class TransformerConfig(Config):
         class_names: One name per label, or None.
         vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
             checkpoint's own `vqvae` folder.
+        origin: How the weights were computed from others, for people; None for weights as trained.
     """
 
     # Whether training can take turns between dense and windowed scales.
@@ -235,6 +236,7 @@ class TransformerConfig(Config):
     vqvae: str | None = None
     guidance_schedule: str = "linear"
     sampler: str = "ancestral"
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ _LISTED = (
     "top_k",
     "top_p",
     "vocab_size",
+    "origin",
 )
 
 
@@ -142,7 +143,7 @@ def model_card(
 
 
 def _settings(config: Config) -> list[str]:
-    names = [name for name in _LISTED if name in config.field_names()]
+    names = [name for name in _LISTED if getattr(config, name, None) is not None]
     return ["| setting | value |", "|---|---|", *(f"| {name} | {getattr(config, name)} |" for name in names)]
 
 

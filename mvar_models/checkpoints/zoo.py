@@ -54,6 +54,7 @@ class Entry:
 # Repository, licence and source of each family of released transformers.
 _FAMILIES = {
     "var": ("FoundationVision/var", "MIT", "github.com/FoundationVision/VAR"),
+    "var-neon": ("sinaalemohammad/Neon", "MIT", "arXiv 2510.03597"),
     "mvar": ("CVLUESTC/MVAR", "see its page", "huggingface.co/CVLUESTC/MVAR"),
     "markov-var": ("kairoliu/Markov-VAR", "not stated", "arXiv 2511.23334"),
 }
@@ -69,8 +70,9 @@ def _released(
     **more: Any,
 ) -> Entry:
     """Return the entry of a released transformer; `preset` is guidance_scale, top_k and top_p."""
-    kind, _, depth = name.removesuffix("-finetuned").rpartition("-d")
-    repository, licence, source = _FAMILIES[kind]
+    kind, _, variant = name.partition("-d")
+    depth, _, made = variant.partition("-")
+    repository, licence, source = _FAMILIES.get(f"{kind}-{made}", _FAMILIES[kind])
     return Entry(
         name=name,
         model_type=kind,
@@ -121,6 +123,16 @@ ENTRIES: dict[str, Entry] = {
         _released("var-d24", "var_d24.pth", "1.03 B", _VAR_PRESET, {"FID": 2.33}),
         _released("var-d30", "var_d30.pth", "2.01 B", _VAR_PRESET, {"FID": 1.97}),
         _released("var-d36", "var_d36.pth", "2.35 B", _VAR_PRESET, {"FID": 2.63}, 512, sides=SIDES_512),
+        _released("var-d16-neon", "Neon_VARd16_imagenet256.pth", "310 M", (2.8, 900, 0.95), {"FID": 2.01}),
+        _released(
+            "var-d36-neon",
+            "Neon_VARd36_imagenet512.pth",
+            "2.35 B",
+            (3.2, 900, 0.95),
+            {"FID": 1.70},
+            512,
+            sides=SIDES_512,
+        ),
         _released("mvar-d16", "mvar-d16.pth", "310 M", (2.7, 1200, 0.99), {"FID": 3.01, "IS": 285.17}),
         _released(
             "mvar-d16-finetuned",

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Row] = {
     "finetune": Row("mvar_models.cli.training:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
     "gallery": Row("mvar_models.cli.gallery:gallery", "Write contact sheets of a model."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),
+    "neon": Row("mvar_models.cli.neon:neon", "Move a model away from its own samples, which needs no data."),
     "sample": Row("mvar_models.cli.sample:sample", "Generate images, or the file that FID programs read."),
     "sweep": Row("mvar_models.cli.sweep:sweep_command", "Find a model's best guidance, top-k and top-p."),
     "tokenize": Row("mvar_models.cli.tokenize:tokenize", "Encode images once, for any number of runs."),

@@ -19,7 +19,7 @@ from mvar_models.pipeline.editing import Editing
 from mvar_models.sampling.settings import SamplingSettings
 
 # Of a configuration: what no network computes with. Settings of sampling count as those of the call.
-_ASIDE = {"class_names", "vqvae", *(field.name for field in fields(SamplingSettings))}
+_ASIDE = {"class_names", "vqvae", "origin", *(field.name for field in fields(SamplingSettings))}
 
 
 def determinants(pipeline: Editing, settings: SamplingSettings | None = None) -> dict[str, Any]:

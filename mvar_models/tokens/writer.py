@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,14 +169,7 @@ class TokenWriter:
         self, number: int, content: str, batch_size: int, report: Callable[[int], None] | None
     ) -> None:
         source, indices, parts, kept = self.source, self._ranges[number], [], []
-        for positions, codes in encode_batches(
-            self.vqvae,
-            source,
-            indices,
-            num_variants=self.num_variants,
-            seed=self.seed,
-            batch_size=batch_size,
-        ):
+        for positions, codes in self.encoded(indices, batch_size):
             parts.append(codes)
             kept.append(indices[positions])
             if report is not None:
@@ -185,6 +178,13 @@ class TokenWriter:
         unreadable = [Unreadable(i, source.name(i), source.unreadable[i]) for i in lost]
         codes = np.concatenate(parts, axis=1)
         write_shard(self._shards[number], codes, unreadable, self._stamps(indices), content)
+
+    def encoded(self, indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield per batch the readable positions in `indices`, (m,), and their codes (num_variants, m, L)."""
+        return encode_batches(
+            self.vqvae, self.source, indices, num_variants=self.num_variants, seed=self.seed,
+            batch_size=batch_size,
+        )  # fmt: skip
 
     def _intact(self, number: int) -> bool:
         """Return whether a shard is written, and its images are what they were."""

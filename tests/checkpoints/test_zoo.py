@@ -7,14 +7,18 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mvar_models import VQVAE, MVARConfig, MVARPipeline, list_models
+from mvar_models import VAR, VQVAE, MVARConfig, MVARPipeline, list_models
 from mvar_models.checkpoints import zoo
+from mvar_models.checkpoints.official import to_official
 from mvar_models.evaluation.reconstruction import psnr
 from mvar_models.images import to_tensor
 from mvar_models.pipeline import pipeline_for
 
+from golden_weights import Case, case_names
+
 NAMES = [
     "vae-ch160v4096z32", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36",
+    "var-d16-neon", "var-d36-neon",
     "mvar-d16", "mvar-d16-finetuned", "mvar-d20-finetuned", "mvar-d24-finetuned",
     "markov-var-d16", "markov-var-d20", "markov-var-d24",
     "vae-digits", "var-digits", "mvar-digits", "vae-emoji", "var-emoji", "mvar-emoji",
@@ -23,7 +27,7 @@ NAMES = [
 
 def test_the_names():
     assert list_models() == NAMES
-    assert list_models("*-digits") == NAMES[13:16]
+    assert list_models("*-digits") == NAMES[15:18]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,8 +55,20 @@ def test_entries_by_file_and_by_repository():
     assert zoo.of_file("mvar-finetune-d20.pth").name == "mvar-d20-finetuned"
     assert zoo.of_file("mvar-finetune-d20.pth", "var") is None
     assert zoo.of_file("my-own.pth") is None
-    assert zoo.in_repository("CVLUESTC/MVAR") == NAMES[6:10]
+    assert zoo.in_repository("CVLUESTC/MVAR") == NAMES[8:12]
     assert zoo.in_repository("someone/else") == []
+
+
+def test_a_copy_of_neons_weights_is_a_var_with_their_preset(tmp_path):
+    """Nested as its training program writes it, or bare."""
+    case = Case(case_names()[0])
+    state = to_official(case.var(), case.var().config)
+    for values in ({"trainer": {"var_wo_ddp": state, "config": {}}}, {"trainer": state}, state):
+        torch.save(values, tmp_path / "Neon_VARd16_imagenet256.pth")
+        model = VAR.from_pretrained(tmp_path / "Neon_VARd16_imagenet256.pth")
+        assert all(torch.equal(model.state_dict()[n], v) for n, v in case.var().state_dict().items())
+        assert (model.config.guidance_scale, model.config.top_k, model.config.top_p) == (2.8, 900, 0.95)
+        assert model.config.vqvae == "vae-ch160v4096z32"
 
 
 SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
