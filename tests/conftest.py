@@ -8,6 +8,9 @@ import torch
 
 from slow_tests import is_slow
 
+# No test asks the Hub; those that need one start a server of their own.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
 
 def pytest_configure(config):
     if os.environ.get("PYTEST_XDIST_WORKER"):

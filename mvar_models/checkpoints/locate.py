@@ -1,10 +1,16 @@
-"""Locate a checkpoint's files by its name: a zoo name, a folder, a file or a Hub id."""
+"""Locate a checkpoint's files by its name: a zoo name, a Hub id, a folder, a run folder or a file."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import logging
 import os
 import re
+import threading
+import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +18,10 @@ from mvar_models.checkpoints import zoo
 from mvar_models.checkpoints.tensor_files import INDEX_SUFFIX
 from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME
 
+logger = logging.getLogger(__name__)
+
+# What `locate` takes, for the help of options.
+FORMS = "zoo name, Hub id, model folder, run folder or file"
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".distcp")
 # Weights of a folder or a repository, by preference.
 _WEIGHTS_NAMES = (
@@ -22,6 +32,10 @@ _WEIGHTS_NAMES = (
 )
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+# The models of a run folder, by preference.
+_OF_RUN = ("model", "best")
+# Seconds in which the Hub has to answer, and for which its answer counts.
+_ANSWERS_WITHIN, _ANSWER_COUNTS = 3.0, 60
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,8 @@ def locate(name: str | os.PathLike[str], subfolder: str = "", hub: HubOptions | 
     """Find a checkpoint.
 
     Args:
-        name: Zoo name, folder, weights file or Hub id; a zoo name or an id may pin a revision after an "@".
+        name: Zoo name, Hub id, model folder, run folder (its final model, else its best) or weights file; a
+            zoo name or an id may pin a revision after an "@".
         subfolder: Folder inside a folder or a Hub repository that holds the checkpoint.
         hub: How to download.
 
@@ -131,9 +146,14 @@ def locate(name: str | os.PathLike[str], subfolder: str = "", hub: HubOptions | 
             raise FileNotFoundError(f"{name}: no such file or folder; on the Hub it would be {name}@main")
         return _in_repository(text, subfolder, hub)
     raise FileNotFoundError(
-        f"{name}: no such file or folder, and no model of that name in the zoo "
-        f"({', '.join(zoo.list_models())})"
+        f"{name}: no such file or folder, and no model of that name in the zoo{_nearest(text)}"
     )
+
+
+def _nearest(name: str) -> str:
+    """Return the zoo names that `name` may have meant, else all, as the end of a message."""
+    close = difflib.get_close_matches(name, zoo.list_models())
+    return f"; did you mean {' or '.join(close)}?" if close else f" ({', '.join(zoo.list_models())})"
 
 
 def _looks_like_path(path: Path) -> bool:
@@ -144,6 +164,30 @@ def _looks_like_path(path: Path) -> bool:
 def looks_like_hub_id(name: str) -> bool:
     """Return whether a name has the form org/name or org/name@revision."""
     return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_answers() -> bool:
+    """Return whether the Hub can be reached; its own library would wait for half a minute to find out."""
+    return _answers(int(time.monotonic()) // _ANSWER_COUNTS)
+
+
+@lru_cache(maxsize=1)
+def _answers(period: int) -> bool:
+    del period  # only distinguishes the calls
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # of four libraries and their versions
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_ANSWERS_WITHIN))
+
+    # In a thread, since no timeout covers the lookup of the host's name.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWERS_WITHIN)
+    return bool(answers)
 
 
 def download(repository: str, file: str, hub: HubOptions) -> Path:
@@ -160,15 +204,19 @@ def download(repository: str, file: str, hub: HubOptions) -> Path:
         RepositoryNotFoundError,
     )
 
+    if not hub.local_files_only and not hub_answers():
+        hub = replace(hub, local_files_only=True)
+    here = "" if zoo.in_repository(repository) else "no such folder here, and "
     try:
         return Path(hf_hub_download(repository, file, **asdict(hub)))
     except LocalEntryNotFoundError as error:
         cause: Exception = error
         reason = (
-            f"{file} is not in the local cache and the Hub cannot be reached; connect once, or pass a file"
+            f"{here}{file} is not in the local cache and the Hub cannot be reached; "
+            "connect once, or pass a file"
         )
     except RepositoryNotFoundError as error:
-        cause, reason = error, "no such repository on the Hub, or no access to it (token=)"
+        cause, reason = error, f"{here}no such repository on the Hub, or no access to it (token=)"
     except EntryNotFoundError as error:
         cause, reason = error, f"the repository has no {file}"
     # Errors of HTTP, of the connection, of the name and of the disk, of four libraries and their versions.
@@ -195,8 +243,12 @@ def _in_folder(name: str, folder: Path) -> Source:
         if not config.is_file():
             raise FileNotFoundError(f"{folder} has no {CONFIG_NAME} for its {weights.name}")
         return Source(name, str(weights), str(config))
-    if (folder / "model" / WEIGHTS_NAME).is_file():
-        raise FileNotFoundError(f"{folder} is a run folder; its model is {folder / 'model'}")
+    for inside in _OF_RUN:
+        if any((folder / inside / file).is_file() for file in _WEIGHTS_NAMES):
+            logger.info("%s is a run folder: its model is %s", folder, folder / inside)
+            return _in_folder(name, folder / inside)
+    if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is the folder of a run that has no model yet")
     others = sorted(path.name for path in folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES)
     if any(file.endswith(".distcp") for file in others):
         convert = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"

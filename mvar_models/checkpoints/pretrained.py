@@ -53,10 +53,10 @@ class PretrainedModel(nn.Module):
         """Load a model in eval mode, with every weight taken from the checkpoint.
 
         Args:
-            name: A zoo name (`list_models()`), a folder written by `save_pretrained`, a weights file beside
-                its config.json, an index of shards, an official .pth file, a Hub id, or a checkpoint that
-                `open_checkpoint` returned. A zoo name or an id may pin a revision: "var-d16@main",
-                "org/name@v1".
+            name: A zoo name (`list_models()`), a Hub id, a folder written by `save_pretrained`, the folder of
+                a run (its final model, else its best so far), a weights file beside its config.json, an index
+                of shards, an official .pth file, or a checkpoint that `open_checkpoint` returned. A zoo name
+                or an id may pin a revision: "var-d16@main", "org/name@v1".
             revision: As in `huggingface_hub.hf_hub_download`; only used for the Hub.
             subfolder: Folder inside a folder or a Hub repository that holds the checkpoint.
             cache_dir: As `revision`.

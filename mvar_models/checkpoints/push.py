@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from mvar_models.checkpoints.locate import hub_answers
 from mvar_models.config import Config
 from mvar_models.files import write_text
 from mvar_models.records import reason_in_line
@@ -83,6 +84,8 @@ def push_to_hub(
         PermissionError: the Hub refused, or there is no token; the message says why.
         OSError: the Hub cannot be reached, or the upload failed.
     """
+    if not hub_answers():
+        raise OSError(f"{repository} could not be uploaded: the Hub cannot be reached")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import count_progress
 from mvar_models.data.class_names import renumbered
 from mvar_models.evaluation.classify import MARGIN, Posterior, evidence, evidence_map, posterior
@@ -26,7 +27,7 @@ from mvar_models.pipeline import pipeline_for
 
 @click.command()
 @click.argument("data")
-@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option("--model", required=True, help=f"Model: {FORMS}.")
 @click.option(
     "--prune/--no-prune",
     default=True,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, cast
 import click
 import torch
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.options import settings_options
 from mvar_models.devices import default_device
 from mvar_models.pipeline import Pipeline, pipeline_for
@@ -31,10 +32,8 @@ def seed_option(help: str) -> Callable[[F], F]:
 
 
 _CHECKPOINT = (
-    click.option("--model", default=None, help="Zoo name, folder, file or Hub id."),
-    click.option(
-        "--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own."
-    ),
+    click.option("--model", default=None, help=f"Model: {FORMS}."),
+    click.option("--vqvae", default=None, help=f"VQVAE: {FORMS}. Default: the checkpoint's own."),
     click.option(
         "--arch",
         type=click.Choice(generator_names()),

@@ -12,6 +12,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import CommaList, count_progress, require_same_options
 from mvar_models.cli.drawing_options import sampling_options, seed_option
 from mvar_models.data.open import open_images
@@ -65,7 +66,7 @@ def feature_options(command: F) -> F:
     help=f"Some of {','.join(METRICS)}. Default: all that images and features allow.",
 )
 @click.option("--training", default=None, help="Where to look for near-copies. Default: the reference.")
-@click.option("--model", "models", multiple=True, help="Also draw with this model; may be repeated.")
+@click.option("--model", "models", multiple=True, help=f"Also draw with this one: {FORMS}; may be repeated.")
 @click.option(
     "--per-class", type=click.IntRange(min=1), default=None, help="With --model: images of every class."
 )
@@ -75,7 +76,7 @@ def feature_options(command: F) -> F:
     "--reconstruct",
     default=None,
     metavar="VQVAE",
-    help="Also evaluate each DRAWN as this VQVAE reconstructs it.",
+    help=f"Also evaluate each DRAWN as this VQVAE reconstructs it: {FORMS}.",
 )
 @click.option(
     "--held-out",

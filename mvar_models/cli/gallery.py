@@ -14,7 +14,6 @@ from mvar_models.cli.drawing_options import (
     load_pipeline,
     seed_option,
 )
-from mvar_models.config import CONFIG_NAME
 from mvar_models.demo.gallery import draw_gallery
 
 
@@ -48,21 +47,8 @@ def gallery(
     out: Path,
     **given: Any,
 ) -> None:
-    """Draw contact sheets of a model: its classes, its scales, an in-painting and a change of class.
-
-    --model also takes the folder of a run, whose finished model draws, or its best one so far.
-    """
-    named = model and _model_of_run(model)
-    pipeline = load_pipeline(named, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
+    """Draw contact sheets of a model: its classes, its scales, an in-painting and a change of class."""
+    pipeline = load_pipeline(model, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
     chosen = chosen_labels(labels, pipeline)
     files = draw_gallery(pipeline, out, name=str(model), labels=chosen, samples=n, seed=seed, **given)
     click.echo(f"{len(files) - 1} sheets, listed in {files[-1]}")
-
-
-def _model_of_run(model: str) -> str:
-    """Return the model's folder if `model` is the folder of a run, else `model`."""
-    for inside in ("model", "best"):
-        folder = Path(model) / inside
-        if (Path(model) / "config.yaml").is_file() and (folder / CONFIG_NAME).is_file():
-            return str(folder)
-    return model

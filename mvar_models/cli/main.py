@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import warnings
 from typing import Any
@@ -35,6 +36,8 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and (close := difflib.get_close_matches(args[0], COMMANDS)):
+            ctx.fail(f"no command {args[0]!r}; did you mean {' or '.join(close)}?")
         name, command, rest = super().resolve_command(ctx, args)
         ctx.meta[_CALLED] = command, tuple(rest)
         return name, command, rest
@@ -70,5 +73,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 def main() -> None:
     """VAR and MVAR: sample, train, fine-tune."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    # Which model of a run folder was taken.
+    logging.getLogger("mvar_models.checkpoints").setLevel(logging.INFO)
     # Pillow warns from half the size on that it refuses; what is refused is named, and the rest is wanted.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")

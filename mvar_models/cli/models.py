@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
-from mvar_models.checkpoints.checkpoint import open_checkpoint
-from mvar_models.checkpoints.zoo import Entry, find, list_models
+from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mvar_models.checkpoints.locate import FORMS
+from mvar_models.checkpoints.zoo import EMBEDDED, Entry, find, imagenet_names, list_models
+from mvar_models.config import Config, TransformerConfig, VQVAEConfig
 from mvar_models.pipeline import model_for, pipeline_for
 from mvar_models.registry import ARCHITECTURES, architecture
+from mvar_models.sampling.settings import SamplingSettings
 
 _HEADER = (
     f"{'name':20} {'kind':6} {'px':>4} {'parameters':>10} {'FID':>5} {'IS':>6}  "
@@ -21,8 +24,16 @@ _HEADER = (
 @click.command()
 @click.argument("pattern", default="*")
 def models(pattern: str) -> None:
-    """List the models of the zoo whose names match PATTERN."""
+    """List the models of the zoo whose names match PATTERN, or describe one, with its preset and classes.
+
+    The one may be of the zoo or any other that --model takes: a Hub id, a model folder, a run folder or a
+    file.
+    """
     names = list_models(pattern)
+    if find(pattern) is not None or not (names or set("*?[") & set(pattern)):
+        for line in _description(open_checkpoint(pattern)):
+            click.echo(line)
+        return
     if not names:
         raise click.UsageError(f"no model matches {pattern!r}; there are {', '.join(list_models())}")
     click.echo(_HEADER)
@@ -45,8 +56,49 @@ def _line(name: str, entry: Entry) -> str:
     )
 
 
+def _description(checkpoint: Checkpoint) -> list[str]:
+    """Return what a checkpoint is, its preset and its classes, one line each."""
+    entry, config = checkpoint.source.entry, _config_of(checkpoint)
+    facts = [ARCHITECTURES[config.model_type].title]
+    if entry is not None:
+        facts += [f"{entry.resolution} px", f"{entry.parameters} parameters", f"licence: {entry.licence}"]
+        facts += [
+            f"{entry.repository}/{entry.file}",
+            *(f"published {k} {v}" for k, v in entry.scores.items()),
+        ]
+    elif checkpoint.source.repository is None:
+        facts += [f"{checkpoint.weights.stat().st_size / 1e6:,.1f} MB", str(checkpoint.weights)]
+    lines = [f"{checkpoint}: {', '.join(facts)}"]
+    if isinstance(config, VQVAEConfig):
+        return [
+            *lines,
+            f"{len(config.sides)} scales, {config.length} codes of {config.vocab_size}; no classes",
+        ]
+    assert isinstance(config, TransformerConfig)
+    preset = SamplingSettings.of(config).to_dict()
+    lines += [f"preset: {', '.join(f'{name} {value}' for name, value in preset.items())}"]
+    lines += [f"VQVAE: {config.vqvae or 'in its folder'}"]
+    names = config.class_names or ["no name"] * config.num_classes
+    return [*lines, f"{len(names)} classes:", *(f"{label:5} {name}" for label, name in enumerate(names))]
+
+
+def _config_of(checkpoint: Checkpoint) -> Config:
+    """Return the configuration; that of a released model without downloading it."""
+    entry, kind = checkpoint.source.entry, checkpoint.kind()
+    row = ARCHITECTURES[kind] if kind in ARCHITECTURES else checkpoint.architecture()
+    if entry is not None and entry.repository != EMBEDDED:
+        classes = {"class_names": imagenet_names()} if row.is_generator else {}
+        released: Config = row.config_class()(**{**entry.preset, **classes})
+        return released
+    if checkpoint.config_values is None:
+        inferred: Config = row.network_class().from_pretrained(checkpoint).config
+        return inferred
+    stored: Config = row.config_class().from_dict(checkpoint.config_values, str(checkpoint.config_path))
+    return stored
+
+
 @click.command()
-@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option("--model", required=True, help=f"Model: {FORMS}.")
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write.")
 @click.option(
     "--onnx", type=click.Path(path_type=Path, file_okay=False), help="The folder of ONNX graphs to write."

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.checkpoint import open_checkpoint
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import CommaList, count_progress, step_progress
 from mvar_models.cli.drawing_options import filter_options
 from mvar_models.cli.options import flag_of, settings_options
@@ -27,7 +28,7 @@ _SAMPLING = tuple(SamplingSettings.__dataclass_fields__)
 
 
 @click.command()
-@click.option("--model", default=None, help="Zoo name, folder, file or Hub id.")
+@click.option("--model", default=None, help=f"Model: {FORMS}.")
 @click.option("--per-class", type=click.IntRange(min=1), default=None, help="Images of every class.")
 @click.option(
     "--samples",
@@ -47,7 +48,7 @@ _SAMPLING = tuple(SamplingSettings.__dataclass_fields__)
 )
 @click.option("--weight", type=CommaList(float), default="1", help="Values, with commas between.")
 @click.option("--arch", type=click.Choice(generator_names()), default=None, help="Of a bare released .pth.")
-@click.option("--vqvae", default=None, help="Name of the VQVAE. Default: the checkpoint's own.")
+@click.option("--vqvae", default=None, help=f"VQVAE: {FORMS}. Default: the checkpoint's own.")
 @click.option("--device", default=None, help="Default: cuda if available, else cpu.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 def neon(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import count_progress, require_same_options
 from mvar_models.cli.drawing_options import (
     checkpoint_options,
@@ -60,7 +61,9 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size", "compiled")
     is_flag=True,
     help="On an NVIDIA GPU: draw by CUDA graphs. The images are the same.",
 )
-@click.option("--refiner", default=None, help="Model of the same VQVAE that samples the fine scales.")
+@click.option(
+    "--refiner", default=None, help=f"Model of the same VQVAE that samples the fine scales: {FORMS}."
+)
 @click.option(
     "--refine-from", type=click.IntRange(min=1), default=None, help="With --refiner: its first scale, from 0."
 )

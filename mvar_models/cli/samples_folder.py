@@ -53,7 +53,7 @@ class Samples:
     """Hold what decides the images of a folder, as samples.json does.
 
     Attributes:
-        model: Zoo name, folder, file or Hub id.
+        model: Any of `locate.FORMS`.
         arch: Architecture of a released .pth that does not say which it is.
         vqvae: Name or path of the VQVAE; None is the checkpoint's own.
         dtype: Type of the weights.

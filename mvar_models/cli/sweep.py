@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import CommaList, count_progress, require_same_options
 from mvar_models.cli.drawing_options import seed_option
 from mvar_models.cli.evaluate import feature_options
@@ -31,7 +32,7 @@ from mvar_models.sampling.settings import SamplingSettings
 
 
 @click.command("sweep")
-@click.option("--model", required=True, help="Zoo name, folder, file or Hub id.")
+@click.option("--model", required=True, help=f"Model: {FORMS}.")
 @click.option(
     "--reference", required=True, help='What to compare with, as for `mvar evaluate`: "digits@train".'
 )
@@ -55,9 +56,7 @@ from mvar_models.sampling.settings import SamplingSettings
 @click.option("--per-class", type=click.IntRange(min=1), default=10, help="Images of every class and preset.")
 @seed_option("Image i takes seed + i, under every preset.")
 @click.option("--arch", default=None, help="Architecture of a released .pth that does not say which it is.")
-@click.option(
-    "--vqvae", default=None, help="Zoo name, folder or file of the VQVAE. Default: the checkpoint's own."
-)
+@click.option("--vqvae", default=None, help=f"VQVAE: {FORMS}. Default: the checkpoint's own.")
 @click.option("--device", default=None, help="Default: cuda if available, else cpu.")
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Images at a time.")
 @click.option(

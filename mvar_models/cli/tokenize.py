@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import seed_option
 from mvar_models.data.open import check_data_exists, open_images
@@ -38,7 +39,7 @@ _LISTED = 10
 @click.option(
     "--vqvae",
     default=None,
-    help="Zoo name, folder, file or Hub id. Default: vae-digits for digits, else vae-ch160v4096z32.",
+    help=f"VQVAE: {FORMS}. Default: vae-digits for digits, else vae-ch160v4096z32.",
 )
 @click.option(
     "--resolution",

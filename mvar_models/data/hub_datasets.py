@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mvar_models.checkpoints.locate import hub_answers
 from mvar_models.data.class_names import class_order
 from mvar_models.data.source import ImageSource, content_fingerprint
 from mvar_models.data.transforms import load_image, read_file
@@ -135,7 +137,8 @@ def _load(place: str, part: str) -> Any:
         elif path.is_file():
             loaded = datasets.load_dataset("parquet", data_files=str(path))
         else:
-            loaded = datasets.load_dataset(str(path) if path.is_dir() else place, **options)
+            with _hub_or_cache(local=path.is_dir()):
+                loaded = datasets.load_dataset(str(path) if path.is_dir() else place, **options)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"{place}: no such folder here, and the Hub gives no dataset of that name: {_line(error)}"
@@ -159,6 +162,21 @@ def _load(place: str, part: str) -> Any:
             f"(choose with {place}:{next(iter(loaded))})"
         )
     return loaded[split]
+
+
+@contextmanager
+def _hub_or_cache(local: bool) -> Iterator[None]:
+    """Keep the library from asking a Hub that does not answer, for which it would wait a minute and more."""
+    if local or hub_answers():
+        yield
+        return
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _line(error: Exception) -> str:

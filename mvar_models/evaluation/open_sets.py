@@ -68,7 +68,7 @@ def resolve_sets(
 
     Args:
         places: Names of existing images.
-        models: Zoo names, folders, files or Hub ids.
+        models: Names of models, as `locate` takes them.
         per_class: Images that each model samples of every class.
         seed: Seed of the first image of each model.
         options: Settings of sampling; None is the checkpoint's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -11,7 +12,8 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
     """Return the number of a class.
 
     Args:
-        label: The number, the name, or one of the synonyms in a name ("tench, Tinca tinca"), in any case.
+        label: The number, the name, one of the synonyms in a name ("tench, Tinca tinca"), in any case, or the
+            beginning of words of one name ("golden ret").
         num_classes: Number of classes.
         names: One name per class, or none.
 
@@ -25,9 +27,9 @@ def label_number(label: int | str, num_classes: int, names: Sequence[str] = ()) 
         label, names = composed(label), [composed(name) for name in names]
         matches = _matches(label, names)
         if len(matches) > 1:
-            raise ValueError(
-                f"label {label!r} is the name of classes {', '.join(map(str, matches))}; give the number"
-            )
+            several = ", ".join(f"{match} ({names[match]})" for match in matches[:5])
+            more = ", ..." if len(matches) > 5 else ""
+            raise ValueError(f"label {label!r} fits classes {several}{more}; give the number, or more of it")
         if matches:
             return matches[0]
         if not label.isdecimal():
@@ -57,7 +59,7 @@ def split_labels(text: str, names: Sequence[str] = ()) -> list[str]:
 
 
 def _matches(label: str, names: Sequence[str]) -> list[int]:
-    """Return the classes of that name; whole names precede synonyms, and exact spelling precedes any case."""
+    """Return the classes of that name: the whole name, else a synonym, else in any case, else a part."""
     folded = label.casefold()
     for matching in (
         lambda name: label == name,
@@ -67,7 +69,10 @@ def _matches(label: str, names: Sequence[str]) -> list[int]:
         found = [number for number, name in enumerate(names) if matching(name)]
         if found:
             return found
-    return []
+    if not folded or folded.isdecimal():
+        return []
+    begins = re.compile(rf"(?<!\w){re.escape(folded)}")
+    return [number for number, name in enumerate(names) if begins.search(name.casefold())]
 
 
 def composed(text: str) -> str:

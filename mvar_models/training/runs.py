@@ -117,6 +117,7 @@ def start_transformer_run(
         if epochs is not None:
             defaults["steps"] = _steps(epochs, settings, given, data)
         settings = replace(settings, **{**defaults, **given})
+        _fetch(settings.init, settings.vqvae)
     run = replace(_create(settings, processes, data), initial=initial)
     with processes.raising_together():
         same = own is None or _same_vqvae(own, run.settings.vqvae)
@@ -153,6 +154,7 @@ def start_vqvae_run(
         data = _open_pixels(settings.data)
         if epochs is not None:
             settings = replace(settings, steps=_steps(epochs, settings, given, data))
+        _fetch(settings.init)
     return _create(settings, processes, data)
 
 
@@ -258,6 +260,13 @@ def _resume(
     run = Run(replace(settings, device=str(processes.device)), folder, processes, data)
     with _held(run):
         return run
+
+
+def _fetch(*names: str | None) -> None:
+    """Download checkpoints, before a folder is made for a run that could not begin without them."""
+    for name in names:
+        if name is not None:
+            open_checkpoint(name).source.fetch_weights()
 
 
 def _open_pixels(data: str) -> ImageSource:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
+from mvar_models.checkpoints.locate import FORMS
 from mvar_models.config import TransformerConfig
 from mvar_models.evaluation.features.network import FEATURES
 from mvar_models.records import Must, check_fields, record_of, within
@@ -154,12 +155,12 @@ class TransformerSettings(RunSettings):
     )
     init: str | None = setting(
         None,
-        "VAR to turn into an MVAR, or model to train further: zoo name, folder, file or Hub id.",
+        f"VAR to turn into an MVAR, or model to train further: {FORMS}.",
         flag="--model",
     )
     vqvae: str = setting(
         "vae-digits",
-        "VQVAE that encodes the images: zoo name, folder, file or Hub id.",
+        f"VQVAE that encodes the images: {FORMS}.",
         shown="the checkpoint's; else vae-digits for digits, vae-ch160v4096z32 for other data",
     )
     depth: _Count = setting(16, "Blocks.")
@@ -252,7 +253,7 @@ class VQVAESettings(RunSettings):
     )
     init: str | None = setting(
         None,
-        "VQVAE to train further, whose shape is kept: zoo name, folder, file or Hub id.",
+        f"VQVAE to train further, whose shape is kept: {FORMS}.",
         flag="--model",
     )
     perceptual: _Weight = setting(0.0, "Weight of a perceptual loss; 0 turns it off.")

@@ -135,7 +135,12 @@ def test_shards_are_downloaded_by_their_index(served):
 @pytest.mark.parametrize(
     "cls, name, options, message",
     [
-        ("VAR", "someone/absent", {}, "FileNotFoundError: someone/absent: no such repository"),
+        (
+            "VAR",
+            "someone/absent",
+            {},
+            "FileNotFoundError: someone/absent: no such folder here, and no such repository",
+        ),
         ("MVAR", "someone/tiny-mvar@v9", {}, "FileNotFoundError: someone/tiny-mvar"),
         (
             "MVAR",

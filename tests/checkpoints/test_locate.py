@@ -46,6 +46,7 @@ def test_whatever_the_hub_s_library_raises_is_one_line(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("mvar_models.checkpoints.locate.hub_answers", lambda: True)
     with pytest.raises(FileNotFoundError, match=r"^org/name: model\.safetensors could not be dow") as found:
         VAR.from_pretrained("org/name")
     one_line(found)
@@ -69,10 +70,21 @@ def test_a_folder_without_its_config(tmp_path):
     refused_in_one_line(VAR, folder, r"has no config\.json")
 
 
-def test_a_run_folder_names_its_model(tmp_path):
-    tiny_var().save_pretrained(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match=r"is a run folder; its model is .*model"):
+def test_a_run_folder_is_its_final_model_else_its_best(tmp_path, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(FileNotFoundError, match="the folder of a run that has no model yet"):
         locate(tmp_path)
+    caplog.set_level("INFO", "mvar_models.checkpoints")
+    for inside in ("best", "model"):
+        tiny_var().save_pretrained(tmp_path / inside)
+        assert locate(tmp_path).weights == str(tmp_path / inside / "model.safetensors")
+        assert caplog.messages[-1] == f"{tmp_path} is a run folder: its model is {tmp_path / inside}"
+
+
+def test_a_misspelt_zoo_name_says_which_is_nearest():
+    with pytest.raises(FileNotFoundError, match="did you mean mvar-digits or"):
+        locate("mvar-digit")
 
 
 def test_files_of_a_folder_and_of_a_repository(tmp_path):

@@ -36,7 +36,9 @@ from feature_cases import random_images
         ("models 'dit*'", 2, "no model matches 'dit*'; there are vae-ch160v4096z32, var-d16"),
         ("export --model mvar-digits --out nowhere/x.pth", 1, "nowhere is no folder"),
         ("sample --model mvar-digits --labels ten", 1, "unknown label 'ten': its classes are zero, one"),
-        ("sample --model mvar-digits --labels thre", 1, "unknown label 'thre': did you mean 'three'?"),
+        ("sample --model mvar-digits --labels thee", 1, "unknown label 'thee': did you mean 'three'?"),
+        ("sample --model mvar-emoji --labels people", 1, "'people' fits classes 5 (fluent-people-body), 14"),
+        ("sampel", 2, "no command 'sampel'; did you mean sample?"),
         (
             "sample --model mvar-digits --top-k -3",
             1,

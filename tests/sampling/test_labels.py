@@ -14,7 +14,7 @@ NAMES = ("tench, Tinca tinca", "crane", "crane, machine", "Great White", "great 
     "label, expected",
     [
         (2, 2), (np.int64(1), 1), ("4", 4), ("tench, Tinca tinca", 0), ("Tinca tinca", 0), ("TENCH", 0),
-        ("crane", 1), ("machine", 2), ("great white", 4),
+        ("tin", 0), ("crane", 1), ("machine", 2), ("great white", 4),
     ],
 )  # fmt: skip
 def test_numbers_names_and_synonyms(label, expected):
@@ -26,7 +26,7 @@ def test_numbers_names_and_synonyms(label, expected):
     "label, match",
     [
         (5, r"label 5.*0 to 4"), (-1, r"label -1"), ("7", "label 7"), ("\xb2", "'\xb2'"),
-        ("GREAT WHITE", r"classes 3, 4"),
+        ("GREAT WHITE", r"classes 3 .Great White., 4"),
         ("tensh", "did you mean 'tench'"), ("zebra", "'zebra'.*tench, Tinca tinca, crane"),
     ],
 )  # fmt: skip
