@@ -243,6 +243,11 @@ def file_names(places: Sequence[str]) -> list[str]:
             depths[each] += 1
 
 
+def file_stem(name: str) -> str:
+    """Return a class name, up to its first comma, as a part of a file's name."""
+    return re.sub(r"\W+", "-", name.partition(",")[0]).strip("-").lower()[:60]
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """Return the names, with a number after each that came before, in whatever letter case."""
     taken: set[str] = set()

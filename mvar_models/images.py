@@ -6,13 +6,13 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 _STEPS_16_TO_8_BITS = 257  # 65535 / 255
@@ -20,6 +20,10 @@ _STEPS_16_TO_8_BITS = 257  # 65535 / 255
 # of one of 168 million pixels took 3.3 GB, and two threads decoded such images at once.
 _LARGE = 1 << 24
 _one_large_image = threading.Lock()
+# Pixels between the images of a grid.
+_GAP = 2
+# Small images of a sheet are enlarged to about this side, by whole pixels.
+_SHOWN_SIDE = 96
 
 
 class UnreadableImage(ValueError):
@@ -142,7 +146,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(values) for values in to_uint8(images)]
 
 
-def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+def grid(images: Sequence[Image.Image], columns: int, gap: int = _GAP) -> Image.Image:
     """Paste images of one size into one image, row by row on white.
 
     Args:
@@ -157,4 +161,30 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for index, image in enumerate(images):
         canvas.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
+    return canvas
+
+
+def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
+    """Paste rows of images of one size below each other, each after its name.
+
+    Args:
+        rows: Name -> images; rows may differ in length.
+    """
+    width, height = next(iter(rows.values()))[0].size
+    zoom = max(1, round(_SHOWN_SIDE / max(width, height)))
+    columns = max(map(len, rows.values()))
+    blank = Image.new("RGB", (width * zoom, height * zoom), "white")
+    cells = []
+    for images in rows.values():
+        large = [image.resize(blank.size, Image.Resampling.NEAREST) for image in images]
+        cells += large + [blank] * (columns - len(large))
+    body = grid(cells, columns, _GAP)
+    font = ImageFont.load_default()
+    margin = 8 + int(max(font.getlength(name) for name in rows))
+    canvas = Image.new("RGB", (margin + body.width, body.height), "white")
+    canvas.paste(body, (margin, 0))
+    pen = ImageDraw.Draw(canvas)
+    for index, name in enumerate(rows):
+        top = index * (blank.height + _GAP)
+        pen.text((4, top + blank.height // 2 - 6), name, fill="black", font=font)
     return canvas

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import count_progress
+from mvar_models.cli.common import OutFile, count_progress
 from mvar_models.data.class_names import renumbered
 from mvar_models.evaluation.classify import MARGIN, Posterior, evidence, evidence_map, posterior
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages
 from mvar_models.evaluation.open_sets import open_set
-from mvar_models.files import write_text
+from mvar_models.files import file_stem, write_text
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.pipeline import pipeline_for
 
@@ -40,11 +40,11 @@ from mvar_models.pipeline import pipeline_for
 @click.option("--batch-size", default=64, type=click.IntRange(min=1), help="Classes at a time.")
 @click.option("--device", default=None, help="Default: cuda if available, else cpu.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    "--json", "json_file", type=OutFile(".json"), default=None,
     help="Write accuracy, confusion and work to this file.",
 )  # fmt: skip
 @click.option(
-    "--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    "--csv", "csv_file", type=OutFile(".csv"), default=None,
     help="Write a row per image to this file: classes, probabilities, the lead of the first at each scale.",
 )  # fmt: skip
 @click.option(
@@ -92,7 +92,7 @@ def classify(
                 )
                 if explain is not None:
                     picture = _explained(pixels[0], network, vqvae, image, results[index].prediction)
-                    picture.save(explain / f"{index:06}-{_in_file(names[results[index].prediction])}.png")
+                    picture.save(explain / f"{index:06}-{file_stem(names[results[index].prediction])}.png")
             report(index + 1, total)
     if not results:
         raise ValueError(f"{data} has no image that can be read")
@@ -174,7 +174,3 @@ def _explained(
     blend = 0.8 * strength[..., None]
     shown = np.concatenate([pixels, np.rint(grey * (1 - blend) + colour * blend)], axis=1)
     return Image.fromarray(shown.astype(np.uint8))
-
-
-def _in_file(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name.partition(",")[0]).lower()

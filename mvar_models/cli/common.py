@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -107,6 +108,19 @@ class CommaList(click.ParamType[tuple[Any, ...]]):
         if not parts or (self._counts and len(parts) not in self._counts):
             self.fail(f"must be {self._be}, got {value!r}", param, ctx)
         return parts
+
+
+class OutFile(click.Path):
+    """Click's type of a file to write, whose suffix must be one of `suffixes`."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+        self._suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if Path(value).suffix.lower() not in self._suffixes:
+            self.fail(f"must end in {' or '.join(self._suffixes)}, got {value}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @contextmanager

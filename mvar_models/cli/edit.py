@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mvar_models.cli.common import CommaList
+from mvar_models.cli.common import CommaList, OutFile
 from mvar_models.cli.drawing_options import (
     checkpoint_options,
     chosen_labels,
@@ -25,7 +25,6 @@ _ONLY_FOR = {
     "padding": ("strength", "rule", "paste", "feather"),
     "from_scale": (),
 }
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @click.command()
@@ -81,7 +80,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
     "--out",
     "-o",
     default="edited.png",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(".png", ".jpg", ".jpeg", ".webp"),
     help="File to write; several images are numbered.",
 )
 @click.pass_context
@@ -104,8 +103,6 @@ def edit(
     kind = _kind_of(context, given)
     if model is None:
         raise click.UsageError("--model is missing: what should draw?")
-    if out.suffix.lower() not in _SUFFIXES:
-        raise click.UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent} is no folder")
     pixels = images_of(image)

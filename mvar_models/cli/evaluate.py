@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, count_progress, require_same_options
+from mvar_models.cli.common import CommaList, OutFile, count_progress, require_same_options
 from mvar_models.cli.drawing_options import sampling_options, seed_option
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
@@ -104,13 +104,13 @@ def feature_options(command: F) -> F:
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(".json"),
     default=None,
     help="Write all figures to this file.",
 )
 @click.option(
     "--save-statistics",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(".npz"),
     default=None,
     help="Write the reference's statistics to this .npz, which --reference then takes.",
 )
@@ -118,8 +118,8 @@ def feature_options(command: F) -> F:
     "--out",
     "-o",
     type=click.Path(path_type=Path, file_okay=False),
-    default="evaluation",
-    help="Folder for drawn images and for neighbours.png and classes.png.",
+    default=None,
+    help="Folder for neighbours.png, classes.png and the images of --model. Default: none are written.",
 )
 def evaluate_command(
     drawn: tuple[str, ...],
@@ -142,7 +142,7 @@ def evaluate_command(
     batch_size: int,
     json_file: Path | None,
     save_statistics: Path | None,
-    out: Path,
+    out: Path | None,
     **options: Any,
 ) -> None:
     """Compare drawn images with a reference: Frechet distance, precision, recall and more, in one table.
@@ -161,12 +161,12 @@ def evaluate_command(
     if held_out is not None and not models:
         raise click.UsageError("--held-out is for --model: images have no likelihood without one")
     source = None if held_out is None else open_images(held_out)
-    if save_statistics is not None and save_statistics.suffix != ".npz":
-        raise click.UsageError(f"--save-statistics must end in .npz, got {save_statistics}")
+    if models and out is None:
+        raise click.UsageError("--model draws its images into --out, which is missing")
     processes = Processes.from_environment(device).connect()
     try:
         require_same_options(processes)
-        if models:  # each process samples its share into `out`
+        if out is not None and models:  # each process samples its share into `out`
             processes.require_shared(out)
         place = processes.device
         network = feature_network(features, device=place, dtype=getattr(torch, dtype), weights=weights)
@@ -191,7 +191,7 @@ def evaluate_command(
                     evaluate(
                         each.images, prepared, bootstrap=bootstrap, half_distances=float16_distances,
                         device=place, statistics=save_statistics,
-                        images_to=out if len(sets) == 1 else out / each.folder, **shared,
+                        images_to=out / each.folder if out is not None and len(sets) > 1 else out, **shared,
                     )
                 )  # fmt: skip
                 if source is not None and each.pipeline is not None:

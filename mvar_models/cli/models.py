@@ -10,6 +10,7 @@ import click
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.locate import FORMS
 from mvar_models.checkpoints.zoo import EMBEDDED, Entry, find, imagenet_names, list_models
+from mvar_models.cli.common import OutFile
 from mvar_models.config import Config, TransformerConfig, VQVAEConfig
 from mvar_models.pipeline import model_for, pipeline_for
 from mvar_models.registry import ARCHITECTURES, architecture
@@ -99,7 +100,7 @@ def _config_of(checkpoint: Checkpoint) -> Config:
 
 @click.command()
 @click.option("--model", required=True, help=f"Model: {FORMS}.")
-@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The .pth to write.")
+@click.option("--out", "-o", type=OutFile(".pth", ".pt"), help="The .pth to write.")
 @click.option(
     "--onnx", type=click.Path(path_type=Path, file_okay=False), help="The folder of ONNX graphs to write."
 )
@@ -129,12 +130,12 @@ def export(model: str, out: Path | None, onnx: Path | None, weights: str, arch: 
         )
         return
     assert out is not None
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is no folder")
     checkpoint = open_checkpoint(model)
     kind = checkpoint.kind(arch)
     if kind in ARCHITECTURES and not ARCHITECTURES[kind].is_generator:
         network: Any = ARCHITECTURES[kind].network_class().from_pretrained(checkpoint)
     else:
         network = model_for(checkpoint, arch)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent} is no folder")
     click.echo(f"{network.num_parameters():,} parameters in {network.export_official(out)}")

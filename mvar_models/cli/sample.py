@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import count_progress, require_same_options
+from mvar_models.cli.common import OutFile, count_progress, require_same_options
 from mvar_models.cli.drawing_options import (
     checkpoint_options,
     chosen_labels,
@@ -51,7 +51,7 @@ _WITH_AGAIN = ("again", "out", "device", "batch_size", "compiled")
 )
 @click.option(
     "--npz",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(".npz"),
     default=None,
     help="Write one file for FID programs instead of PNGs.",
 )

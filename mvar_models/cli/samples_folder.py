@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from mvar_models.cli.common import count_progress
-from mvar_models.files import held, replacing, write_text
+from mvar_models.files import file_stem, held, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "samples.json"
 _GRID_IMAGES = 400
-_OURS = re.compile(r"\d{5,}_\d+\.png")
+_OURS = re.compile(r"\d{5,}_[\w-]+\.png")
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ class Samples:
 def images_of(labels: Sequence[int], seed: int, names: Sequence[str] | None) -> list[SampledImage]:
     """Return the images of labels; image i has `seed` + i."""
     return [
-        SampledImage(f"{index:05d}_{label}.png", label, seed + index, names[label] if names else None)
+        SampledImage(f"{index:05d}_{file_stem(name) or label}.png", label, seed + index, name or None)
         for index, label in enumerate(labels)
+        for name in (names[label] if names else "",)
     ]
 
 

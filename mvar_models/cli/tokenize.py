@@ -14,6 +14,7 @@ import click
 from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import seed_option
+from mvar_models.data.class_names import counted
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
@@ -103,7 +104,7 @@ def tokenize(
     num_variants = options.pop("copies")
     writer = TokenWriter(model, source, out, names=(data, vqvae), num_variants=num_variants, **options)
     if processes.first and not writer.finished:
-        click.echo(f"{len(source):,} images in {len(source.class_names)} classes")
+        click.echo(f"{len(source):,} images in {counted(source.class_names)}")
         _show_fit(check_reconstruction(model, source, out / "reconstruction.png"), vqvae, out)
     written = _write(writer, processes, batch_size)
     if written.complete:

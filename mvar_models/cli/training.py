@@ -10,6 +10,7 @@ import click
 
 from mvar_models.cli.common import step_progress
 from mvar_models.cli.options import flag_of, settings_options
+from mvar_models.data.class_names import counted
 from mvar_models.devices import default_device
 from mvar_models.distributed import COLLECTIVE_TIMEOUT
 from mvar_models.training import runs
@@ -62,7 +63,8 @@ def _run_options(kind: type[RunSettings], *, without: dict[str, str]) -> Callabl
             "--resume",
             default=None,
             metavar="RUN",
-            help="Continue this run; --device and --collective-timeout are the only other options it takes.",
+            help="Continue this run, with more --steps if given; other options are --device and "
+            "--collective-timeout.",
         )(command)
 
     return decorate
@@ -84,16 +86,29 @@ def _start(options: dict[str, Any], kind: type[RunSettings], make: Callable[...,
     machine = {name: given.pop(name) for name in ("device", "collective_timeout") if name in given}
     machine.setdefault("device", default_device())
     if resume is not None:
-        if given:
-            extra = ", ".join(flag_of(name, kind) for name in given)
+        extra = ", ".join(flag_of(name, kind) for name in given if name != "steps")
+        if extra:
             raise click.UsageError(f"--resume continues a run with its own settings; leave out {extra}")
-        return make(resume=resume, **machine)
+        return make(resume=resume, **machine, **given)
     for name in ("data", "out"):
         if name not in given:
             raise click.UsageError(f"--{name} is missing")
     if ("steps" in given) == ("epochs" in given):
         raise click.UsageError("give one of --steps and --epochs")
     return make(**machine, **given)
+
+
+def _show_data(run: runs.Run[Any]) -> None:
+    """Print what a run trains on, and that it is finished if it is."""
+    click.echo(f"{len(run.data):,} images in {counted(run.data.class_names)}")
+    if run.folder.last_step() >= run.settings.steps:
+        click.echo(f"{run.folder.path} is finished: it has its {run.settings.steps:,} steps")
+
+
+def _show_next(run: runs.Run[Any], use: str) -> None:
+    """Print how to use the model of a finished run, and how to train it further."""
+    command, path = click.get_current_context().info_name, run.folder.path
+    click.echo(f"next: mvar {use} {path}, or mvar {command} --resume {path} --steps {2 * run.settings.steps}")
 
 
 def _show_distance(results: dict[str, Any], settings: RunSettings) -> None:
@@ -110,6 +125,7 @@ def _train_transformer(options: dict[str, Any]) -> None:
     run = _start(options, TransformerSettings, runs.start_transformer_run)
     settings = run.settings
     if run.processes.first:
+        _show_data(run)
         click.echo(
             f"{settings.steps:,} steps of {settings.batch_size} images on {settings.device}, "
             f"peak learning rate {settings.lr:.3g} ..."
@@ -123,6 +139,7 @@ def _train_transformer(options: dict[str, Any]) -> None:
             f"held-out cross-entropy {nats:.4f} nats ({nats / math.log(2):.3f} bits) per code; "
             f"model in {run.folder.model}"
         )
+        _show_next(run, "sample --model")
 
 
 @click.command()
@@ -169,6 +186,7 @@ def train_vqvae(**options: Any) -> None:
     run = _start(options, VQVAESettings, runs.start_vqvae_run)
     assert isinstance(run.settings, VQVAESettings)
     if run.processes.first:
+        _show_data(run)
         click.echo(runs.describe_vqvae(run.settings))
     with step_progress(run.settings.steps, shown=run.processes.first) as report:
         results = runs.train_vqvae(run, report)
@@ -186,3 +204,4 @@ def train_vqvae(**options: Any) -> None:
         f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; "
         f"model in {run.folder.model}"
     )
+    _show_next(run, "train --data ... --vqvae")

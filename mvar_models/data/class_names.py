@@ -103,6 +103,11 @@ def renumbered(labels: np.ndarray, names: Sequence[str] | None, others: Sequence
     return np.array([number_of(name) if name else -1 for name in called], dtype=np.int64)[places]
 
 
+def counted(names: Sequence[str]) -> str:
+    """Return "1 class: photos" or "3 classes: ant, bee, cat"."""
+    return f"{len(names):,} class{'' if len(names) == 1 else 'es'}: {listed(range(len(names)), names)}"
+
+
 def listed(numbers: Sequence[int] | np.ndarray, names: Sequence[str] | None) -> str:
     """Return the names of some classes, or their numbers, the first three of many."""
     found = [str(number) if names is None else names[number] or str(number) for number in numbers]

@@ -21,6 +21,7 @@ from mvar_models.demo import report
 from mvar_models.demo.gallery import draw_gallery
 from mvar_models.demo.quality import DigitJudge, Generated, features, generate_in_process
 from mvar_models.environment import environment
+from mvar_models.evaluation.sweep import pyplot
 from mvar_models.images import to_uint8
 from mvar_models.networks.mvar import MVAR
 from mvar_models.networks.transformer import ScaleTransformer
@@ -71,6 +72,7 @@ def run_demo(out: Path, steps: int | None = None, samples: int = 1000) -> Iterat
         steps: Optimizer steps of each run, 700 by default.
         samples: Digits to generate with each model, rounded up to the same number of each class.
     """
+    pyplot()  # its absence should be known before minutes of training
     begun = time.perf_counter()
     steps = steps or STEPS
     out.mkdir(parents=True, exist_ok=True)

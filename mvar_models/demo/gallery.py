@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from mvar_models.files import numbered, replacing, write_text
-from mvar_models.images import grid
+from mvar_models.images import sheet
 from mvar_models.pipeline import Pipeline
 
 INDEX = "index.md"
-# Small images are enlarged to about this side, by whole pixels.
-_SHOWN_SIDE = 96
 _MOST_CLASSES = 20
 _EXAMPLES = 4
-_GAP = 2
 
 
 def draw_gallery(
@@ -103,32 +100,6 @@ def draw_gallery(
     files.append(out / INDEX)
     write_text(files[-1], "\n".join(lines))
     return files
-
-
-def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
-    """Paste rows of images of one size below each other, each after its name.
-
-    Args:
-        rows: Name -> images; rows may differ in length.
-    """
-    width, height = next(iter(rows.values()))[0].size
-    zoom = max(1, round(_SHOWN_SIDE / max(width, height)))
-    columns = max(map(len, rows.values()))
-    blank = Image.new("RGB", (width * zoom, height * zoom), "white")
-    cells = []
-    for images in rows.values():
-        large = [image.resize(blank.size, Image.Resampling.NEAREST) for image in images]
-        cells += large + [blank] * (columns - len(large))
-    body = grid(cells, columns, _GAP)
-    font = ImageFont.load_default()
-    margin = 8 + int(max(font.getlength(name) for name in rows))
-    canvas = Image.new("RGB", (margin + body.width, body.height), "white")
-    canvas.paste(body, (margin, 0))
-    pen = ImageDraw.Draw(canvas)
-    for index, name in enumerate(rows):
-        top = index * (blank.height + _GAP)
-        pen.text((4, top + blank.height // 2 - 6), name, fill="black", font=font)
-    return canvas
 
 
 def _evenly_spaced(pipeline: Pipeline) -> list[int]:

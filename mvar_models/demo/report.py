@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mvar_kernels import Pyramid
+from mvar_models.evaluation.sweep import pyplot
 from mvar_models.files import write_text
-from mvar_models.optional import require
 
 # What a good run reaches. The report says whether this run did.
 LOSS_GATE = 0.03
@@ -240,8 +240,7 @@ def plot_edits(path: Path, rows: Mapping[str, np.ndarray]) -> None:
 @contextmanager
 def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Sequence[Any]]:
     """Yield the axes of a figure, which is written to `path` afterwards."""
-    require("matplotlib", "demo").use("Agg")
-    plt = require("matplotlib.pyplot", "demo")
+    plt = pyplot()
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     yield axes.ravel()
     figure.tight_layout()

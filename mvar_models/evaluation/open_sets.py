@@ -59,7 +59,7 @@ def resolve_sets(
     options: Mapping[str, Any],
     reconstruct: str | None,
     resolution: int | None,
-    out: Path,
+    out: Path | None,
     processes: Processes,
     report: Callable[[int, int], None] | None = None,
     held_out: ImageSource | None = None,
@@ -74,7 +74,7 @@ def resolve_sets(
         options: Settings of sampling; None is the checkpoint's own.
         reconstruct: Name of a VQVAE, whose reconstructions of all `places` are sets too.
         resolution: Side of the images of datasets; default: that of the models or of the VQVAE.
-        out: Folder for samples, which continue where they were stopped.
+        out: Folder for samples, which continue where they were stopped; not needed without models.
         processes: Those that sample together.
         report: As for `write_npz`.
         held_out: Images whose likelihood will be asked for.
@@ -106,6 +106,7 @@ def resolve_sets(
             images = reconstructed_images(images, vqvae, f"{place} through {reconstruct}")
             sets.append(ResolvedSet(images, folders[len(stems) + index]))
     for model, folder, pipeline in zip(models, folders[len(places) :], pipelines):
+        assert out is not None, "models sample into a folder"
         file = out / f"{folder}.npz"
         config = pipeline.model.config
         settings: dict[str, Any] = {

@@ -11,8 +11,8 @@ from PIL import Image
 
 from mvar_models.evaluation.comparison import Comparison
 from mvar_models.evaluation.image_sets import ImageSet, evenly_spaced
-from mvar_models.files import replacing
-from mvar_models.images import grid
+from mvar_models.files import numbered, replacing
+from mvar_models.images import grid, sheet
 
 _FIGURES = (
     ("sfd", "sFID", "{:.2f}"),
@@ -127,9 +127,10 @@ def write_images(
     folder.mkdir(parents=True, exist_ok=True)
     drawn, others = comparison.drawn.images, training or comparison.reference.images
     if comparison.training is not None and drawn is not None and others is not None:
-        _save(_neighbours(comparison, drawn, others), folder / "neighbours.png")
+        images = _neighbours(comparison, drawn, others)
+        _save(grid(images, columns=min(_COLUMNS, len(images))), folder / "neighbours.png")
     if drawn is not None and len(results.get("per_class", [])) > 1:
-        _save(_class_rows(comparison, results["per_class"], drawn), folder / "classes.png")
+        _save(sheet(_class_rows(comparison, results["per_class"], drawn)), folder / "classes.png")
 
 
 def _neighbours(comparison: Comparison, drawn: ImageSet, training: ImageSet) -> list[Image.Image]:
@@ -143,18 +144,17 @@ def _neighbours(comparison: Comparison, drawn: ImageSet, training: ImageSet) -> 
     return rows
 
 
-def _class_rows(comparison: Comparison, figures: list[dict[str, Any]], drawn: ImageSet) -> list[Image.Image]:
-    """Return a row of drawn images for each of the worst classes, then for each of the best."""
+def _class_rows(
+    comparison: Comparison, figures: list[dict[str, Any]], drawn: ImageSet
+) -> dict[str, list[Image.Image]]:
+    """Return a row of drawn images, by name, for each of the worst classes, then for each of the best."""
     count = min(_IMAGE_CLASSES, len(figures) // 2)
     labels = comparison.drawn.labels
     assert labels is not None
-    rows = []
-    for each in figures[:count] + figures[-count:]:
-        members = comparison.drawn.indices[np.flatnonzero(labels == each["label"])][:_COLUMNS]
-        images = _read(drawn, members)
-        blank = Image.new("RGB", images[0].size, "white")
-        rows += images + [blank] * (_COLUMNS - len(images))
-    return rows
+    shown = figures[:count] + figures[-count:]
+    members = [comparison.drawn.indices[np.flatnonzero(labels == each["label"])] for each in shown]
+    names = numbered([str(each.get("name") or each["label"]) for each in shown])
+    return {name: _read(drawn, rows[:_COLUMNS]) for name, rows in zip(names, members)}
 
 
 def _read(images: ImageSet, indices: np.ndarray) -> list[Image.Image]:
@@ -164,6 +164,6 @@ def _read(images: ImageSet, indices: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(array).resize(size, Image.Resampling.NEAREST) for array in arrays]
 
 
-def _save(images: list[Image.Image], file: Path) -> None:
+def _save(image: Image.Image, file: Path) -> None:
     with replacing(file) as temporary:
-        grid(images, columns=min(_COLUMNS, len(images))).save(temporary, format="png")
+        image.save(temporary, format="png")

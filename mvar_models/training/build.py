@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from mvar_models.checkpoints.checkpoint import Checkpoint
-from mvar_models.config import RELEASED_SIDES, VQVAEConfig
+from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig
 from mvar_models.data.class_names import listed, same_classes
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
@@ -93,12 +94,12 @@ def build_transformer(
     return model
 
 
-def _new_transformer(
-    settings: TransformerSettings, vqvae: VQVAE, class_names: tuple[str, ...]
-) -> ScaleTransformer:
-    row = architecture(settings.arch)
-    kind, codes = row.config_class(), vqvae.config
-    config = kind(
+def new_config(
+    settings: TransformerSettings, codes: VQVAEConfig, class_names: Sequence[str]
+) -> TransformerConfig:
+    """Return the configuration of a model from scratch, for the codes of that VQVAE."""
+    kind = architecture(settings.arch).config_class()
+    config: TransformerConfig = kind(
         depth=settings.depth,
         width=settings.width,
         num_heads=settings.num_heads,
@@ -111,8 +112,15 @@ def _new_transformer(
         top_k=0,
         **kind.settings_for(codes.sides, **_windows(settings)),
     )
+    return config
+
+
+def _new_transformer(
+    settings: TransformerSettings, vqvae: VQVAE, class_names: tuple[str, ...]
+) -> ScaleTransformer:
+    config = new_config(settings, vqvae.config, class_names)
     torch.manual_seed(settings.seed)
-    model: ScaleTransformer = row.network_class()(config)
+    model: ScaleTransformer = architecture(settings.arch).network_class()(config)
     return model
 
 

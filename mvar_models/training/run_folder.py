@@ -152,6 +152,21 @@ class RunFolder:
             raise ValueError(f"{file} is not the configuration of a run: kind is {values.get('kind')!r}")
         return kind.from_dict({**values, "out": str(self.path)}, str(file))
 
+    def extend(self, steps: int) -> RunSettings:
+        """Set the run's number of steps to at least as many as it has, and return its settings.
+
+        Raises:
+            ValueError: `steps` are fewer.
+            FolderInUse: another process trains there.
+        """
+        with self.held():
+            settings = self.read_settings()
+            extended = replace(settings, steps=steps)
+            if steps < settings.steps:
+                raise ValueError(f"steps must be at least the {settings.steps:,} of {self.path}, got {steps}")
+            write_text(self.path / "config.yaml", yaml_of(extended.to_dict()))
+        return extended
+
     def add_start(self, environment: dict[str, Any]) -> None:
         """Record the environment of a start, or of a resumption."""
         starts = (

@@ -10,6 +10,7 @@ Under torchrun every process makes the same calls.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -31,6 +32,7 @@ from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment, versions
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.optional import require
 from mvar_models.pipeline import fitted
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.records import Must, record_of
@@ -39,6 +41,7 @@ from mvar_models.training.build import (
     build_transformer,
     build_vqvae,
     load_initial,
+    new_config,
     new_vqvae_config,
     released_vqvae_shape,
 )
@@ -89,8 +92,8 @@ def start_transformer_run(
     """Create a run of VAR or MVAR, or open one to continue it.
 
     Args:
-        resume: Run folder to continue; the run has its own settings, so nothing but `device` and
-            `collective_timeout` may be given.
+        resume: Run folder to continue; the run has its own settings, so nothing but `device`,
+            `collective_timeout` and `steps`, which may grow, may be given.
         epochs: Passes over the training images, instead of `steps`.
         device: Where to train; None is a GPU where there is one.
         collective_timeout: Seconds without a sign of another process of the run after which this one ends.
@@ -117,7 +120,7 @@ def start_transformer_run(
         if epochs is not None:
             defaults["steps"] = _steps(epochs, settings, given, data)
         settings = replace(settings, **{**defaults, **given})
-        _fetch(settings.init, settings.vqvae)
+        settings = _resolved(settings, data, initial)
     run = replace(_create(settings, processes, data), initial=initial)
     with processes.raising_together():
         same = own is None or _same_vqvae(own, run.settings.vqvae)
@@ -154,7 +157,8 @@ def start_vqvae_run(
         data = _open_pixels(settings.data)
         if epochs is not None:
             settings = replace(settings, steps=_steps(epochs, settings, given, data))
-        _fetch(settings.init)
+        if settings.init is not None:
+            VQVAE.from_pretrained(settings.init)  # what is wrong with it is said before a folder is made
     return _create(settings, processes, data)
 
 
@@ -224,6 +228,8 @@ def _create(settings: S, processes: Processes, data: ImageSource | TokenFolder) 
     parts = processes.world_size * settings.accumulate
 
     def check() -> None:  # before anything is written
+        if settings.tensorboard:
+            require("tensorboard", "tensorboard")
         pieces(settings.batch_size, parts)
         if settings.fsdp and (reason := cannot_shard(processes.device)):
             raise ValueError(reason)
@@ -241,6 +247,7 @@ def _resume(
     kind: type[S],
     processes: Processes,
     opened: Callable[[str], ImageSource | TokenFolder],
+    steps: int | None = None,
     **given: Any,
 ) -> Run[S]:
     with processes.raising_together():
@@ -252,6 +259,9 @@ def _resume(
         settings = folder.read_settings()
         if not isinstance(settings, kind):
             raise ValueError(f"{path} is a {settings.kind} run, this command trains a {kind.kind}")
+    if steps is not None:
+        processes.run_on_rank0(lambda: folder.extend(steps))
+        settings = replace(settings, steps=steps)
     processes.require_same(_facts(settings, processes))
     processes.require_shared(path)
     processes.connect(always=settings.fsdp)
@@ -262,11 +272,22 @@ def _resume(
         return run
 
 
-def _fetch(*names: str | None) -> None:
-    """Download checkpoints, before a folder is made for a run that could not begin without them."""
-    for name in names:
-        if name is not None:
-            open_checkpoint(name).source.fetch_weights()
+def _resolved(
+    settings: TransformerSettings, data: ImageSource | TokenFolder, initial: Checkpoint | None
+) -> TransformerSettings:
+    """Return the settings with the shape and the windows that the model will have.
+
+    The checkpoints are opened for it, so that what is wrong with them is said before a folder is made.
+    """
+    vqvae, model = VQVAE.from_pretrained(settings.vqvae), load_initial(settings, initial)
+    if model is None:
+        sides = data.index.sides if isinstance(data, TokenFolder) else vqvae.config.sides
+        config = new_config(settings, fitted(vqvae, sides).config, data.class_names)
+    else:
+        config = model.config
+    shape = dataclasses.asdict(config)
+    names = {field.name for field in dataclasses.fields(settings)} & shape.keys() - {"vqvae"}
+    return replace(settings, **{name: shape[name] for name in names})
 
 
 def _open_pixels(data: str) -> ImageSource:

@@ -17,7 +17,7 @@ CALLS = {
     ("classify", "--model"): "classify digits --n 1 --model",
     ("edit", "--model"): "edit --image image.png --from-scale 1 --model",
     ("edit", "--vqvae"): "edit --image image.png --from-scale 1 --model mvar-digits --vqvae",
-    ("evaluate", "--model"): "evaluate --reference digits --features pixels --per-class 1 --model",
+    ("evaluate", "--model"): "evaluate --reference digits --features pixels --per-class 1 -o out --model",
     ("evaluate", "--reconstruct"): "evaluate digits --reference digits --features pixels --reconstruct",
     ("export", "--model"): "export -o x.pth --model",
     ("finetune", "--model"): "finetune --data digits --steps 1 --out run --model",

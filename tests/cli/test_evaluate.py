@@ -66,7 +66,7 @@ def test_what_no_set_has_is_said_once(files):
         (("--model", "var-digits"), "--model and --per-class go together"),
         (("digits", "--per-class", 3), "--model and --per-class go together"),
         (("digits", "--held-out", "digits"), "--held-out is for --model"),
-        (("digits", "--save-statistics", "s.bin"), "--save-statistics must end in .npz, got s.bin"),
+        (("digits", "--save-statistics", "s.bin"), "must end in .npz, got s.bin"),
         (("absent.npz",), "absent.npz: no such file"),
         (("digits", "--metrics", "fd,fod"), "'fod'"),
         (("digits", "--by-class", "--metrics", "fd", "--reference", "digits@test"), "train or held-out"),

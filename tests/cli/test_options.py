@@ -5,11 +5,13 @@ import dataclasses
 import click
 import pytest
 
+from mvar_models import MVAR
 from mvar_models.cli import training
 from mvar_models.cli.edit import edit
 from mvar_models.cli.options import INTERNAL, flag_of, settings_options
 from mvar_models.cli.sample import sample
 from mvar_models.sampling.sampler import SAMPLERS
+from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings, setting
 
 from command_cases import mvar
@@ -172,6 +174,30 @@ def test_train_vqvae_and_resume(tmp_path):
     assert (out / "model" / "model.safetensors").is_file()
     again = mvar("train-vqvae --resume", out)
     assert again.exit_code == 0, again.output
+    assert "is finished: it has its 2 steps" in again.output
+    assert f"mvar train-vqvae --resume {out} --steps 4" in again.output
+    assert "1,797 images in 10 classes: zero, one, two, ..." in again.output
+    fewer = mvar("train-vqvae --steps 1 --resume", out)
+    assert fewer.exit_code == 1 and "steps must be at least the 2 of" in fewer.output
+    further = mvar("train-vqvae --steps 3 --resume", out)
+    assert further.exit_code == 0, further.output
+    folder = RunFolder(out)
+    assert folder.read_settings().steps == folder.last_step() == 3
+    assert [line["step"] for line in folder.metrics() if "loss" in line] == [1, 2, 3]
+
+
+def test_the_settings_of_a_run_are_those_of_its_model(tmp_path):
+    """Whatever was not given is what the checkpoint has, or follows from what was given."""
+    for out, command in {
+        "tuned": "finetune --model var-digits --kernel-size 3",
+        "new": "train --depth 2 --dense-scales 2",
+    }.items():
+        result = mvar(f"{command} --data digits --steps 1 --batch-size 4 --out", tmp_path / out)
+        assert result.exit_code == 0, result.output
+        settings = RunFolder(tmp_path / out).read_settings()
+        config = MVAR.from_pretrained(tmp_path / out).config
+        for name in ("depth", "width", "num_heads", "kernel_size", "dense_scales", "previous_scales"):
+            assert getattr(settings, name) == getattr(config, name), (out, name)
 
 
 def test_a_vqvae_of_another_size_is_refused_before_images_are_encoded(tmp_path):

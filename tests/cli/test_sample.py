@@ -69,7 +69,7 @@ def test_compiled_or_not_the_images_are_the_same(tmp_path):
     assert mvar(f"{SAMPLE} --labels 7 --n 2 -o", first).exit_code == 0
     assert mvar(f"{SAMPLE} --labels 7 --n 2 --compile -o", second).exit_code == 0
     assert mvar("sample --compile --again", first / "samples.json", "-o", third).exit_code == 0
-    for name in ("00000_7.png", "00001_7.png"):
+    for name in ("00000_seven.png", "00001_seven.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes() == (third / name).read_bytes()
     records = [record_of(folder) for folder in (first, second)]
     assert records[0]["settings"] == records[1]["settings"]
@@ -80,7 +80,7 @@ def test_a_sampler_by_name(tmp_path):
     assert mvar(f"{SAMPLE} --labels 7 --n 1 --sampler smooth -o", first).exit_code == 0
     assert record_of(first)["settings"]["sampler"] == "smooth"
     assert mvar("sample --again", first / "samples.json", "-o", second).exit_code == 0
-    assert (first / "00000_7.png").read_bytes() == (second / "00000_7.png").read_bytes()
+    assert (first / "00000_seven.png").read_bytes() == (second / "00000_seven.png").read_bytes()
 
 
 def test_again_takes_the_batch_size_too(tmp_path):
@@ -176,7 +176,7 @@ def test_files_and_names_follow_the_labels(pipeline, tmp_path):
     images = json.loads((tmp_path / RECORD).read_text())["images"]
     assert [image["name"] for image in images] == [NAMES[label] for label in LABELS]
     files = [image["file"] for image in images]
-    assert files == ["00000_2.png", "00001_0.png", "00002_1.png"]
+    assert files == [f"{index:05d}_{NAMES[label]}.png" for index, label in enumerate(LABELS)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*files, "grid.png", RECORD]
     drawn = pipeline(LABELS, seed=SEED, batch_size=2, **SETTINGS.to_dict())
     for file, image in zip(files, drawn):
@@ -188,7 +188,7 @@ def test_images_of_an_earlier_call_do_not_stay_among_those_of_this_one(pipeline,
     (tmp_path / "00000_7.png").write_bytes(b"of somebody else")
     write_samples(pipeline, replace(SAMPLES, images=images_of([1], 0, NAMES)), tmp_path, columns=2)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"00000_1.png", "00000_7.png", "grid.png", RECORD}
+    assert names == {f"00000_{NAMES[1]}.png", "00000_7.png", "grid.png", RECORD}
     record = json.loads((tmp_path / RECORD).read_text())
     record["images"][0]["file"] = "holiday.png"
     (tmp_path / RECORD).write_text(json.dumps(record))

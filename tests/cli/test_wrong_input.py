@@ -30,10 +30,14 @@ from feature_cases import random_images
         ("edit --image x.png --from-scale 1 --no-paste --strength 1", 2, "leave them out"),
         ("edit --image x.png --from-scale 1", 2, "--model is missing"),
         ("edit --image x.png --padding 1,2 --model mvar-digits", 2, "left,top,right,bottom, got '1,2'"),
-        ("edit --image x.png --from-scale 1 --model mvar-digits -o x.tiff", 2, "--out must end in .png"),
+        ("edit --image x.png --from-scale 1 --model mvar-digits -o x.tiff", 2, "must end in .png or .jpg"),
         ("edit --image x.png --from-scale 1 --model mvar-digits -o no/x.png", 1, "no is no folder"),
         ("edit --image x.png --from-scale 1 --model mvar-digits", 1, "x.png cannot be opened"),
         ("models 'dit*'", 2, "no model matches 'dit*'; there are vae-ch160v4096z32, var-d16"),
+        ("export --model mvar-digits --out x.safetensors", 2, "must end in .pth or .pt, got x.safetensors"),
+        ("sample --model mvar-digits --per-class 1 --npz x.png", 2, "must end in .npz, got x.png"),
+        ("classify digits --model mvar-digits --csv x.json", 2, "must end in .csv, got x.json"),
+        ("evaluate --model mvar-digits --per-class 1 --reference digits", 2, "--out, which is missing"),
         ("export --model mvar-digits --out nowhere/x.pth", 1, "nowhere is no folder"),
         ("sample --model mvar-digits --labels ten", 1, "unknown label 'ten': its classes are zero, one"),
         ("sample --model mvar-digits --labels thee", 1, "unknown label 'thee': did you mean 'three'?"),
@@ -237,9 +241,9 @@ WITH = "--reference other.npz --features pixels"
         ("good.npz --features efficientnet-lite0 --weights weights.pth", "weights.pth is a text file"),
         ("good.npz --features efficientnet-lite0 --weights torchvision.pth", "is not EfficientNet-Lite0: it"),
         ("good.npz --device tpu", "unknown device 'tpu'"),
-        ("--model nowhere --per-class 1", "nowhere: no such file or folder"),
-        ("--model mvar-digits --per-class 1 --top-p 2", "top_p must be"),
-        ("--model mvar-digits --per-class 1 --held-out absent", "absent: nothing of that name"),
+        ("--model nowhere --per-class 1 -o out", "nowhere: no such file or folder"),
+        ("--model mvar-digits --per-class 1 --top-p 2 -o out", "top_p must be"),
+        ("--model mvar-digits --per-class 1 --held-out absent -o out", "absent: nothing of that name"),
         ("good.npz --reconstruct vae-digits", "good.npz has 8 x 8 pixels, the VQVAE is for 32 x 32"),
         ("good.npz --dtype bfloat16", "dtype must be float32 for the features 'pixels'"),
     ],
@@ -258,8 +262,10 @@ def test_one_line_that_names_the_thing(here, text, message):
     assert sorted(here.rglob("*")) == before, "nothing should be written"
 
 
-def test_fewer_images_than_dimensions_is_a_warning_with_the_number_that_would_do(here, tmp_path, caplog):
-    result = mvar("evaluate good.npz --reference other.npz --features pixels --metrics fd --out", tmp_path)
+def test_fewer_images_than_dimensions_is_a_warning_with_the_number_that_would_do(here, caplog):
+    before = sorted(here.rglob("*"))
+    result = mvar("evaluate good.npz --reference other.npz --features pixels --metrics fd")
+    assert sorted(here.rglob("*")) == before, "without --out nothing is written"
     assert result.exit_code == 0, result.output
     said = [record.getMessage() for record in caplog.records]
     expected = "12 drawn images for 192 numbers: the covariance has rank 11 at most"

@@ -1,6 +1,7 @@
 """A short demo writes everything that it promises, and its gates fail where they should."""
 
 import json
+import sys
 
 import numpy as np
 from click.testing import CliRunner
@@ -8,6 +9,13 @@ from PIL import Image
 
 from mvar_models.cli.main import main
 from mvar_models.demo import report, steps_to_gate
+
+
+def test_without_matplotlib_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 1 and "pip install '.[demo]'" in result.output
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_short_demo_writes_everything(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from mvar_models import MVARPipeline
-from mvar_models.demo.gallery import draw_gallery, sheet
+from mvar_models.demo.gallery import draw_gallery
+from mvar_models.images import sheet
 
 
 def test_a_sheet_keeps_rows_apart():

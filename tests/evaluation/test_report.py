@@ -38,4 +38,5 @@ def test_copies_stand_above_their_originals(tmp_path):
     shown = np.asarray(Image.open(tmp_path / "neighbours.png"))
     assert np.array_equal(shown[:64, :64], shown[66:130, :64])
     assert np.array_equal(shown[:64:16, :64:16], training[5])
-    assert (tmp_path / "classes.png").is_file()
+    names = Image.open(tmp_path / "classes.png").convert("L").crop((0, 0, 8, 96))
+    assert np.asarray(names).min() < 128, "a row begins with the name of its class"

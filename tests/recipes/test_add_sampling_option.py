@@ -53,7 +53,7 @@ assert (plain != cold).any()
 def sampled(folder, *options):
     main(["sample", "--out", folder, *options], standalone_mode=False)
     assert json.loads(Path(folder, "samples.json").read_text())["settings"]["temperature"] == 0.01
-    assert np.array_equal(np.array(Image.open(Path(folder, "00000_3.png"))), cold), folder
+    assert np.array_equal(np.array(Image.open(Path(folder, "00000_three.png"))), cold), folder
 
 
 digit = ["--model", "mvar-digits", "--labels", "3", "--n", "1"]
