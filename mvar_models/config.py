@@ -204,12 +204,9 @@ class TransformerConfig(Config):
         sides: Grid side of each scale, coarse to fine, as the VQVAE's.
         shared_adaln: One AdaLN linear for all blocks (VAR-d36).
         cosine_attention: L2-normalised q and k with a learned factor per head (all released models).
-        guidance_scale: Sampling preset of this checkpoint: strength of classifier-free guidance.
-        guidance_schedule: Sampling preset: how the strength changes from scale to scale, a name in
-            `mvar_models.sampling.settings.GUIDANCE_SCHEDULES`; linear in all models that others released.
-        top_k: Sampling preset: number of codes to sample from; 0 is off.
-        top_p: Sampling preset: probability of the codes to sample from; 0 is off.
-        sampler: Sampling preset: how codes are chosen, a name in `mvar_models.sampling.settings.SAMPLERS`.
+        guidance_scale, guidance_schedule, top_k, top_p, sampler, scorer, candidates, candidate_scales: The
+            checkpoint's sampling preset, as in `mvar_models.sampling.settings.SamplingSettings`; the schedule
+            is linear in all models that others released.
         class_names: One name per label, or None.
         vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
             checkpoint's own `vqvae` folder.
@@ -236,6 +233,9 @@ class TransformerConfig(Config):
     vqvae: str | None = None
     guidance_schedule: str = "linear"
     sampler: str = "ancestral"
+    scorer: str | None = None
+    candidates: Count = 4
+    candidate_scales: str = "1:"
     origin: str | None = None
 
     def __post_init__(self) -> None:

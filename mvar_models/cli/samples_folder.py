@@ -17,7 +17,7 @@ from mvar_models.cli.common import count_progress
 from mvar_models.files import file_stem, held, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline
-from mvar_models.pipeline.identity import drawing_weights
+from mvar_models.pipeline.identity import drawing_weights, scorer_identity
 from mvar_models.records import FileName, Must, read_record, within
 from mvar_models.sampling.settings import SamplingSettings
 
@@ -61,6 +61,7 @@ class Samples:
         images: The images in order.
         batch_size: Images computed at a time. On a GPU the last bits of an image depend on it.
         model_weights: Content of the weights, see `drawing_weights`; None before anything is written.
+        scorer_weights: Content of the scorer, if the settings name one.
         refiner: Zoo name, folder, file or Hub id of the model that samples the fine scales; None is `model`.
         refine_from: Its first scale.
         refiner_settings: Its settings of sampling.
@@ -78,6 +79,7 @@ class Samples:
     images: Annotated[Sequence[SampledImage], Must("of at least one image", lambda images: len(images) > 0)]
     batch_size: Annotated[int, within(1, 1 << 31)] = 32
     model_weights: str | None = None
+    scorer_weights: str | None = None
     refiner: str | None = None
     refine_from: int | None = None
     refiner_settings: SamplingSettings | None = None
@@ -138,8 +140,9 @@ def write_samples(
         versions = Versions(weights["mvar"], torch.__version__)
         of_refiner = None if refiner is None else drawing_weights(refiner)["model_weights"]
         samples = replace(
-            samples, model_weights=weights["model_weights"], refiner_weights=of_refiner, versions=versions
-        )
+            samples, model_weights=weights["model_weights"], refiner_weights=of_refiner, versions=versions,
+            scorer_weights=scorer_identity(samples.settings),
+        )  # fmt: skip
         record = {"again": f"mvar sample --again {out / RECORD}", **asdict(samples)}
         write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     return samples
@@ -147,20 +150,27 @@ def write_samples(
 
 def check_again(samples: Samples, pipeline: Pipeline, path: Path, refiner: Pipeline | None = None) -> None:
     """Raise ValueError if the images of a record can no longer be sampled; warn where that is not known."""
-    networks = [(samples.model, samples.model_weights, pipeline)]
+    parts = [(samples.model, samples.model_weights, drawing_weights(pipeline)["model_weights"])]
     if refiner is not None:
-        networks.append((str(samples.refiner), samples.refiner_weights, refiner))
-    for name, weights, network in networks:
-        if weights is None:
+        own = drawing_weights(refiner)["model_weights"]
+        parts.append((str(samples.refiner), samples.refiner_weights, own))
+    if samples.settings.scorer is not None:
+        parts.append(
+            (samples.settings.scorer, samples.scorer_weights, str(scorer_identity(samples.settings)))
+        )
+    for name, before, now in parts:
+        if before is None:
             logger.warning("%s does not say which weights drew its images; they may differ", path)
-        elif weights != drawing_weights(network)["model_weights"]:
+        elif before != now:
             raise ValueError(
                 f"{path}: {name} holds other weights now than those that drew these images; "
                 "name the old ones in the file, or draw anew with --model"
             )
-    before, now = samples.versions.mvar, drawing_weights(pipeline)["mvar"]
-    if samples.model_weights is not None and before != now:
-        logger.warning("%s is of mvar %s, this is %s: the images may differ", path, before, now)
+    version = drawing_weights(pipeline)["mvar"]
+    if samples.model_weights is not None and samples.versions.mvar != version:
+        logger.warning(
+            "%s is of mvar %s, this is %s: the images may differ", path, samples.versions.mvar, version
+        )
 
 
 def _remove_earlier(out: Path) -> None:

@@ -37,7 +37,7 @@ def draw_gallery(
         labels: Class numbers or names. Default: all, or twenty evenly spaced over more.
         samples: Images per class, and of the in-painting.
         seed: Image i of a sheet takes seed + i.
-        options: guidance_scale, guidance_schedule, top_k, top_p and sampler, as the pipeline takes them.
+        options: Fields of `SamplingSettings`, as the pipeline takes them.
 
     Returns:
         The files written: a PNG per sheet, and the index.

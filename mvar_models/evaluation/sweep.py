@@ -21,7 +21,7 @@ from mvar_models.evaluation.npz import write_npz
 from mvar_models.files import claim, replacing, write_text
 from mvar_models.optional import require
 from mvar_models.pipeline import Pipeline
-from mvar_models.pipeline.identity import drawing_weights
+from mvar_models.pipeline.identity import drawing_weights, scorer_identity
 from mvar_models.records import Figure, read_record
 from mvar_models.sampling.settings import SamplingSettings
 
@@ -260,7 +260,9 @@ def others_in_words(preset: SamplingSettings) -> list[str]:
 
 def _record(folder: Path, preset: SamplingSettings) -> Path:
     name = f"guidance{preset.guidance_scale}-k{preset.top_k}-p{preset.top_p}"
-    return folder / ("-".join([name, *others_in_words(preset)]).replace(" ", "-") + ".json")
+    # By its content, since it may change at its place.
+    others = others_in_words(replace(preset, scorer=scorer_identity(preset)))
+    return folder / ("-".join([name, *others]).replace(" ", "-").replace(":", "_") + ".json")
 
 
 def _read(record: Path, preset: SamplingSettings) -> Cell:

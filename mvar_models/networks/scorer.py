@@ -6,7 +6,9 @@ Shapes: N maps of z channels and n x n positions, all at the side of the last sc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.checkpoints.pretrained import PretrainedModel
-from mvar_models.config import SIDES_256, Config, Count, Sides, Width
+from mvar_models.config import CONFIG_NAME, SIDES_256, Config, Count, Sides, TransformerConfig, Width
 
 _SLOPE = 0.2
 _DROPOUT = 0.05
@@ -126,18 +128,31 @@ class Scorer(PretrainedModel):
         known = [self.class_proj(self.class_embedding(labels)), self.scale_proj(self.scale_embedding(scales))]
         return self.out_proj(self.fuser(torch.cat([hidden.flatten(1), *known], dim=1)))[:, 0]
 
-    def check_fits(self, sides: Sequence[int], num_classes: int) -> None:
-        """Raise ValueError unless the scorer was trained for this ladder of scales and these classes."""
-        for name, own, other in (
-            ("sides", tuple(self.config.sides), tuple(sides)),
-            ("num_classes", self.config.num_classes, num_classes),
-        ):
+    def check_fits(self, config: TransformerConfig) -> None:
+        """Raise ValueError unless the scorer was trained for the model's scales, latents and classes."""
+        for name in ("sides", "z_channels", "num_classes"):
+            own, other = getattr(self.config, name), getattr(config, name)
             if own != other:
                 raise ValueError(f"scorer was trained for {name} {own}, the model has {other}")
 
 
-def ranking_loss(scorer: Scorer, sampled: Iterable[Tensor], real: Iterable[Tensor], labels: Tensor) -> Tensor:
-    """Average -log sigmoid(S(real) - S(sampled)) over pairs and scales.
+@functools.lru_cache(maxsize=4)
+def load_scorer(name: str, device: torch.device | str = "cpu") -> Scorer:
+    """Load a scorer once per process.
+
+    Args:
+        name: Run folder of `mvar train-scorer`, whose best scorer by validation loss is taken, or as for
+            `from_pretrained`.
+        device: Where to put it.
+    """
+    best = Path(name) / "best"
+    return Scorer.from_pretrained(best if (best / CONFIG_NAME).is_file() else name, device=device)
+
+
+def score_margins(
+    scorer: Scorer, sampled: Iterable[Tensor], real: Iterable[Tensor], labels: Tensor
+) -> Tensor:
+    """Return S(real) - S(sampled) for each pair and scale, (B, S).
 
     Args:
         scorer: The scorer.
@@ -145,8 +160,13 @@ def ranking_loss(scorer: Scorer, sampled: Iterable[Tensor], real: Iterable[Tenso
         real: The same of images of the same classes (`MultiScaleQuantizer.accumulate`).
         labels: (B,) classes of the pairs.
     """
-    losses = [
-        F.softplus(scorer(fake, labels, scale) - scorer(true, labels, scale))
+    margins = [
+        scorer(true, labels, scale) - scorer(fake, labels, scale)
         for scale, (fake, true) in enumerate(zip(sampled, real))
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(margins, dim=1)
+
+
+def ranking_loss(margins: Tensor) -> Tensor:
+    """Average -log sigmoid of `score_margins` over pairs and scales."""
+    return F.softplus(-margins).mean()

@@ -219,8 +219,7 @@ class Pipeline(Editing):
             refiner: A pipeline of the same VQVAE, whose model samples the scales from `refine_from` on, with
                 its own preset.
             refine_from: First scale of the refiner.
-            settings: guidance_scale, guidance_schedule, top_k, top_p and sampler, as in `SamplingSettings`.
-                Default: the checkpoint's.
+            settings: Fields of `SamplingSettings`, such as guidance_scale. Default: the checkpoint's.
 
         Returns:
             The images, which indexing and iterating give, with their codes and the images after each scale.

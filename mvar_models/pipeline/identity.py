@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvar_kernels import __version__
 from mvar_models.networks.layers import is_known
+from mvar_models.networks.scorer import load_scorer
 from mvar_models.pipeline.editing import Editing
 from mvar_models.sampling.settings import SamplingSettings
 
@@ -30,13 +31,18 @@ def determinants(pipeline: Editing, settings: SamplingSettings | None = None) ->
         settings: Settings of the call; default: the checkpoint's.
     """
     settings = SamplingSettings.of(pipeline.model.config) if settings is None else settings
-    return {**drawing_weights(pipeline), **settings.to_dict()}
+    return {**drawing_weights(pipeline), **settings.to_dict(), "scorer_weights": scorer_identity(settings)}
 
 
 def drawing_weights(pipeline: Editing) -> dict[str, str]:
     """Return what determines the images under every preset: the content of both networks, and our version."""
     networks = pipeline.model, pipeline.vqvae
     return {"model_weights": "-".join(map(network_identity, networks)), "mvar": __version__}
+
+
+def scorer_identity(settings: SamplingSettings) -> str | None:
+    """Return the content of the scorer that the settings name, or None."""
+    return None if settings.scorer is None else network_identity(load_scorer(settings.scorer))
 
 
 def network_identity(network: nn.Module) -> str:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from mvar_models.config import Share, TopK, TransformerConfig
+from mvar_models.config import Count, Share, TopK, TransformerConfig
 from mvar_models.files import write_text
-from mvar_models.records import check_fields, read_record
+from mvar_models.networks.scorer import load_scorer
+from mvar_models.records import Must, check_fields, read_record
 
 # Name -> share of the guidance scale at a progress from 0 (coarsest scale) to 1 (finest).
 GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -30,7 +32,15 @@ RELEASED_SCHEDULE = "linear"
 SAMPLERS: dict[str, str] = {
     "ancestral": "mvar_models.sampling.samplers:Sampler",
     "smooth": "mvar_models.sampling.samplers:SmoothSampler",
+    "scored": "mvar_models.sampling.lsrs:ScoredSampler",
 }
+
+_Slice = Annotated[
+    str,
+    Must(
+        "that slices the scales, such as 1: or 3:5", lambda text: re.fullmatch(r"-?\d{0,4}:-?\d{0,4}", text)
+    ),
+]
 
 
 def _option(help: str, **more: Any) -> Any:
@@ -48,6 +58,9 @@ class SamplingSettings:
         top_p: Sample from the fewest codes of at least this probability; 0 is off.
         guidance_schedule: How the weight changes from scale to scale, a name in `GUIDANCE_SCHEDULES`.
         sampler: How codes are chosen, a name in `SAMPLERS` or a `Sampler`.
+        scorer: Run of `mvar train-scorer`, or folder or Hub id of a scorer; the sampler is then "scored".
+        candidates: Candidates that the scorer chooses from at a scale; with 1 it does nothing.
+        candidate_scales: Scales with candidates, as a slice: "1:" is all but the coarsest.
 
     Raises:
         TypeError: a value is of another type; the message names it.
@@ -64,6 +77,13 @@ class SamplingSettings:
     sampler: Any = field(
         default="ancestral", metadata=_option("How codes are chosen.", choices=SAMPLERS.keys)
     )
+    scorer: str | None = field(
+        default=None, metadata=_option("Run of `mvar train-scorer`: keep the best of several candidates.")
+    )
+    candidates: Count = field(default=4, metadata=_option("With --scorer: candidates per scale."))
+    candidate_scales: _Slice = field(
+        default="1:", metadata=_option("With --scorer: scales with candidates, a slice such as 1: or 3:5.")
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,15 +96,30 @@ class SamplingSettings:
             raise ValueError(
                 f"sampler must be one of {', '.join(SAMPLERS)} or a Sampler, got {self.sampler!r}"
             )
+        if self.scorer is not None and self.sampler == "ancestral":
+            object.__setattr__(self, "sampler", "scored")
+        if (self.scorer is None) == (self.sampler == "scored"):
+            raise ValueError(
+                f"scorer and the sampler 'scored' go together, got {self.scorer!r} and {self.sampler!r}"
+            )
 
     @classmethod
     def of(cls, config: TransformerConfig, **given: Any) -> SamplingSettings:
-        """Return the settings given, and those of the checkpoint in place of None and of what is left out."""
+        """Return the settings given, and those of the checkpoint in place of None and of what is left out.
+
+        Raises:
+            OSError, ValueError: a value is wrong, or there is no such scorer, or it is of another ladder.
+        """
         unknown = given.keys() - {each.name for each in fields(cls)}
         if unknown:
             raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
         values = {each.name: given.get(each.name) for each in fields(cls)}
-        return cls(**{name: getattr(config, name) if each is None else each for name, each in values.items()})
+        settings = cls(
+            **{name: getattr(config, name) if each is None else each for name, each in values.items()}
+        )
+        if settings.scorer is not None:  # before the first image, which may be hours of sampling away
+            load_scorer(settings.scorer).check_fits(config)
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values by name, as JSON holds them: `pipeline(labels, **settings.to_dict())`.
@@ -109,6 +144,9 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float | None
     guidance_schedule: str | None
     sampler: Any
+    scorer: str | None
+    candidates: int | None
+    candidate_scales: str | None
 
 
 def read_preset(file: str | os.PathLike[str]) -> SamplingSettings:

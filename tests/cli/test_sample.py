@@ -58,6 +58,9 @@ def test_again_draws_the_same_bytes(tmp_path):
         "top_p": 0.96,
         "guidance_schedule": "linear",
         "sampler": "smooth",
+        "scorer": None,
+        "candidates": 4,
+        "candidate_scales": "1:",
     }
     assert record["again"] == f"mvar sample --again {second / 'samples.json'}"
     assert record["versions"]["torch"]

@@ -62,6 +62,9 @@ def test_a_file_holds_the_arguments_of_a_call(file):
         "top_p": 0.5,
         "guidance_schedule": "constant",
         "sampler": "ancestral",
+        "scorer": None,
+        "candidates": 4,
+        "candidate_scales": "1:",
     }
     assert read_preset(file) == PRESET
 
@@ -98,6 +101,9 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
         "top_p": 0.5,
         "guidance_schedule": "constant",
         "sampler": "ancestral",
+        "scorer": None,
+        "candidates": 4,
+        "candidate_scales": "1:",
     }
     again = mvar("sample --again", tmp_path / "out" / "samples.json", "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output
