@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     AUGMENT = 4
     RESTART = 5
     CORRUPTION = 6
+    PARTNER = 7
 
 
 def generator(seed: int, purpose: Purpose, step: int) -> np.random.Generator:

@@ -37,5 +37,6 @@ COMMANDS: dict[str, Row] = {
     "sweep": Row("mvar_models.cli.sweep:sweep_command", "Find a model's best guidance, top-k and top-p."),
     "tokenize": Row("mvar_models.cli.tokenize:tokenize", "Encode images once, for any number of runs."),
     "train": Row("mvar_models.cli.training:train", "Train a VAR or an MVAR from scratch."),
+    "train-scorer": Row("mvar_models.cli.training:train_scorer", "Train a scorer for a model's samples."),
     "train-vqvae": Row("mvar_models.cli.training:train_vqvae", "Train a VQVAE on your own images."),
 }

@@ -24,7 +24,7 @@ from mvar_models.pipeline import RELEASED_SIDES, fitted
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.tokens.folder import TokenFolder, refuse_tokens, verify_tokens
 from mvar_models.tokens.writer import TokenWriter, Written
-from mvar_models.training.runs import default_vqvae
+from mvar_models.training.build import default_vqvae
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,13 @@ from mvar_models.data.class_names import counted
 from mvar_models.devices import default_device
 from mvar_models.distributed import COLLECTIVE_TIMEOUT
 from mvar_models.training import runs
-from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
+from mvar_models.training.build import describe_vqvae
+from mvar_models.training.settings import (
+    RunSettings,
+    ScorerSettings,
+    TransformerSettings,
+    VQVAESettings,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +32,18 @@ _SMALL = "a VQVAE and its gradients fit on one device"
 WITHOUT = {
     "train": {"init": "mvar finetune starts from a checkpoint"},
     "finetune": {"depth": _SHAPE, "width": _SHAPE, "num_heads": _SHAPE, "shared_adaln": _SHAPE},
+    "train_scorer": dict.fromkeys(
+        (
+            "fsdp",
+            "activation_checkpointing",
+            "sample_every",
+            "evaluate_every",
+            "evaluate_features",
+            "evaluate_weights",
+            "evaluate_images",
+        ),
+        "a scorer is small and makes no images",
+    ),
     "train_vqvae": {"fsdp": _SMALL, "activation_checkpointing": _SMALL},
 }
 # Options of train-vqvae that contradict --model, whose shape is kept.
@@ -187,7 +205,7 @@ def train_vqvae(**options: Any) -> None:
     assert isinstance(run.settings, VQVAESettings)
     if run.processes.first:
         _show_data(run)
-        click.echo(runs.describe_vqvae(run.settings))
+        click.echo(describe_vqvae(run.settings))
     with step_progress(run.settings.steps, shown=run.processes.first) as report:
         results = runs.train_vqvae(run, report)
     if not run.processes.first:
@@ -205,3 +223,19 @@ def train_vqvae(**options: Any) -> None:
         f"model in {run.folder.model}"
     )
     _show_next(run, "train --data ... --vqvae")
+
+
+@click.command()
+@_run_options(ScorerSettings, without=WITHOUT["train_scorer"])
+def train_scorer(**options: Any) -> None:
+    """Train a scorer for a model's samples (LSRS): which of several candidates looks most like an image.
+
+    The model samples --per-class images of every class first. `mvar sample --scorer OUT/best` then uses it.
+    """
+    if not options["resume"] and not options["model"]:
+        raise click.UsageError("--model is missing: whose samples should be scored?")
+    run = _start(options, ScorerSettings, runs.start_scorer_run)
+    with step_progress(run.settings.steps, shown=run.processes.first) as report:
+        results = runs.train_scorer(run, report)
+    shares = ", ".join(f"{share:.2f}" for share in results["val_accuracy_per_scale"])
+    click.echo(f"held-out pairs in order at each scale: {shares}; scorer in {run.folder.model}")

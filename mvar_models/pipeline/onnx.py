@@ -8,6 +8,7 @@ It has no cache: VAR computes the coarser scales again at every step, MVAR has n
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ _GRAPHS = ("step", "add", "next", "decode")
 # Smaller tensors, such as biases, stay float32.
 _LEAST_STORED = 1024
 _OPSET = 20
+_zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
 
 
 class _MaskedAttention(nn.Module):
@@ -151,9 +153,10 @@ def export_onnx(pipeline: Pipeline, folder: str | os.PathLike[str], weights: str
         raise FileExistsError(f"{target} exists; choose another folder")
     sides, z = model.config.sides, model.config.z_channels
     h, tokens, batch = sides[-1], torch.export.Dim("tokens", min=1), torch.export.Dim("batch", min=1)
-    f_hat, vectors = torch.zeros(2, z, h, h), torch.zeros(2, 3, z)
-    of_step = torch.zeros(2, dtype=torch.int64), vectors, torch.arange(3), torch.ones(3, 3, dtype=torch.bool)
-    of_add = vectors, torch.zeros(3, h * h), torch.tensor(0)
+    f_hat, vectors = _zeros(2, z, h, h), _zeros(2, 3, z)
+    mask, whole = _zeros(3, 3).bool(), _zeros(3).long()
+    of_step = _zeros(2).long(), vectors, whole, mask
+    of_add = vectors, _zeros(3, h * h), _zeros(1)[0].long()
     per_image, per_token = {0: batch}, {0: batch, 1: tokens}
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...], tuple[Any, ...], list[str]]] = {
         "step": (
@@ -164,7 +167,7 @@ def export_onnx(pipeline: Pipeline, folder: str | os.PathLike[str], weights: str
             _Add(vqvae.quantizer.residual_convolutions), of_add, (per_token, {0: tokens}, None),
             ["vectors", "resize", "convolution"],
         ),
-        "next": (_Next(), (f_hat, torch.zeros(h * h, 3)), (per_image, {1: tokens}), ["f_hat", "resize"]),
+        "next": (_Next(), (f_hat, _zeros(h * h, 3)), (per_image, {1: tokens}), ["f_hat", "resize"]),
         "decode": (_Decode(pipeline), (f_hat,), (per_image,), ["f_hat"]),
     }  # fmt: skip
     temporary = target.with_name(f".{target.name}.writing")
@@ -207,7 +210,7 @@ def _tables(pipeline: Pipeline) -> dict[str, Tensor]:
 
 def _resize(old: int, new: int, mode: str) -> Tensor:
     """Return the matrix (old old, new new) that resizes a grid."""
-    grids = torch.eye(old * old).view(-1, 1, old, old)
+    grids = torch.eye(old * old, dtype=torch.float32, device="cpu").view(-1, 1, old, old)
     return grids.flatten(1) if old == new else F.interpolate(grids, (new, new), mode=mode).flatten(1)
 
 
@@ -281,12 +284,15 @@ class _Model(_Part):
         """Return the logits (B, n, V) of a scale; see `ScaleTransformer.step`."""
         labels, tokens = state.class_embedding, self.pyramid.scale_slice(scale)
         if scale == 0:
-            inputs = torch.zeros(len(labels), 1, self.config.z_channels)
+            inputs = _zeros(len(labels), 1, self.config.z_channels)
         count = inputs.shape[1]
         if state.carries:
             state.inputs.append(inputs)
             inputs, tokens = torch.cat(state.inputs, dim=1), slice(0, tokens.stop)
-        places, mask = torch.arange(tokens.start, tokens.stop), self._tables["mask"][tokens, tokens].bool()
+        places, mask = (
+            torch.arange(tokens.start, tokens.stop, device="cpu"),
+            self._tables["mask"][tokens, tokens].bool(),
+        )
         return self._run("step", labels=labels, inputs=inputs, places=places, mask=mask)[:, -count:]
 
     def logits(self, hidden: Tensor, class_embedding: Tensor, rows: slice, constants: None) -> Tensor:
@@ -306,7 +312,7 @@ class _Quantizer(_Part):
         return self.contribution_of_vectors(self.codebook(codes), scale)
 
     def contribution_of_vectors(self, vectors: Tensor, scale: int) -> Tensor:
-        convolution = torch.tensor(self.config.residual_convolution_of_scale[scale])
+        convolution = torch.tensor(self.config.residual_convolution_of_scale[scale], device="cpu")
         return self._run("add", vectors=vectors, resize=self._tables[f"up.{scale}"], convolution=convolution)
 
     def next_input(self, f_hat: Tensor, scale: int) -> Tensor:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mvar_models.checkpoints.checkpoint import Checkpoint
+from mvar_models.checkpoints.zoo import RELEASED_VQVAE
 from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig
 from mvar_models.data.class_names import listed, same_classes
+from mvar_models.data.open import DIGITS
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.pipeline import fitted
+from mvar_models.pipeline.identity import network_identity
 from mvar_models.registry import architecture
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
@@ -171,3 +176,31 @@ def released_vqvae_shape(resolution: int) -> dict[str, Any]:
         )
     shape = dataclasses.asdict(VQVAEConfig(sides=sides))
     return {name: shape[name] for name in _VQVAE_SHAPE}
+
+
+def describe_vqvae(settings: VQVAESettings) -> str:
+    """Return one line that says what is going to be trained."""
+    if settings.init is not None:
+        return f"training {settings.init} further"
+    shape = new_vqvae_config(settings)
+    return (
+        f"a new VQVAE for images of {shape.resolution} px: {len(shape.sides)} scales, "
+        f"{shape.length} codes of {shape.vocab_size}"
+    )
+
+
+def default_vqvae(data: str) -> str:
+    """Return the name in the zoo of the VQVAE for these images."""
+    return "vae-digits" if data == DIGITS else RELEASED_VQVAE
+
+
+def same_vqvae(own: str, vqvae: str) -> bool:
+    """Whether two names, folders or files are VQVAEs of the same codes; their pyramids may differ."""
+    if Path(own).resolve() == Path(vqvae).resolve():
+        return True
+    try:
+        original = VQVAE.from_pretrained(own)
+    except (OSError, ValueError):  # it is needed for a warning only
+        return False
+    given = VQVAE.from_pretrained(vqvae)
+    return network_identity(fitted(original, given.config.sides)) == network_identity(given)

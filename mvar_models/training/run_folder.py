@@ -31,12 +31,14 @@ from mvar_models.records import (
     record_of,
     within,
 )
-from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
+from mvar_models.training.settings import RunSettings, ScorerSettings, TransformerSettings, VQVAESettings
 from mvar_models.yaml_text import read_yaml, yaml_of
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, type[RunSettings]] = {kind.kind: kind for kind in (TransformerSettings, VQVAESettings)}
+_KINDS: dict[str, type[RunSettings]] = {
+    kind.kind: kind for kind in (TransformerSettings, VQVAESettings, ScorerSettings)
+}
 PROGRESS, TASK = "progress.json", "task.pt"
 # Begins the names of folders that are being written.
 WRITING = ".writing-"

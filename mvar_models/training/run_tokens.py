@@ -16,7 +16,7 @@ from mvar_models.tokens.folder import INDEX, TokenFolder
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.settings import TransformerSettings
+from mvar_models.training.settings import ScorerSettings, TransformerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ TokenSets = tuple[TokenSet, TokenSet]
 
 
 def open_tokens(
-    settings: TransformerSettings,
+    settings: TransformerSettings | ScorerSettings,
     run: RunFolder,
     processes: Processes,
     vqvae: VQVAE,
@@ -50,7 +50,7 @@ def open_tokens(
 
 
 def _encode(
-    settings: TransformerSettings,
+    settings: TransformerSettings | ScorerSettings,
     run: RunFolder,
     processes: Processes,
     vqvae: VQVAE,

@@ -19,38 +19,43 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mvar_models.checkpoints.zoo import RELEASED_VQVAE
-from mvar_models.data.open import DIGITS, open_images
+from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment, versions
+from mvar_models.networks.scorer import Scorer, ScorerConfig
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.optional import require
-from mvar_models.pipeline import fitted
-from mvar_models.pipeline.identity import network_identity
+from mvar_models.pipeline import fitted, pipeline_for
 from mvar_models.records import Must, record_of
 from mvar_models.tokens.folder import TokenFolder, open_data, refuse_tokens
 from mvar_models.training.build import (
     build_transformer,
     build_vqvae,
+    default_vqvae,
     load_initial,
     new_config,
-    new_vqvae_config,
     released_vqvae_shape,
+    same_vqvae,
 )
 from mvar_models.training.held_out_distance import resolve_features
 from mvar_models.training.loop import Loop, StepReport
 from mvar_models.training.parallel import cannot_shard, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_tokens import TokenSets, open_tokens
-from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings
+from mvar_models.training.scorer_task import ScorerTask, check_scorable, sampled_codes
+from mvar_models.training.settings import (
+    RunSettings,
+    ScorerSettings,
+    TransformerSettings,
+    VQVAESettings,
+)
 from mvar_models.training.task import Task
 from mvar_models.training.transformer_task import TransformerTask
 from mvar_models.training.vqvae_task import VQVAETask
@@ -123,7 +128,7 @@ def start_transformer_run(
         settings = _resolved(settings, data, initial)
     run = replace(_create(settings, processes, data), initial=initial)
     with processes.raising_together():
-        same = own is None or _same_vqvae(own, run.settings.vqvae)
+        same = own is None or same_vqvae(own, run.settings.vqvae)
     if not same:
         names = settings.init, own, run.settings.vqvae
         logger.warning("%s was trained on codes of %s; it has to learn those of %s", *names)
@@ -162,20 +167,33 @@ def start_vqvae_run(
     return _create(settings, processes, data)
 
 
-def describe_vqvae(settings: VQVAESettings) -> str:
-    """Return one line that says what is going to be trained."""
-    if settings.init is not None:
-        return f"training {settings.init} further"
-    shape = new_vqvae_config(settings)
-    return (
-        f"a new VQVAE for images of {shape.resolution} px: {len(shape.sides)} scales, "
-        f"{shape.length} codes of {shape.vocab_size}"
-    )
+def start_scorer_run(
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    epochs: float | None = None,
+    device: torch.device | str | int | None = "cpu",
+    collective_timeout: float = COLLECTIVE_TIMEOUT,
+    **given: Any,
+) -> Run[ScorerSettings]:
+    """Create a run of a scorer, or open one to continue it; as `start_transformer_run`, except for:
 
-
-def default_vqvae(data: str) -> str:
-    """Return the name in the zoo of the VQVAE for these images."""
-    return "vae-digits" if data == DIGITS else RELEASED_VQVAE
+    Args:
+        **given: Fields of `ScorerSettings`. By default the peak learning rate is 3e-4, without weight decay.
+    """
+    processes = Processes.from_environment(device).connect(timeout=collective_timeout)
+    if resume is not None:
+        return _resume(resume, ScorerSettings, processes, open_data, epochs=epochs, **given)
+    with processes.raising_together():
+        if not processes.alone:
+            raise ValueError("a scorer trains in one process; start it without torchrun")
+        given = {"lr": 3e-4, "weight_decay": 0.0, **given}
+        settings = ScorerSettings(device=str(processes.device if device is None else device), **given)
+        data = open_data(settings.data)
+        own = open_checkpoint(settings.model).vqvae_name or default_vqvae(settings.data)
+        settings = replace(settings, vqvae=settings.vqvae or own)
+        if epochs is not None:
+            settings = replace(settings, steps=_steps(epochs, settings, given, data))
+    return _create(settings, processes, data)
 
 
 def train_transformer(
@@ -200,6 +218,27 @@ def train_vqvae(run: Run[VQVAESettings], report: StepReport | None = None) -> di
             model = build_vqvae(run.settings)
             source = run.data.at(model.config.resolution)
             task = VQVAETask(model, source, source.train, source.held_out, run.settings)
+        return _fit(task, run, report)
+
+
+def train_scorer(run: Run[ScorerSettings], report: StepReport | None = None) -> dict[str, Any]:
+    """Train to the end of the run and return the figures of the last validation; see `train_transformer`."""
+    settings, data = run.settings, run.data
+    with _held(run):
+        pipeline = pipeline_for(settings.model, device=settings.device)
+        config = pipeline.model.config
+        shape = ScorerConfig(
+            num_classes=config.num_classes, z_channels=config.z_channels, sides=config.sides,
+            width=settings.width,
+        )  # fmt: skip
+        if isinstance(data, ImageSource):
+            data = data.at(pipeline.vqvae.config.resolution)
+        check_scorable(pipeline, tuple(data.class_names))
+        train, val = open_tokens(settings, run.folder, run.processes, pipeline.vqvae, data)
+        sampled = sampled_codes(pipeline, settings.per_class, settings.seed, run.folder.path / "sampled.npy")
+        torch.manual_seed(settings.seed)
+        scorer = Scorer(shape).to(settings.device)
+        task = ScorerTask(scorer, pipeline.vqvae.quantizer, train, val, sampled, settings)
         return _fit(task, run, report)
 
 
@@ -329,18 +368,6 @@ def _steps(
         raise ValueError("give one of steps and epochs, got both")
     passes = record_of(epochs, _Epochs, "epochs")
     return max(1, math.ceil(passes * len(data.train) / settings.batch_size))
-
-
-def _same_vqvae(own: str, vqvae: str) -> bool:
-    """Whether two names, folders or files are VQVAEs of the same codes; their pyramids may differ."""
-    if Path(own).resolve() == Path(vqvae).resolve():
-        return True
-    try:
-        original = VQVAE.from_pretrained(own)
-    except (OSError, ValueError):  # it is needed for a warning only
-        return False
-    given = VQVAE.from_pretrained(vqvae)
-    return network_identity(fitted(original, given.config.sides)) == network_identity(given)
 
 
 def _fit(task: Task, run: Run[Any], report: StepReport | None) -> dict[str, Any]:

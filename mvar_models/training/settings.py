@@ -273,8 +273,32 @@ class VQVAESettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("fsdp", "activation_checkpointing"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} is for transformers; a VQVAE trains whole on each device, so leave it out"
-                )
+        _refuse(self, "a VQVAE trains whole on each device", "fsdp", "activation_checkpointing")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerSettings(RunSettings):
+    """Settings of a scorer of LSRS, trained on images and on samples of one model."""
+
+    kind: ClassVar[str] = "scorer"
+
+    model: str = setting(
+        "mvar-digits", "Model whose samples are scored: zoo name, folder, file or Hub id.", shown=""
+    )
+    per_class: Annotated[int, within(10, 1 << 31)] = setting(
+        300, "Images that the model samples of every class, with its own preset."
+    )
+    width: _Count = setting(64, "Channels of the scorer's first level.")
+    vqvae: str = setting("", "VQVAE that encodes the images.", shown="the model's own")
+    copies: _Count = setting(1, "Cached variants per image.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse(self, "a scorer trains whole", "fsdp", "activation_checkpointing")
+        _refuse(self, "a scorer makes no images", "sample_every", "evaluate_every")
+
+
+def _refuse(settings: RunSettings, reason: str, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name):
+            raise ValueError(f"{name} is for other runs: {reason}, so leave it out")

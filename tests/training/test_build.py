@@ -8,7 +8,7 @@ import torch
 from mvar_models import MVAR, VAR, MVARConfig, VQVAEConfig
 from mvar_models.config import SIDES_256, SIDES_512
 from mvar_models.training import runs
-from mvar_models.training.build import build_transformer, new_vqvae_config
+from mvar_models.training.build import build_transformer, describe_vqvae, new_vqvae_config
 from mvar_models.training.settings import TransformerSettings
 
 from tiny_models import NAMES, tiny_mvar, tiny_var, tiny_vqvae
@@ -109,9 +109,7 @@ def test_the_released_shapes(tmp_path):
     """`resolution` gives the released model's configuration; other settings beside it count."""
     run = runs.start_vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
     assert new_vqvae_config(run.settings) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
-    assert (
-        runs.describe_vqvae(run.settings) == "a new VQVAE for images of 512 px: 10 scales, 2240 codes of 64"
-    )
+    assert describe_vqvae(run.settings) == "a new VQVAE for images of 512 px: 10 scales, 2240 codes of 64"
     with pytest.raises(ValueError, match=r"resolution must .*300"):
         runs.start_vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
 
