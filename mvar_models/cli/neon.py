@@ -66,7 +66,8 @@ def neon(
 
     Writes OUT/weight-W, a model folder, for each weight W: model + W (model - self-trained model). The
     self-trained model stays in OUT/self, so that --self OUT/self takes further weights without training.
-    Guidance must usually be higher than before: `mvar sweep` finds it.
+    Guidance must usually be higher than before: `mvar sweep` finds it. Under torchrun the processes share the
+    work.
     """
     given = {name: value for name, value in options.items() if value is not None}
     place = default_device() if device is None else device

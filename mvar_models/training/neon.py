@@ -31,30 +31,27 @@ from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.loop import StepReport
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.runs import start_transformer_run, train_transformer
+from mvar_models.training.settings import TransformerSettings
 
 SAMPLES = ("images", "codes")
+# Numbers of images (n,) to their codes (n, L).
+Codes = Callable[[np.ndarray], Tensor]
 
 
 class CodedImages(ImageSource):
     """Images of 8 bits per channel that a VQVAE decodes from codes.
 
     Args:
-        vqvae: Decodes the codes.
-        labels: (N,) classes.
+        vqvae, labels: The VQVAE, and (N,) classes.
         class_names: One name per class.
         fingerprint: Hex digits that change with the codes.
-        codes: Returns the codes (n, L) of the images of (n,) numbers.
+        codes: Returns the codes of some of the images.
     """
 
     fingerprint: str = ""
 
     def __init__(
-        self,
-        vqvae: VQVAE,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-        fingerprint: str,
-        codes: Callable[[np.ndarray], Tensor],
+        self, vqvae: VQVAE, labels: np.ndarray, class_names: Sequence[str], fingerprint: str, codes: Codes
     ) -> None:
         super().__init__(labels, class_names, mirror_safe=False)
         self.vqvae, self.fingerprint, self.codes = vqvae, fingerprint, codes
@@ -139,8 +136,7 @@ def train_on_samples(
         data: Real images in place of samples, as for `open_images`: the control.
         seed: Seed of the first sample, and of the training.
         device: Where to train.
-        report: Called with the images done and the images to do by this process.
-        report_step: Called on rank 0 with the figures of each step.
+        report, report_step: Called with images done and to do; on rank 0, with the figures of each step.
         run_settings: Further fields of `TransformerSettings`, such as `steps`.
 
     Raises:
@@ -187,17 +183,16 @@ def extrapolated(pipeline: Pipeline, run: RunFolder, weight: float) -> Pipeline:
     """
     weight, model, settings = converted(weight, float, "weight"), pipeline.model, run.read_settings()
     if not run.model.is_dir():
-        raise FileNotFoundError(f"{run.path} has no model yet; continue with --resume {run.path}")
-    if settings.ema is not None:
-        raise ValueError(f"{run.path} averages its weights (ema {settings.ema:g}); Neon needs those trained")
+        raise FileNotFoundError(f"{run.path} has no model yet; go on with mvar finetune --resume {run.path}")
+    if not isinstance(settings, TransformerSettings) or settings.ema is not None:
+        raise ValueError(f"{run.path} must have trained a transformer without a moving average (ema)")
     trained = type(model).from_pretrained(run.model, device=model.device)
-    names, preset = trained.config.class_names, SamplingSettings.of(model.config).to_dict()
-    same = trained.config.replace(**preset, class_names=names, vqvae=None)
-    if same != model.config.replace(class_names=names, vqvae=None) or not same_classes(
-        names or (), model.config.class_names or names or ()
-    ):
+    names, preset = trained.config.class_names or (), SamplingSettings.of(model.config).to_dict()
+    configs = trained.config.replace(**preset), model.config
+    one, other = (each.replace(class_names=None, vqvae=None) for each in configs)
+    if one != other or not same_classes(names, model.config.class_names or names):
         raise ValueError(f"{run.path} must have trained the model further that is moved; it trained another")
-    origin = f"Neon (arXiv 2510.03597), weight {weight:g}: moved away from {run.path}"
+    origin = f"Neon (arXiv 2510.03597) of {settings.init}, weight {weight:g}"
     moved = type(model).from_network(model, origin=origin).float()
     # lerp and not the formula as it is written, which rounding keeps from giving theta_self at w = -1.
     state, own = trained.state_dict(), moved.state_dict()

@@ -178,5 +178,5 @@ def test_wrong_runs_are_named(folder, tmp_path):
         data = str(make_data(tmp_path / "two") / "data")
         train_on_samples(pipeline, tmp_path, names=names, per_class=1, data=data)
     averaged = train_on_samples(pipeline, tmp_path, names=names, per_class=4, steps=1, batch_size=4, ema=0.9)
-    with pytest.raises(ValueError, match="averages its weights"):
+    with pytest.raises(ValueError, match="without a moving average"):
         extrapolated(pipeline, averaged, 1.0)
