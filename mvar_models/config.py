@@ -30,7 +30,6 @@ WEIGHTS_NAME = "model.safetensors"
 VQVAE_FOLDER = "vqvae"
 _MODEL_TYPE = "model_type"
 
-_LARGEST_DENSE_SIDE = 10
 _NORM_GROUPS = 32  # of every norm of a VQVAE
 
 C = TypeVar("C", bound="Config")
@@ -43,6 +42,7 @@ _Ratio = Annotated[float, within(2**-16, 64)]
 TopK = Annotated[int, within(0, 1 << 22)]
 Share = Annotated[float, within(0, 1)]
 _Index = Annotated[int, within(0, 1024)]
+Drafters = Sequence[tuple[_Index, _Index]]
 _Side = Annotated[int, within(1, 4096)]
 Sides = Annotated[
     Sequence[_Side],
@@ -69,7 +69,7 @@ def released_dense_scales(sides: Sequence[int]) -> int:
 
     That is 8 at 256 px, as in the released weights, and 6 at 512 px, as the paper reports.
     """
-    return sum(side <= _LARGEST_DENSE_SIDE for side in sides)
+    return sum(side <= 10 for side in sides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +204,11 @@ class TransformerConfig(Config):
         sides: Grid side of each scale, coarse to fine, as the VQVAE's.
         shared_adaln: One AdaLN linear for all blocks (VAR-d36).
         cosine_attention: L2-normalised q and k with a learned factor per head (all released models).
-        guidance_scale, guidance_schedule, top_k, top_p, sampler, scorer, candidates, candidate_scales: The
-            checkpoint's sampling preset, as in `mvar_models.sampling.settings.SamplingSettings`; the schedule
-            is linear in all models that others released.
         class_names: One name per label, or None.
         vqvae: Zoo name, folder or Hub id of the VQVAE whose codes the model predicts; None if it lies in the
             checkpoint's own `vqvae` folder.
         origin: How the weights were computed from others, for people; None for weights as trained.
+        all others: The checkpoint's sampling preset, see `mvar_models.sampling.settings.SamplingSettings`.
     """
 
     # Whether training can take turns between dense and windowed scales.
@@ -236,6 +234,9 @@ class TransformerConfig(Config):
     scorer: str | None = None
     candidates: Count = 4
     candidate_scales: str = "1:"
+    cache_budget: Share = 1.0
+    cache_rule: str = "attention"
+    cache_drafters: Drafters = ()
     origin: str | None = None
 
     def __post_init__(self) -> None:
@@ -270,9 +271,8 @@ class TransformerConfig(Config):
 
     def scale_of_token(self) -> torch.Tensor:
         """Return the scale that each packed token belongs to: (L,) int64."""
-        return torch.cat(
-            [torch.full((side * side,), scale, device="cpu") for scale, side in enumerate(self.sides)]
-        )
+        areas = torch.tensor(self.sides, device="cpu") ** 2
+        return torch.arange(len(self.sides), device="cpu").repeat_interleave(areas)
 
     def pyramid(self) -> Pyramid:
         """Return the scales, with the windows of attention inside each."""

@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Fields without an option, each with the reason.
 INTERNAL = {
+    "cache_drafters": "a preset that mvar calibrate-cache writes has them",
     "betas": "AdamW's, as released",
     "clip": "as released",
     "num_residual_convolutions": "as released: the released programs load no other number",

@@ -101,13 +101,15 @@ class SelfAttention(nn.Module):
         bias, logit_scale = context.once(self, parameters, lambda: (self.bias(), self.logit_scale()))
         qkv = biased(self.qkv, hidden, bias)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, n, H, D) views
+        neighborhood = context.neighborhood
         if context.cache is not None:
-            key, value = context.cache.extend(self.index, key, value)
+            key, value = context.cache.extend(self.index, key, value, query, logit_scale)
+            neighborhood = context.cache.neighborhood(neighborhood, key.shape[1])
         attended = neighborhood_attn(
             query,
             key,
             value,
-            context.neighborhood,
+            neighborhood,
             scale=self.scale,
             logit_scale=logit_scale,
             backend=context.backend,

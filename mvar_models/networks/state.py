@@ -40,10 +40,14 @@ class KVCache:
     _buffers: dict[int, Pair] = field(default_factory=dict, repr=False)
     _workspace: int | None = field(default=None, repr=False)
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> Pair:
-        """Append (B, n, H, D) keys and values to a block's, and return all of them so far.
+    def extend(
+        self, block: int, key: Tensor, value: Tensor, query: Tensor | None = None,
+        logit_scale: Tensor | None = None,
+    ) -> Pair:  # fmt: skip
+        """Append (B, n, H, D) keys and values to a block's, and return all that it attends to.
 
-        What is returned may be overwritten when another block is extended.
+        What is returned may be overwritten when another block is extended. The queries (B, n, H, D) and the
+        factors of cosine attention (H,) are for caches that choose what to keep.
         """
         before = self.entries.get(block)
         start = 0 if before is None else before[0].shape[1]
@@ -52,7 +56,7 @@ class KVCache:
             return self._finish(block, key, value)
         # Autograd would keep what a buffer is about to lose.
         if stop > self.length - self.last or torch.is_grad_enabled():
-            entry = _concatenated(before, key, value)
+            entry = concatenated(before, key, value)
         else:
             buffers = self._buffers.get(block) or self._allocate(block, key)
             for buffer, new in zip(buffers, (key, value)):
@@ -60,6 +64,10 @@ class KVCache:
             entry = buffers[0][:, :stop], buffers[1][:, :stop]
         self.entries[block] = entry
         return entry
+
+    def neighborhood(self, whole: Neighborhood, num_keys: int) -> Neighborhood:
+        """Return who attends to whom in a block of that many keys; `whole` is of a cache that keeps all."""
+        return whole
 
     def fork(self) -> KVCache:
         """Return a cache that goes its own way; neither writes into what both hold."""
@@ -93,7 +101,7 @@ class KVCache:
         workspace = None if self._workspace is None else self._buffers[self._workspace]
         # The workspace is the first block's buffer, which is free once that block has passed.
         if workspace is None or torch.is_grad_enabled() or self._workspace in self.entries:
-            whole = _concatenated(before, key, value)
+            whole = concatenated(before, key, value)
         else:
             start = before[0].shape[1]
             for buffer, old, new in zip(workspace, before, (key, value)):
@@ -124,7 +132,10 @@ class RecentCache(KVCache):
         self._scale: dict[int, int] = {}
         self._shared: Pair | None = None
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> Pair:
+    def extend(
+        self, block: int, key: Tensor, value: Tensor, query: Tensor | None = None,
+        logit_scale: Tensor | None = None,
+    ) -> Pair:  # fmt: skip
         scale = self._scale.get(block, 0)
         before = self.entries.pop(block, None)
         whole = self._side_by_side(before, key, value)
@@ -160,7 +171,7 @@ class RecentCache(KVCache):
             return key, value
         # Autograd would keep what the workspace is about to lose.
         if torch.is_grad_enabled():
-            return _concatenated(before, key, value)
+            return concatenated(before, key, value)
         if self._shared is None:
             self._shared = _new_pair(key, self._most_tokens(own=1))
         start, stop = before[0].shape[1], before[0].shape[1] + key.shape[1]
@@ -184,7 +195,7 @@ def _new_pair(like: Tensor, tokens: int) -> Pair:
     return like.new_empty(batch, tokens, heads, dim), like.new_empty(batch, tokens, heads, dim)
 
 
-def _concatenated(before: Pair | None, key: Tensor, value: Tensor) -> Pair:
+def concatenated(before: Pair | None, key: Tensor, value: Tensor) -> Pair:
     if before is None:
         return key, value
     return torch.cat([before[0], key], dim=1), torch.cat([before[1], value], dim=1)

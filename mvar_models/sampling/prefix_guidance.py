@@ -17,7 +17,7 @@ from mvar_models.networks.var import VARTransformer
 from mvar_models.randomness import Purpose, generator
 from mvar_models.records import converted
 from mvar_models.sampling.hooks import ScaleContext
-from mvar_models.sampling.sampler import guidance_weights, guided_logits
+from mvar_models.sampling.sampler import guidance_weights, guided_logits, start_state
 
 # What a corrupted position holds: another's whole embedding, as in the paper; or, which its ablation found
 # worse, another's input under its own position, or a random code.
@@ -75,7 +75,7 @@ class PrefixGuidance:
         """Run the model on the corrupted inputs of a batch, after those of the scales before."""
         model, scale = self.model, context.scale
         if self._state is None or scale == context.scales.start:
-            self._state = (model.new_guided_state if guided else model.new_state)(context.labels)
+            self._state = start_state(model, context.labels, context.settings, guided)
         state, inputs = self._state, context.quantizer.next_input(context.f_hat, scale)
         inputs, source = self._corrupted(inputs, context)
         if guided:

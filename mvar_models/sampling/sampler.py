@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvar_kernels import sample_codes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
+from mvar_models.networks.scalekv import ScaleKVCache, check_cache
 from mvar_models.networks.state import ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.registry import resolve
@@ -144,7 +145,7 @@ def sample(
             raise ValueError(f"generators must be one per label ({batch}), got {len(generators)}")
         by_scale = sampler.reads_generators
         generators = UniformNumbers(generators, model.pyramid, scales, by_scale, labels.device)
-    state = model.new_state(labels) if weights is None else model.new_guided_state(labels)
+    state = start_state(model, labels, settings, guided=weights is not None)
     if scales.start and state.carries:
         raise ValueError(
             f"scales must start at 0, as {type(model).__name__} carries something from scale to scale, "
@@ -195,6 +196,22 @@ def sample(
         if stopped:
             break
     return SampleResult(torch.cat(indices, dim=1), tuple(f_hats), torch.cat(kept) if kept else None)
+
+
+def start_state(
+    model: ScaleTransformer, labels: Tensor, settings: SamplingSettings, guided: bool
+) -> ScaleState:
+    """Return the state before the coarsest scale of labels (B,), with the cache that the settings ask for.
+
+    Raises:
+        ValueError: the model has no cache that could be smaller, or the budget is below the least.
+    """
+    state = model.new_guided_state(labels) if guided else model.new_state(labels)
+    if settings.cache_budget < 1:
+        check_cache(model, state)
+        share, rule, drafters = settings.cache_budget, settings.cache_rule, settings.cache_drafters
+        state.cache = ScaleKVCache(model.config, share, rule, drafters)
+    return state
 
 
 def guidance_weights(model: ScaleTransformer, settings: SamplingSettings) -> tuple[float, ...] | None:

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from mvar_models.config import Count, Share, TopK, TransformerConfig
+from mvar_models.config import Count, Drafters, Share, TopK, TransformerConfig
 from mvar_models.files import write_text
+from mvar_models.networks.scalekv import CACHE_RULES
 from mvar_models.networks.scorer import load_scorer
 from mvar_models.records import Must, check_fields, read_record
 
@@ -61,6 +62,11 @@ class SamplingSettings:
         scorer: Run of `mvar train-scorer`, or folder or Hub id of a scorer; the sampler is then "scored".
         candidates: Candidates that the scorer chooses from at a scale; with 1 it does nothing.
         candidate_scales: Scales with candidates, as a slice: "1:" is all but the coarsest.
+        cache_budget: Keys that a layer keeps between scales, as a share of the tokens before the last one;
+            1 keeps all. Only for models that attend to all coarser scales.
+        cache_rule: Which keys stay, one of `CACHE_RULES`.
+        cache_drafters: Pairs of a layer and a scale that keep more than the others, as `mvar calibrate-cache`
+            finds them.
 
     Raises:
         TypeError: a value is of another type; the message names it.
@@ -84,12 +90,22 @@ class SamplingSettings:
     candidate_scales: _Slice = field(
         default="1:", metadata=_option("With --scorer: scales with candidates, a slice such as 1: or 3:5.")
     )
+    cache_budget: Share = field(
+        default=1.0, metadata=_option("Share of the KV cache that VAR keeps (ScaleKV); 1 keeps all.")
+    )
+    cache_rule: str = field(
+        default=CACHE_RULES[0],
+        metadata=_option("Which keys stay: paper's, released code's, or a control.", choices=CACHE_RULES),
+    )
+    cache_drafters: Drafters = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.guidance_schedule not in GUIDANCE_SCHEDULES:
             names = ", ".join(GUIDANCE_SCHEDULES)
             raise ValueError(f"guidance_schedule must be one of {names}, got {self.guidance_schedule!r}")
+        if self.cache_rule not in CACHE_RULES:
+            raise ValueError(f"cache_rule must be one of {', '.join(CACHE_RULES)}, got {self.cache_rule!r}")
         # Sampler itself stands above this file.
         known = self.sampler in SAMPLERS if isinstance(self.sampler, str) else hasattr(self.sampler, "choose")
         if not known:
@@ -147,6 +163,9 @@ class SamplingOptions(TypedDict, total=False):
     scorer: str | None
     candidates: int | None
     candidate_scales: str | None
+    cache_budget: float | None
+    cache_rule: str | None
+    cache_drafters: Sequence[tuple[int, int]] | None
 
 
 def read_preset(file: str | os.PathLike[str]) -> SamplingSettings:

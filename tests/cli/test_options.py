@@ -11,6 +11,7 @@ from mvar_models.cli.edit import edit
 from mvar_models.cli.options import INTERNAL, flag_of, settings_options
 from mvar_models.cli.sample import sample
 from mvar_models.sampling.sampler import SAMPLERS
+from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import RunSettings, TransformerSettings, VQVAESettings, setting
 
@@ -83,7 +84,8 @@ def test_every_setting_is_an_option_or_has_a_reason_not_to_be(command):
 
 
 def test_nothing_is_internal_that_is_no_setting():
-    fields = {field.name for kind in COMMANDS.values() for field in dataclasses.fields(kind)}
+    kinds = (*COMMANDS.values(), SamplingSettings)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert set(INTERNAL) <= fields
 
 

@@ -65,6 +65,9 @@ def test_a_file_holds_the_arguments_of_a_call(file):
         "scorer": None,
         "candidates": 4,
         "candidate_scales": "1:",
+        "cache_budget": 1.0,
+        "cache_rule": "attention",
+        "cache_drafters": [],
     }
     assert read_preset(file) == PRESET
 
@@ -104,6 +107,9 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
         "scorer": None,
         "candidates": 4,
         "candidate_scales": "1:",
+        "cache_budget": 1.0,
+        "cache_rule": "attention",
+        "cache_drafters": [],
     }
     again = mvar("sample --again", tmp_path / "out" / "samples.json", "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output

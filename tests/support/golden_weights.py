@@ -97,7 +97,7 @@ class Case:
         self.config = self.figures["config"]
         # `stride` is documented beside the configuration's entries; accept it on either level.
         self.stride = self.config.get("stride", self.figures.get("stride", 5))
-        self.labels = torch.tensor(self.config["labels"])
+        self.labels = torch.tensor(self.config.get("labels", ()))
 
     def vqvae(self):
         c = self.config
