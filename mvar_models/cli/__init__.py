@@ -21,6 +21,9 @@ class Row(NamedTuple):
 
 
 COMMANDS: dict[str, Row] = {
+    "calibrate-cache": Row(
+        "mvar_models.cli.calibrate_cache:calibrate_cache", "Find the layers of a VAR that need more cache."
+    ),
     "classify": Row("mvar_models.cli.classify:classify", "Classify images by their likelihood."),
     "demo": Row("mvar_models.cli.demo:demo", "Fine-tune the embedded VAR into MVAR and compare the two."),
     "doctor": Row("mvar_models.cli.demo:doctor", "Check this installation."),

@@ -74,19 +74,18 @@ def selectivity_index(
     Raises:
         ValueError: the model has no cache of all coarser scales.
     """
-    state, config = model.new_state(labels), model.config
-    check_cache(model, state)
-    state.cache = cache = SelectivityCache(config, top)
-    inputs = quantizer.scale_inputs(indices)
-    for scale in range(len(config.sides)):
-        tokens = model.tokens_of(range(scale, scale + 1))
-        model.step(state, inputs[:, max(tokens.start - 1, 0) : tokens.stop - 1], scale)
-    return torch.stack(
-        [
-            torch.stack([cache.found[layer, scale].prod() for scale in range(1, len(config.sides))])
-            for layer in range(config.depth)
-        ]
-    )
+    config, inputs, found = model.config, quantizer.scale_inputs(indices), []
+    pairs = [(layer, scale) for layer in range(config.depth) for scale in range(1, len(config.sides))]
+    for row in range(len(labels)):  # one at a time, as all weights of attention exist at once
+        state = model.new_state(labels[row : row + 1])
+        check_cache(model, state)
+        state.cache = cache = SelectivityCache(config, top)
+        for scale in range(len(config.sides)):
+            tokens = model.tokens_of(range(scale, scale + 1))
+            own = slice(max(tokens.start - 1, 0), tokens.stop - 1)
+            model.step(state, inputs[row : row + 1, own], scale)
+        found.append(torch.stack([cache.found[pair] for pair in pairs]))
+    return torch.stack(found).mean(0).prod(-1).view(config.depth, -1)
 
 
 def drafters_of(index: Tensor, count: int) -> list[tuple[int, int]]:

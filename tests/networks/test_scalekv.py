@@ -1,5 +1,6 @@
 """ScaleKV: released cuts and budgets, caches that keep all or less, and what cannot be cut."""
 
+import json
 import re
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvar_models import VAR, VARConfig, VARPipeline
+from mvar_models import VAR, VQVAE, VARConfig, VARPipeline, VQVAEConfig
 from mvar_models.networks.scalekv import (
     CACHE_RULES,
     ScaleKVCache,
@@ -16,12 +17,13 @@ from mvar_models.networks.scalekv import (
     key_scores,
     window,
 )
-from mvar_models.networks.selectivity import drafters_of, selectivity
+from mvar_models.networks.selectivity import drafters_of, selectivity, selectivity_index
 from mvar_models.sampling.sampler import start_state
-from mvar_models.sampling.settings import SamplingSettings
+from mvar_models.sampling.settings import SamplingSettings, read_preset
 
+from command_cases import mvar
 from golden_weights import Case, assert_close_to_largest, case_names, normal
-from tiny_models import tiny_mvar, tiny_sample
+from tiny_models import tiny_mvar, tiny_sample, tiny_vqvae
 
 SIDES = (1, 3, 4, 6, 7)  # 62 tokens before the last scale
 INFINITY = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
@@ -281,6 +283,43 @@ def test_guidance_cuts_both_halves_and_given_codes_stay():
     mask[:, :16] = 255
     edited = pipeline.inpaint(plain.images, mask, labels=[5], seed=1, output_type="np", cache_budget=0.5)
     assert (edited.images[0] != plain.images[0])[:, :16].any()
+
+
+def test_the_index_of_all_keys_is_what_the_own_map_leaves_to_them():
+    model, labels = model_of(), torch.tensor([0, 2])
+    shape = {"channels": 32, "channel_multipliers": (1, 1), "blocks_per_level": 1}
+    quantizer = VQVAE(VQVAEConfig(24, 4, sides=SIDES, **shape)).quantizer
+    indices = torch.randint(24, (2, model.config.length))
+    few, every = (selectivity_index(model, quantizer, labels, indices, top) for top in (3, 10**6))
+    assert few.shape == (3, 4) and (every <= 0.25).all(), "p (1 - p), p the weight of the own map"
+    torch.testing.assert_close(few[:, 0], every[:, 0])  # one key before scale 1
+    assert (few[:, 1:] < every[:, 1:]).all()
+    twice = selectivity_index(model, quantizer, labels.repeat(2), indices.repeat(2, 1), 3)
+    torch.testing.assert_close(twice, few)
+    with pytest.raises(ValueError, match="MVAR has no KV cache"):
+        selectivity_index(tiny_mvar(), tiny_vqvae().quantizer, labels, torch.zeros(2, 21, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("of", [("--labels", "3,seven"), ("--data", "digits")])
+def test_mvar_calibrate_cache_writes_a_preset_that_samples_and_records_hold(of, tmp_path):
+    preset, count = tmp_path / "cache.json", ("--n", 2, "--drafters", 6)
+    done = mvar("calibrate-cache --model var-digits", *of, *count, "-o", preset)
+    assert done.exit_code == 0, done.output
+    pairs = read_preset(preset).cache_drafters
+    assert len(set(pairs)) == 6 and all(
+        f"layer {layer} at scale {scale}" in done.output for layer, scale in pairs
+    )
+    one = ("--labels", 3, "--n", 1, "--preset", preset, "--cache-budget", 0.5)
+    assert mvar("sample --model var-digits", *one, "-o", tmp_path / "out").exit_code == 0
+    record = tmp_path / "out" / "samples.json"
+    held = json.loads(record.read_text())["settings"]
+    assert (held["cache_budget"], held["cache_drafters"]) == (0.5, [list(pair) for pair in pairs])
+    again = mvar("sample --again", record, "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    first, second = (next((tmp_path / each).glob("*.png")).read_bytes() for each in ("out", "again"))
+    assert first == second
+    refused = mvar("sample --model mvar-digits --cache-budget 0.5", "--n", 1, "-o", tmp_path / "no")
+    assert refused.exit_code == 1 and "MVAR has no KV cache" in refused.output.splitlines()[-1]
 
 
 def test_what_cannot_be_cut_is_refused_in_one_line():
