@@ -121,7 +121,8 @@ class Scorer(PretrainedModel):
             labels: (N,) int64, real classes: there is no score without a class.
             scale: Index of the scale, or (N,) int64 with one for each map.
         """
-        hidden = maps.to(self.dtype)
+        # Convolutions crash in backward on a CPU (torch 2.13) at the strides that a resized map has.
+        hidden = maps.to(self.dtype).contiguous()
         for stage in self.stages:
             hidden = F.dropout(stage(hidden), _DROPOUT, self.training)
         scales = torch.as_tensor(scale, device=maps.device).expand(len(maps))

@@ -24,7 +24,7 @@ from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.environment import peak_memory_gb
 from mvar_models.files import damage_named
 from mvar_models.training.held_out_distance import HeldOutDistance
-from mvar_models.training.optimizer import LossScale, WeightAverage, learning_rate_factor, parameter_groups
+from mvar_models.training.optimizer import LossScale, WeightAverage, parameter_groups
 from mvar_models.training.parallel import Parallel, global_norm, pieces
 from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.run_writer import RunWriter
@@ -220,7 +220,7 @@ class Loop:
         """
         begun = time.perf_counter()
         settings = self.settings
-        lr = settings.lr * learning_rate_factor(index, settings.steps)
+        lr = settings.lr * self.task.learning_rate_factor(index, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss, figures = self.gradients(index)

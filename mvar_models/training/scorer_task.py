@@ -1,22 +1,21 @@
 """Training the scorer of LSRS (arXiv 2512.03796) on pairs of a class: sampled codes, codes of images.
 
-Pairs are drawn at random, not enumerated. The learning rate follows the schedule of all runs here; the
-released program warms up for a quarter of the run and falls to 0.
+Pairs are drawn at random, not enumerated.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_models.files import replacing
 from mvar_models.networks.quantizer import MultiScaleQuantizer
-from mvar_models.networks.scorer import Scorer
+from mvar_models.networks.scorer import Scorer, ranking_loss, score_margins
 from mvar_models.pipeline import Pipeline
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.tokens.token_set import TokenSet
@@ -26,10 +25,12 @@ from mvar_models.training.task import Task
 # Of the samples of a class, for validation.
 _HELD_OUT = 0.1
 _AT_A_TIME = 64
+# The first of the four epochs of the released program.
+_WARM_UP = 0.25
 
 
 class Ranking(nn.Module):
-    """The scores of pairs at every scale, as a forward."""
+    """The margins of pairs at every scale, as a forward."""
 
     def __init__(self, model: Scorer, quantizer: MultiScaleQuantizer) -> None:
         super().__init__()
@@ -37,17 +38,10 @@ class Ranking(nn.Module):
         self._quantizer = [quantizer]  # not a part of what is trained
 
     def forward(self, labels: Tensor, sampled: Tensor, real: Tensor) -> Tensor:
-        """Return S(real) - S(sampled) of labels (n,) and codes (n, L) each: (S, n)."""
+        """Return S(real) - S(sampled) of labels (n,) and codes (n, L) each: (n, S)."""
         with torch.no_grad():
-            maps = zip(*map(self._quantizer[0].accumulate, (sampled, real)))
-            # Maps of the last scale are views with strides that crash a convolution's backward on a CPU.
-            pairs = [(fake.float().contiguous(), true.float().contiguous()) for fake, true in maps]
-        return torch.stack(
-            [
-                self.model(true, labels, scale) - self.model(fake, labels, scale)
-                for scale, (fake, true) in enumerate(pairs)
-            ]
-        )
+            fakes, trues = (list(self._quantizer[0].accumulate(codes)) for codes in (sampled, real))
+        return score_margins(self.model, fakes, trues, labels)
 
 
 class ScorerTask(Task):
@@ -85,6 +79,13 @@ class ScorerTask(Task):
     def num_examples(self) -> int:
         return len(self.train)
 
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """Warm up for a quarter of the run, then fall to 0 along a cosine, as released."""
+        warm_up = _WARM_UP * steps
+        if step < warm_up:
+            return (step + 1) / (warm_up + 1)
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / (steps - warm_up))
+
     def loss(self, step: int, rows: slice | None = None) -> tuple[Tensor, dict[str, float]]:
         settings, size, rows = self.settings, self.settings.batch_size, rows or slice(None)
         members = batch_members(settings.seed, step, size, len(self.train))[rows]
@@ -95,10 +96,10 @@ class ScorerTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(1 << 62)) + (rows.start or 0))
             margins = self._margins(self.train, members, copies, partners)
-        return F.softplus(-margins).mean(), {"accuracy": (margins > 0).float().mean().item()}
+        return ranking_loss(margins), {"accuracy": (margins > 0).float().mean().item()}
 
     def _margins(self, real: TokenSet, members: np.ndarray, copies: Any, partners: np.ndarray) -> Tensor:
-        """Return the margins (S, n) of images and the samples of their classes with those numbers."""
+        """Return the margins (n, S) of images and the samples of their classes with those numbers."""
         labels, codes = (each.to(self.settings.device) for each in real.batch(members, copies))
         places = real.labels[members] * self.settings.per_class + partners
         sampled = self.sampled.batch(places)[1].to(self.settings.device)
@@ -111,10 +112,10 @@ class ScorerTask(Task):
         for start in range(0, len(self.val), _AT_A_TIME):
             members = np.arange(start, min(start + _AT_A_TIME, len(self.val)))
             margins.append(self._margins(self.val, members, 0, members % self._held_out))
-        every = torch.cat(margins, dim=1)
+        every = torch.cat(margins)
         return {
-            "val_loss": F.softplus(-every).mean().item(),
-            "val_accuracy_per_scale": (every > 0).float().mean(1).tolist(),
+            "val_loss": ranking_loss(every).item(),
+            "val_accuracy_per_scale": (every > 0).float().mean(0).tolist(),
         }
 
     def save(self, folder: Path, model: nn.Module) -> None:

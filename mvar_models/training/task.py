@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.pipeline.identity import network_identity
+from mvar_models.training.optimizer import learning_rate_factor
 
 
 class Task(abc.ABC):
@@ -94,6 +95,10 @@ class Task(abc.ABC):
     def join(self, processes: Processes) -> None:
         """Share validation, and sums over the global batch, with these processes from now on."""
         self.processes = processes
+
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """Return the learning rate at a step, from 0, of `steps`, as a fraction of its peak."""
+        return learning_rate_factor(step, steps)
 
     def begin_step(self, step: int, parts: Sequence[slice]) -> None:  # noqa: B027  (a hook, as `after_step`)
         """Prepare a step; `loss` is asked for each of `parts`, this process's micro-batches, next."""

@@ -135,3 +135,9 @@ def test_what_cannot_be_scored_is_refused_at_the_start(folder):
     assert "the data has 2 classes, the model 10" in result.output
     with pytest.raises(ValueError, match="a scorer needs a last side that is divisible by 8, got 4"):
         Scorer.config_class(num_classes=2, z_channels=4, sides=(1, 2, 4))
+
+
+def test_the_learning_rate_warms_up_for_a_quarter_and_ends_near_zero():
+    factors = [ScorerTask.learning_rate_factor(None, step, 100) for step in range(100)]
+    assert np.argmax(factors) == 25 and factors[25] == 1 and factors[0] < 0.05 and factors[99] < 0.001
+    assert (np.diff(factors[:26]) > 0).all() and (np.diff(factors[25:]) < 0).all()
