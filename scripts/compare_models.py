@@ -40,6 +40,7 @@ from mvar_models.files import claim, file_names, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.pipeline.identity import determinants
+from mvar_models.progress import showing
 
 # Against as many training images, and against all of them.
 EQUAL = ("fd", "precision", "recall", "coverage", "class_diversity")
@@ -78,12 +79,8 @@ class Judge:
 
     def summary(self, images: ImageSet) -> Summary:
         """Compute the features of a set."""
-        with tqdm(total=len(images), desc=f"features, {images.name}", unit="image", leave=False) as bar:
-
-            def report(name: str, done: int, total: int) -> None:
-                bar.update(done - bar.n)
-
-            found = summarize(images, self.network, batch_size=_BATCH, report=report)
+        with showing():
+            found = summarize(images, self.network, batch_size=_BATCH)
         assert found is not None
         return found
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import OutFile, count_progress
+from mvar_models.cli.common import OutFile
 from mvar_models.data.class_names import renumbered
 from mvar_models.evaluation.classify import MARGIN, Posterior, evidence, evidence_map, posterior
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages
@@ -23,6 +23,7 @@ from mvar_models.evaluation.open_sets import open_set
 from mvar_models.files import file_stem, write_text
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.pipeline import pipeline_for
+from mvar_models.progress import counting
 
 
 @click.command()
@@ -82,7 +83,7 @@ def classify(
     if explain is not None:
         explain.mkdir(parents=True, exist_ok=True)
     results: dict[int, Posterior] = {}
-    with count_progress("image") as report:
+    with counting("classifying", total) as meter:
         for index in range(total):
             pixels, kept = images.read(np.array([index]))
             if len(kept):
@@ -93,7 +94,7 @@ def classify(
                 if explain is not None:
                     picture = _explained(pixels[0], network, vqvae, image, results[index].prediction)
                     picture.save(explain / f"{index:06}-{file_stem(names[results[index].prediction])}.png")
-            report(index + 1, total)
+            meter.advance()
     if not results:
         raise ValueError(f"{data} has no image that can be read")
     summary = {

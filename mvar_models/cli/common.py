@@ -1,9 +1,8 @@
-"""Shared by the subcommands: errors in one line, lists with commas, progress bars, equal options."""
+"""Shared by the subcommands: errors in one line, lists with commas, progress of steps, equal options."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import click
 from safetensors import SafetensorError
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.environment import versions
+from mvar_models.progress import counting, say
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
 # A metric of a step, and what the bar calls it.
@@ -29,6 +27,8 @@ _SHOWN = {
     "images_per_second": "images/s",
     "memory_gb": "GB",
 }
+# Those of a validation or an evaluation.
+_MEASURED = {"val_loss", "val_psnr", "fd"}
 
 
 def in_one_line(error: Exception, remedy: str = "use a machine with more") -> Exception:
@@ -124,53 +124,25 @@ class OutFile(click.Path):
 
 
 @contextmanager
-def count_progress(unit: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal while open; yields `report(done, total)`.
+def step_progress(steps: int, done: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Count the optimizer steps of a run while open; yields `report(metrics)`, to be called after each step.
 
-    Args:
-        unit: What is counted.
-        shown: Whether this process shows it: under torchrun only rank 0 does.
-    """
-    with _bar(unit, shown=shown and sys.stderr.isatty()) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report
-
-
-@contextmanager
-def step_progress(steps: int, *, shown: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show a bar over optimizer steps while open; yields `report(metrics)`, to be called after each step.
-
-    Log lines are printed above the bar.
+    A validation or an evaluation leaves a line with its figures.
 
     Args:
         steps: Steps of the whole run.
-        shown: Whether this process shows it: under torchrun only rank 0 does.
+        done: Steps of the checkpoint that it continues from.
     """
-    bar: tqdm[Any] | None = None
+    with counting("training", steps, "step", done=done) as meter:
 
-    def report(metrics: dict[str, Any]) -> None:
-        nonlocal bar
-        if bar is None:
-            # Starting after the first step keeps compilation, and the steps before a resume, out of the rate.
-            bar = _bar("step", shown=shown, total=steps, initial=metrics["step"])
-        bar.update(metrics["step"] - bar.n)
-        figures = {title: f"{metrics[name]:.4g}" for name, title in _SHOWN.items() if name in metrics}
-        bar.set_postfix(figures, refresh=False)
+        def report(metrics: dict[str, Any]) -> None:
+            figures = {title: f"{metrics[name]:.4g}" for name, title in _SHOWN.items() if name in metrics}
+            meter.advance(metrics["step"] - meter.done, figures)
+            if figures.keys() & _MEASURED:
+                shown = ", ".join(f"{name} {value}" for name, value in figures.items())
+                say(f"step {metrics['step']:,} of {steps:,}: {shown}")
 
-    with logging_redirect_tqdm():
-        try:
-            yield report
-        finally:
-            if bar is not None:
-                bar.close()
-
-
-def _bar(unit: str, *, shown: bool, **options: Any) -> tqdm[Any]:
-    return tqdm(unit=unit, dynamic_ncols=True, disable=not shown, **options)
+        yield report
 
 
 def require_same_options(processes: Processes) -> None:

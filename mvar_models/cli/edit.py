@@ -17,6 +17,7 @@ from mvar_models.cli.drawing_options import (
 )
 from mvar_models.files import replacing
 from mvar_models.pipeline.inputs import images_of, masks_of
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.sampling.inpainting import RULES
 
 # What each kind of edit takes besides the options of all.
@@ -119,7 +120,8 @@ def edit(
         "padding": pipeline.outpaint,
         "from_scale": pipeline.vary,
     }
-    images = methods[kind](pixels, target, chosen, seed=seed, num_images_per_label=n, **options)
+    with counting(SAMPLING, len(chosen or [0]) * n):
+        images = methods[kind](pixels, target, chosen, seed=seed, num_images_per_label=n, **options)
     files = [out] if len(images) == 1 else [_numbered(out, index) for index in range(len(images))]
     for drawn, file in zip(images, files):
         with replacing(file) as temporary:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import torch
-from tqdm import tqdm
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, OutFile, count_progress, require_same_options
+from mvar_models.cli.common import CommaList, OutFile, require_same_options
 from mvar_models.cli.drawing_options import sampling_options, seed_option
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
@@ -24,7 +22,6 @@ from mvar_models.evaluation.likelihood import held_out_likelihood
 from mvar_models.evaluation.open_sets import open_set, resolve_sets
 from mvar_models.evaluation.report import table
 from mvar_models.evaluation.statistics_file import has_statistics
-from mvar_models.evaluation.summary import SetProgress
 from mvar_models.files import write_text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -173,33 +170,30 @@ def evaluate_command(
         if models and not has_statistics(reference):
             # A missing reference should be known before hours of sampling; the side does not matter yet.
             processes.first_then_others(lambda: open_set(reference, resolution=resolution or 1))
-        with count_progress("batch", shown=processes.first and bool(models)) as sampled:
-            sets = resolve_sets(
-                drawn, models, per_class=per_class or 0, seed=seed, options=options, reconstruct=reconstruct,
-                resolution=resolution, out=out, processes=processes, report=sampled, held_out=source,
-            )  # fmt: skip
+        sets = resolve_sets(
+            drawn, models, per_class=per_class or 0, seed=seed, options=options, reconstruct=reconstruct,
+            resolution=resolution, out=out, processes=processes, held_out=source,
+        )  # fmt: skip
         results = []
-        with _progress(processes.first) as report:
-            shared: dict[str, Any] = {
-                "metrics": metrics, "per_class": by_class, "batch_size": batch_size, "processes": processes,
-                "report": report,
-            }  # fmt: skip
-            side = resolution or sets[0].images.size[0]
-            prepared = prepare_reference(reference, network, training=training, resolution=side, **shared)
-            for each in sets:
-                results.append(
-                    evaluate(
-                        each.images, prepared, bootstrap=bootstrap, half_distances=float16_distances,
-                        device=place, statistics=save_statistics,
-                        images_to=out / each.folder if out is not None and len(sets) > 1 else out, **shared,
-                    )
+        shared: dict[str, Any] = {
+            "metrics": metrics, "per_class": by_class, "batch_size": batch_size, "processes": processes,
+        }  # fmt: skip
+        side = resolution or sets[0].images.size[0]
+        prepared = prepare_reference(reference, network, training=training, resolution=side, **shared)
+        for each in sets:
+            results.append(
+                evaluate(
+                    each.images, prepared, bootstrap=bootstrap, half_distances=float16_distances,
+                    device=place, statistics=save_statistics,
+                    images_to=out / each.folder if out is not None and len(sets) > 1 else out, **shared,
+                )
+            )  # fmt: skip
+            if source is not None and each.pipeline is not None:
+                vqvae = each.pipeline.vqvae
+                results[-1]["likelihood"] = held_out_likelihood(
+                    each.pipeline.model, vqvae, source.at(vqvae.config.resolution),
+                    batch_size=batch_size, processes=processes,
                 )  # fmt: skip
-                if source is not None and each.pipeline is not None:
-                    vqvae = each.pipeline.vqvae
-                    results[-1]["likelihood"] = held_out_likelihood(
-                        each.pipeline.model, vqvae, source.at(vqvae.config.resolution),
-                        batch_size=batch_size, processes=processes,
-                    )  # fmt: skip
         processes.run_on_rank0(lambda: _show(results, json_file))
     finally:
         processes.close()
@@ -212,23 +206,3 @@ def _show(results: list[dict[str, Any]], json_file: Path | None) -> None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         content = results[0] if len(results) == 1 else {"sets": results}
         write_text(json_file, json.dumps(content, indent=2) + "\n")
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[SetProgress]:
-    """Show a bar per set on a terminal."""
-    bars: dict[str, tqdm[Any]] = {}
-
-    def report(name: str, done: int, total: int) -> None:
-        if name not in bars:
-            bars[name] = tqdm(total=total, desc=name, unit="image", dynamic_ncols=True, disable=None)
-        bars[name].update(done - bars[name].n)
-
-    def silent(name: str, done: int, total: int) -> None:
-        del name, done, total
-
-    try:
-        yield report if shown else silent
-    finally:
-        for bar in bars.values():
-            bar.close()

@@ -70,8 +70,12 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
     callback=_show_version,
     help="Show the version and exit.",
 )
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """VAR and MVAR: sample, train, fine-tune."""
+    from mvar_models.progress import showing  # tqdm, which `mvar --help` does not wait for
+
+    context.with_resource(showing())
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Which model of a run folder was taken.
     logging.getLogger("mvar_models.checkpoints").setLevel(logging.INFO)

@@ -9,7 +9,7 @@ import click
 
 from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, count_progress, step_progress
+from mvar_models.cli.common import CommaList, step_progress
 from mvar_models.cli.drawing_options import filter_options
 from mvar_models.cli.options import flag_of, settings_options
 from mvar_models.devices import default_device
@@ -91,12 +91,11 @@ def neon(
     if trained is None:
         chosen = {name: given.pop(name) for name in _SAMPLING if name in given}
         sampling = SamplingSettings.of(pipeline.model.config, **chosen)
-        bars = count_progress("image", shown=first), step_progress(given["steps"], shown=first)
         names = model, str(checkpoint.open_vqvae(vqvae))
-        with bars[0] as report, bars[1] as report_step:
+        with step_progress(given["steps"]) as report_step:
             run = train_on_samples(
                 pipeline, out, names=names, settings=sampling, device=place,
-                report=report, report_step=report_step, **given,
+                report_step=report_step, **given,
             )  # fmt: skip
     for each in weight if first else ():
         folder = extrapolated(pipeline, run, each).save_pretrained(out / f"weight-{each:g}")

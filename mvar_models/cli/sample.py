@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import OutFile, count_progress, require_same_options
+from mvar_models.cli.common import OutFile, require_same_options
 from mvar_models.cli.drawing_options import (
     checkpoint_options,
     chosen_labels,
@@ -189,8 +189,8 @@ def _write_npz(pipeline: Pipeline, npz: Path, per_class: int, processes: Process
     try:
         require_same_options(processes)
         processes.require_shared(npz.parent)
-        with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
-            write_npz(pipeline, npz, per_class=per_class, processes=processes, report=report, **options)
+        with processes.raising_together():
+            write_npz(pipeline, npz, per_class=per_class, processes=processes, **options)
         # All parts are there now, if not yet joined.
         processes.run_on_rank0(lambda: write_npz(pipeline, npz, per_class=per_class, **options))
     finally:

@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from mvar_models.cli.common import count_progress
 from mvar_models.files import file_stem, held, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights, scorer_identity
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.records import FileName, Must, read_record, within
 from mvar_models.sampling.settings import SamplingSettings
 
@@ -117,7 +117,7 @@ def write_samples(
     out.mkdir(parents=True, exist_ok=True)
     total, batch_size = len(samples.images), samples.batch_size
     shown: list[Any] = []
-    with held(out, "is writing samples"), count_progress("image") as report:
+    with held(out, "is writing samples"), counting(SAMPLING, total):
         _remove_earlier(out)
         for start in range(0, total, batch_size):
             batch = samples.images[start : start + batch_size]
@@ -133,7 +133,6 @@ def write_samples(
                 with replacing(out / each.file) as temporary:
                     image.save(temporary, format="png")
             shown += output[: _GRID_IMAGES - len(shown)]
-            report(start + len(batch), total)
         with replacing(out / "grid.png") as temporary:
             grid(shown, columns=columns).save(temporary, format="png")
         weights = drawing_weights(pipeline)

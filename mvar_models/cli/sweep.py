@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, count_progress, require_same_options
+from mvar_models.cli.common import CommaList, require_same_options
 from mvar_models.cli.drawing_options import seed_option
 from mvar_models.cli.evaluate import feature_options
 from mvar_models.cli.options import settings_options
@@ -28,6 +28,7 @@ from mvar_models.evaluation.sweep import (
     write_summary,
 )
 from mvar_models.pipeline import pipeline_for
+from mvar_models.progress import say
 from mvar_models.sampling.settings import SamplingSettings
 
 
@@ -106,7 +107,7 @@ def sweep_command(
         others = SamplingSettings.of(config, **other_settings)
         presets = preset_grid(guidance_scale, top_k or (config.top_k,), top_p or (config.top_p,), others)
         total = config.num_classes * per_class
-        with processes.raising_together(), count_progress("batch", shown=processes.first) as report:
+        with processes.raising_together():
             # Each process judges presets of its own, so each prepares the reference alone.
             prepared = prepare_reference(
                 reference, network, metrics=[metric], resolution=pipeline.vqvae.config.resolution,
@@ -120,8 +121,8 @@ def sweep_command(
             }  # fmt: skip
             sweep(
                 pipeline, _judge(metric, prepared, batch_size, place), presets, out, settings=settings,
-                per_class=per_class, seed=seed, batch_size=batch_size, processes=processes, report=report,
-                on_cell=lambda cell: click.echo(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
+                per_class=per_class, seed=seed, batch_size=batch_size, processes=processes,
+                on_cell=lambda cell: say(f"{_line(cell)}: {metric} {cell.figure(metric):.4g}"),
             )  # fmt: skip
         title = f"{model}, {total:,} images per preset: {metric} of {features}"
         title = ", ".join([title, *others_in_words(others)])

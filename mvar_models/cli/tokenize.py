@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import count_progress
 from mvar_models.cli.drawing_options import seed_option
 from mvar_models.data.class_names import counted
 from mvar_models.data.open import check_data_exists, open_images
@@ -131,8 +130,7 @@ def _load_vqvae(name: str, resolution: int | None, device: str) -> VQVAE:
 
 def _write(writer: TokenWriter, processes: Processes, batch_size: int | None) -> Written:
     start = time.perf_counter()
-    with count_progress("image", shown=processes.first) as report:
-        written = writer.write(processes, report=report, batch_size=batch_size)
+    written = writer.write(processes, batch_size=batch_size)
     seconds = time.perf_counter() - start
     if written.made:
         rate = f"{written.made / seconds:,.1f} images/s"

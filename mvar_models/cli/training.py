@@ -148,7 +148,7 @@ def _train_transformer(options: dict[str, Any]) -> None:
             f"{settings.steps:,} steps of {settings.batch_size} images on {settings.device}, "
             f"peak learning rate {settings.lr:.3g} ..."
         )
-    with step_progress(settings.steps, shown=run.processes.first) as report:
+    with step_progress(settings.steps, run.folder.last_step()) as report:
         results = runs.train_transformer(run, report)
     if run.processes.first:
         _show_distance(results, settings)
@@ -206,7 +206,7 @@ def train_vqvae(**options: Any) -> None:
     if run.processes.first:
         _show_data(run)
         click.echo(describe_vqvae(run.settings))
-    with step_progress(run.settings.steps, shown=run.processes.first) as report:
+    with step_progress(run.settings.steps, run.folder.last_step()) as report:
         results = runs.train_vqvae(run, report)
     if not run.processes.first:
         return

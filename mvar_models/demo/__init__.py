@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mvar_models.data.digits import Digits
 from mvar_models.demo import report
@@ -28,6 +27,7 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import pipeline_for
+from mvar_models.progress import counting
 from mvar_models.tokens.encode import tokenize_split
 from mvar_models.training.run_tokens import TokenSets
 from mvar_models.training.runs import start_transformer_run, train_transformer
@@ -159,14 +159,10 @@ def _train(folder: Path, arch: str, steps: int, tokens: TokenSets) -> tuple[dict
         validate_every=_VALIDATE_EVERY,
     )
     begun = time.perf_counter()
-    with tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
+    with counting("training", steps, "step") as meter:
 
         def show(values: dict[str, Any]) -> None:
-            bar.update(1)
-            shown: dict[str, str] = {
-                name: f"{values[name]:.3f}" for name in ("loss", "val_loss") if name in values
-            }
-            bar.set_postfix(shown, refresh=False)
+            meter.advance(1, {name: f"{values[name]:.3f}" for name in ("loss", "val_loss") if name in values})
 
         result = train_transformer(run, show, tokens)
     lines = run.folder.metrics()

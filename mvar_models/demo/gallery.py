@@ -12,6 +12,7 @@ from PIL import Image
 from mvar_models.files import numbered, replacing, write_text
 from mvar_models.images import sheet
 from mvar_models.pipeline import Pipeline
+from mvar_models.progress import SAMPLING, counting
 
 INDEX = "index.md"
 _MOST_CLASSES = 20
@@ -66,30 +67,32 @@ def draw_gallery(
 
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX).unlink(missing_ok=True)
-    images = pipeline(numbers, num_images_per_label=samples, seed=seed, **given)
-    by_class = [images[start : start + samples] for start in range(0, len(images), samples)]
-    firsts = [row[0] for row in by_class][examples]
-    following = [(index + 1) % len(numbers) for index in range(len(firsts))]
-    seeds = [seed + samples * i for i in range(len(firsts))]
-    scales = pipeline(numbers[examples], seed=seeds, **given).scales
-    sheets = {
-        "classes": ("Images of each class", dict(zip(rows, by_class))),
-        "scales": (
-            "After each scale",
-            {row: [images[i] for images in scales] for i, row in enumerate(rows[examples])},
-        ),
-        "inpainting": (
-            "The middle in-painted: the image, what is kept of it, and in-paintings",
-            dict(zip(rows, map(inpaintings, firsts, numbers))),
-        ),
-        "classes_changed": (
-            "The coarse half of the scales kept, the others generated as another class: the image, and that",
-            {
-                f"{row} as {rows[other]}": [image, *changed(image, numbers[other])]
-                for row, image, other in zip(rows, firsts, following)
-            },
-        ),
-    }
+    few = min(_EXAMPLES, len(numbers))
+    with counting(SAMPLING, len(numbers) * samples + few * (samples + 2)):
+        images = pipeline(numbers, num_images_per_label=samples, seed=seed, **given)
+        by_class = [images[start : start + samples] for start in range(0, len(images), samples)]
+        firsts = [row[0] for row in by_class][examples]
+        following = [(index + 1) % len(numbers) for index in range(len(firsts))]
+        seeds = [seed + samples * i for i in range(len(firsts))]
+        scales = pipeline(numbers[examples], seed=seeds, **given).scales
+        sheets = {
+            "classes": ("Images of each class", dict(zip(rows, by_class))),
+            "scales": (
+                "After each scale",
+                {row: [images[i] for images in scales] for i, row in enumerate(rows[examples])},
+            ),
+            "inpainting": (
+                "The middle in-painted: the image, what is kept of it, and in-paintings",
+                dict(zip(rows, map(inpaintings, firsts, numbers))),
+            ),
+            "classes_changed": (
+                "The coarse half of the scales kept, the others of another class: the image, and that",
+                {
+                    f"{row} as {rows[other]}": [image, *changed(image, numbers[other])]
+                    for row, image, other in zip(rows, firsts, following)
+                },
+            ),
+        }
     files = []
     lines = [f"# {name}", ""]
     for file, (title, cells) in sheets.items():

@@ -38,7 +38,7 @@ from mvar_models.evaluation.nearest import Nearest, NearestTraining, leave_one_o
 from mvar_models.evaluation.open_sets import open_set
 from mvar_models.evaluation.report import write_images
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics, save_statistics
-from mvar_models.evaluation.summary import SetProgress, Summary, features_of, summarize
+from mvar_models.evaluation.summary import Summary, features_of, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,6 @@ def evaluate(
     statistics: str | os.PathLike[str] | None = None,
     images_to: str | os.PathLike[str] | None = None,
     processes: Processes | None = None,
-    report: SetProgress | None = None,
 ) -> dict[str, Any]:
     """Compare drawn images with a reference.
 
@@ -143,7 +142,6 @@ def evaluate(
         images_to: Folder for neighbours.png, drawn images above the training images nearest to them, and
             classes.png, the worst and the best classes.
         processes: Those that share the work, each of which makes this call.
-        report: Called after each batch.
 
     Returns:
         Figures by name: `fd`, `sfd`, `is`, `precision`, `recall`, `density`, `coverage`, `kid`,
@@ -164,7 +162,7 @@ def evaluate(
     images = open_set(drawn, resolution=resolution, name="drawn")
     if labels is not None:
         images = _relabelled(images, labels)
-    shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "report": report}
+    shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes}
     if isinstance(reference, Reference):
         if training is not None and training is not reference.training:
             raise ValueError("training: the reference was prepared with its own training set; leave it out")
@@ -220,7 +218,6 @@ def prepare_reference(
     resolution: int | None = None,
     batch_size: int = 32,
     processes: Processes | None = None,
-    report: SetProgress | None = None,
 ) -> Reference:
     """Compute the reference's part of `evaluate`, for comparison with several drawn sets.
 
@@ -234,9 +231,7 @@ def prepare_reference(
     else:
         images = open_set(reference, resolution=resolution, name="reference")
     if images is not None and (summary is None or (keep and summary.features is None)):
-        computed = summarize(
-            images, network, batch_size=batch_size, keep=keep, processes=processes, report=report
-        )
+        computed = summarize(images, network, batch_size=batch_size, keep=keep, processes=processes)
         if summary is not None and computed is not None:
             # Ready statistics are of all the reference's images, of which the file holds some.
             computed.moments, computed.spatial, computed.count = (
@@ -332,7 +327,6 @@ def _search_training(
     *,
     batch_size: int,
     processes: Processes,
-    report: SetProgress | None,
 ) -> NearestTraining | None:
     """Look for the nearest images in a training set of its own; the result is rank 0's alone."""
     training = reference.training
@@ -349,7 +343,7 @@ def _search_training(
         return None
     nearest, count = Nearest(torch.cat(vectors).to(device)), 0
     with processes.raising_together():
-        for indices, outputs in features_of(training, reference.network, batch_size, processes, report):
+        for indices, outputs in features_of(training, reference.network, batch_size, processes):
             nearest.update(outputs.features, indices)
             count += len(indices)
     parts = processes.gather((nearest.state, count))

@@ -18,6 +18,7 @@ from mvar_models.distributed import Processes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.progress import counting
 from mvar_models.tokens.encode import tokenize
 from mvar_models.tokens.token_set import TokenSet
 
@@ -50,17 +51,19 @@ def held_out_losses(
     sums = torch.zeros(sum(side * side for side in quantizer.sides), dtype=torch.float64, device="cpu")
     processes = processes or Processes()
     stride = batch_size * processes.world_size
-    for start in range(0, len(examples), stride):
-        batch = np.arange(start, min(start + stride, len(examples)))
-        members = batch[processes.rank :: processes.world_size]
-        # FSDP needs the same number of forwards in all processes; one without examples computes and discards.
-        labels, indices = examples.batch(members if len(members) else batch[:1])
-        labels, indices = labels.to(device), indices.to(device)
-        inputs = quantizer.scale_inputs(indices)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            found = losses(labels, inputs, indices)
-        if len(members):
-            sums += found.double().sum(0).cpu()
+    with counting("validation", len(examples)) as meter:
+        for start in range(0, len(examples), stride):
+            batch = np.arange(start, min(start + stride, len(examples)))
+            members = batch[processes.rank :: processes.world_size]
+            # FSDP needs the same number of forwards in all processes; one without examples discards its own.
+            labels, indices = examples.batch(members if len(members) else batch[:1])
+            labels, indices = labels.to(device), indices.to(device)
+            inputs = quantizer.scale_inputs(indices)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                found = losses(labels, inputs, indices)
+            if len(members):
+                sums += found.double().sum(0).cpu()
+            meter.advance(len(batch))
     return processes.total(sums) / len(examples)
 
 

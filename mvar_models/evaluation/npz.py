@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +34,7 @@ from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.files import SettingsMismatch, claim, compare, file_digest, replacing
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.sampling.settings import SamplingSettings
 
 _SETTINGS = "settings.json"
@@ -53,7 +54,6 @@ def write_npz(
     batch_size: int = 32,
     processes: Processes | None = None,
     checkpoint: Mapping[str, Any] | None = None,
-    report: Callable[[int, int], None] | None = None,
     settings: SamplingSettings | None = None,
     batch_invariant: bool | None = None,
 ) -> bool:
@@ -71,7 +71,6 @@ def write_npz(
         batch_size: Images sampled at a time, which is also the size of a part; another value is another run.
         processes: Those that share the work; nothing is communicated.
         checkpoint: Where the pipeline was loaded from; parts of another one are refused.
-        report: Called with the number of parts this process has done and of those it has to do.
         settings: Settings of sampling; default: the checkpoint's.
         batch_invariant: As for `Pipeline.__call__`.
 
@@ -115,14 +114,14 @@ def write_npz(
         for start in range(0, total, batch_size)
     }
     mine = list(parts)[processes.rank :: processes.world_size]
-    for done, part in enumerate(mine):
-        if not part.exists():
+    missing = [part for part in mine if not part.exists()]
+    images_of = [sum(len(parts[part]) for part in some) for some in (mine, missing)]
+    with counting(SAMPLING, images_of[0], done=images_of[0] - images_of[1]):
+        for part in missing:
             labels, seeds = [i // per_class for i in parts[part]], [seed + i for i in parts[part]]
             images = pipeline(labels, seed=seeds, batch_size=batch_size, output_type="np", **options).images
             with replacing(part) as temporary:
                 np.save(temporary, images)
-        if report is not None:
-            report(done + 1, len(mine))
     if not all(part.exists() for part in parts):
         return file.exists()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -61,7 +61,6 @@ def resolve_sets(
     resolution: int | None,
     out: Path | None,
     processes: Processes,
-    report: Callable[[int, int], None] | None = None,
     held_out: ImageSource | None = None,
 ) -> list[ResolvedSet]:
     """Resolve the image sets of `mvar evaluate`: existing images, reconstructions, model samples.
@@ -76,7 +75,6 @@ def resolve_sets(
         resolution: Side of the images of datasets; default: that of the models or of the VQVAE.
         out: Folder for samples, which continue where they were stopped; not needed without models.
         processes: Those that sample together.
-        report: As for `write_npz`.
         held_out: Images whose likelihood will be asked for.
 
     Raises:
@@ -115,7 +113,7 @@ def resolve_sets(
         }  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         with processes.raising_together():
-            write_npz(pipeline, file, processes=processes, report=report, **settings)
+            write_npz(pipeline, file, processes=processes, **settings)
         # All parts are there now, if not yet joined.
         processes.run_on_rank0(lambda: write_npz(pipeline, file, **settings))  # noqa: B023
         images = NpzImages(file)

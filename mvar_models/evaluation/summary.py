@@ -6,7 +6,7 @@ metrics that ask for neighbours need the features themselves, in float32: 410 MB
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +18,9 @@ from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutpu
 from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet, batches
 from mvar_models.evaluation.scores import InceptionScore
+from mvar_models.progress import counting
 
 # Takes the name of a set, its images that this process has done, and those it has to do.
-SetProgress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -104,7 +104,6 @@ def summarize(
     batch_size: int = 32,
     keep: bool = True,
     processes: Processes | None = None,
-    report: SetProgress | None = None,
 ) -> Summary | None:
     """Run a feature network over a set of images.
 
@@ -114,7 +113,6 @@ def summarize(
         batch_size: Images at a time.
         keep: Also keep the features.
         processes: Those that share the work. Default: this one alone.
-        report: Called after each batch.
 
     Returns:
         The summary on rank 0, None elsewhere.
@@ -124,7 +122,7 @@ def summarize(
     """
     processes, mine = processes or Processes(), _Statistics()
     with processes.raising_together():
-        for indices, outputs in features_of(images, network, batch_size, processes, report):
+        for indices, outputs in features_of(images, network, batch_size, processes):
             mine.update(images, indices, outputs, keep)
     parts = processes.gather(mine)
     if not parts:
@@ -165,12 +163,9 @@ def features_of(
     network: FeatureNetwork,
     batch_size: int,
     processes: Processes,
-    report: SetProgress | None,
 ) -> Iterator[tuple[np.ndarray, FeatureOutputs]]:
     """Yield the indices (n,) of this process's batches, and a feature network's outputs for their images."""
-    done, mine = 0, -(-len(images) // processes.world_size)
-    for indices, batch in batches(images, batch_size, processes):
-        yield indices, network(torch.from_numpy(np.require(batch, requirements=["C", "W"])))
-        done += len(indices)
-        if report is not None:
-            report(images.name, min(done, mine), mine)
+    with counting(f"features of {images.name}", -(-len(images) // processes.world_size)) as meter:
+        for indices, batch in batches(images, batch_size, processes):
+            yield indices, network(torch.from_numpy(np.require(batch, requirements=["C", "W"])))
+            meter.advance(len(indices))

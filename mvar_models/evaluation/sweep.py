@@ -22,6 +22,7 @@ from mvar_models.files import claim, replacing, write_text
 from mvar_models.optional import require
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights, scorer_identity
+from mvar_models.progress import counting
 from mvar_models.records import Figure, read_record
 from mvar_models.sampling.settings import SamplingSettings
 
@@ -105,7 +106,6 @@ def sweep(
     seed: int = 0,
     batch_size: int = 32,
     processes: Processes | None = None,
-    report: Callable[[int, int], None] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
 ) -> list[Cell]:
     """Sample images with each preset and judge them.
@@ -123,7 +123,6 @@ def sweep(
         seed: Seed of the first image under every preset.
         batch_size: Images sampled at a time.
         processes: Those that share the presets; nothing is communicated.
-        report: Called with the number of batches that this process has sampled, and of those it has to.
         on_cell: Called after each preset of this process, finished before or now.
 
     Returns:
@@ -138,24 +137,18 @@ def sweep(
     sampling: dict[str, Any] = {"per_class": per_class, "seed": seed, "batch_size": batch_size}
     claim(folder / _SETTINGS, {**settings, **sampling, **drawing_weights(pipeline)}, "a sweep")
     mine = presets[processes.rank :: processes.world_size]
-    parts = -(-pipeline.model.config.num_classes * per_class // batch_size)
-    for index, preset in enumerate(mine):
-        record = _record(folder, preset)
-        if not record.exists():
-            images = record.with_suffix(".npz")
-
-            def sampled(done: int, _: int, before: int = index * parts) -> None:
-                if report is not None:
-                    report(before + done, len(mine) * parts)
-
-            write_npz(pipeline, images, report=sampled, settings=preset, **sampling)
-            cell = Cell(preset, dict(judge(images)))
-            write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
-            images.unlink()
-        if report is not None:
-            report((index + 1) * parts, len(mine) * parts)
-        if on_cell is not None:
-            on_cell(_read(record, preset))
+    with counting("sweep", len(mine), "preset") as meter:
+        for preset in mine:
+            record = _record(folder, preset)
+            if not record.exists():
+                images = record.with_suffix(".npz")
+                write_npz(pipeline, images, settings=preset, **sampling)
+                cell = Cell(preset, dict(judge(images)))
+                write_text(record, json.dumps(cell.to_dict(), indent=2) + "\n")
+                images.unlink()
+            meter.advance()
+            if on_cell is not None:
+                on_cell(_read(record, preset))
     return read_cells(folder, presets)
 
 

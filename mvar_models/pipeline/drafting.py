@@ -68,7 +68,10 @@ def sample_drafted(
     copies: Any = [
         source.clone_state() if isinstance(source, torch.Generator) else source for source in request.sources
     ]
-    rest = replace(request, sources=copies, settings=settings, on_scale=on_scale)
+    rest = replace(
+        request, sources=copies, settings=settings, on_scale=on_scale, progress=False, share=1 - first / count
+    )
+    request = replace(request, share=first / count)
     scales = None if carries else range(first, count)
     refined = sample_batches(refiner, quantizer, rest, scales=scales, prepare=prepare)
     for batch in sample_batches(drafter, quantizer, request, scales=range(first)):

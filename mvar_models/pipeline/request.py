@@ -7,6 +7,7 @@ in order: it moves on from call to call, and an image still does not depend on t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.progress import SAMPLING, counting, sampled
 from mvar_models.records import converted, within
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
@@ -60,6 +61,7 @@ class Request:
         batch_size: Images computed at a time.
         on_scale: See `sample`.
         progress: Whether to show a bar.
+        share: Share of the work on an image that this is, for the count of progress.
     """
 
     labels: list[int]
@@ -69,6 +71,7 @@ class Request:
     batch_size: int
     on_scale: ScaleCallback | None
     progress: bool
+    share: float = 1.0
 
     @classmethod
     def of(
@@ -135,26 +138,22 @@ def sample_batches(
         request: What to sample.
         scales: As for `sample`.
         prepare: Returns further arguments of `sample` for a batch.
-        engine: Samples in the place of `sample`; the progress bar then advances by batches.
+        engine: Samples in the place of `sample`; progress is then counted by batches.
     """
     run = functools.partial(sample, model, quantizer) if engine is None else engine.sample
     # A callback keeps the engine from replaying a graph, so there is none that nobody asked for.
     watched = engine is None or request.on_scale is not None
     count = len(model.config.sides) if scales is None else len(scales)
-    bar = tqdm(
-        total=len(request.labels) * count,
-        unit="scale",
-        desc="sampling",
-        dynamic_ncols=True,
-        disable=not request.progress,
-    )
-    with bar:
+    total = len(request.labels)
+    with counting(SAMPLING, total, shown=True) if request.progress else contextlib.nullcontext():
         for start in range(0, len(request.labels), request.batch_size):
             images = slice(start, start + request.batch_size)
             labels = torch.tensor(request.labels[images], device=model.device)
 
-            def on_scale(scale: int, f_hat: Tensor, count: int = len(labels)) -> object:
-                bar.update(count)
+            share = len(labels) * request.share
+
+            def on_scale(scale: int, f_hat: Tensor, each: float = share / count) -> object:
+                sampled(each)
                 return None if request.on_scale is None else request.on_scale(scale, f_hat)
 
             result = run(
@@ -168,7 +167,7 @@ def sample_batches(
                 **(prepare(images) if prepare is not None else {}),
             )
             if not watched:
-                bar.update(count * len(labels))
+                sampled(share)
             yield result
 
 

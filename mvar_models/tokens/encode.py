@@ -20,6 +20,7 @@ from mvar_models.devices import fit_batch
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
+from mvar_models.progress import counting
 from mvar_models.randomness import Purpose, generator
 from mvar_models.tokens.token_set import TokenSet
 
@@ -50,9 +51,12 @@ def tokenize(
     """
     codes = np.empty((num_variants, len(indices), vqvae.config.length), dtype=np.uint16)
     kept = np.zeros(len(indices), dtype=bool)
-    for positions, part in encode_batches(vqvae, source, indices, num_variants=num_variants, seed=seed):
-        codes[:, positions] = part
-        kept[positions] = True
+    batches = encode_batches(vqvae, source, indices, num_variants=num_variants, seed=seed)
+    with counting("encoding", len(indices)) as meter:
+        for positions, part in batches:
+            codes[:, positions] = part
+            kept[positions] = True
+            meter.advance(len(positions))
     # Without one the codes are hashed: the fingerprint of files does not know what was changed in place.
     fingerprint = ""
     if not source.stamps.any():

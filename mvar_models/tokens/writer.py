@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
 from mvar_models.files import SettingsMismatch, claim, compare, digest, write_text
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.progress import Meter, counting
 from mvar_models.records import read_record
 from mvar_models.tokens.encode import (
     check_classes,
@@ -132,7 +133,6 @@ class TokenWriter:
         processes: Processes | None = None,
         *,
         batch_size: int | None = None,
-        report: Callable[[int, int], None] | None = None,
     ) -> Written:
         """Write this process's shards, and the index if all shards are complete.
 
@@ -140,7 +140,6 @@ class TokenWriter:
             processes: this process's place among those that share the work; default: it is alone.
             batch_size: images encoded at a time; default: `images_per_batch`. Another batch size may change
                 a rare code whose two nearest vectors are equally far.
-            report: called with the images done and the images to do by this process.
 
         Raises:
             ValueError: no image of a class can be read.
@@ -153,27 +152,22 @@ class TokenWriter:
         processes = processes or Processes()
         mine = range(processes.rank, len(self._shards), processes.world_size)
         missing = [number for number in mine if not self._intact(number)]
-        total, done = sum(len(self._ranges[number]) for number in missing), 0
+        total = sum(len(self._ranges[number]) for number in missing)
         # Read before they are encoded: what changes in between must not count as encoded.
         contents = Prefetcher(lambda number: self._content(self._ranges[number]))
-        with closing(contents):
+        with closing(contents), counting("encoding", total) as meter:
             for number, following in zip(missing, [*missing[1:], None]):
-                step = None if report is None else lambda count, before=done: report(before + count, total)
-                self._write_shard(number, contents.get(number, following), batch_size, step)
-                done += len(self._ranges[number])
+                self._write_shard(number, contents.get(number, following), batch_size, meter)
         if all(map(is_written, self._shards)):
             self._write_index([check_shard(shard) for shard in self._shards])
         return Written(self.finished, total)
 
-    def _write_shard(
-        self, number: int, content: str, batch_size: int, report: Callable[[int], None] | None
-    ) -> None:
+    def _write_shard(self, number: int, content: str, batch_size: int, meter: Meter) -> None:
         source, indices, parts, kept = self.source, self._ranges[number], [], []
         for positions, codes in self.encoded(indices, batch_size):
             parts.append(codes)
             kept.append(indices[positions])
-            if report is not None:
-                report(min(len(parts) * batch_size, len(indices)))
+            meter.advance(min(batch_size, len(indices) - (len(parts) - 1) * batch_size))
         lost = np.setdiff1d(indices, np.concatenate(kept)).tolist()
         unreadable = [Unreadable(i, source.name(i), source.unreadable[i]) for i in lost]
         codes = np.concatenate(parts, axis=1)

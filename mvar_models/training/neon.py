@@ -120,7 +120,6 @@ def train_on_samples(
     data: str | None = None,
     seed: int = 0,
     device: torch.device | str | int | None = "cpu",
-    report: Callable[[int, int], None] | None = None,
     report_step: StepReport | None = None,
     **run_settings: Any,
 ) -> RunFolder:
@@ -136,7 +135,7 @@ def train_on_samples(
         data: Real images in place of samples, as for `open_images`: the control.
         seed: Seed of the first sample, and of the training.
         device: Where to train.
-        report, report_step: Called with images done and to do; on rank 0, with the figures of each step.
+        report_step: Called on rank 0 with the figures of each step.
         run_settings: Further fields of `TransformerSettings`, such as `steps`.
 
     Raises:
@@ -158,7 +157,7 @@ def train_on_samples(
     folder, read = out / f"tokens-{samples}", data or f"samples of {names[0]}"
     with processes.raising_together():
         writer = writes(pipeline.vqvae, source, folder, names=(read, names[1]), seed=seed)
-        writer.write(processes, report=report)
+        writer.write(processes)
     processes.run_on_rank0(writer.write)  # all shards are there now, if not yet the index
     processes.close()
     run = start_transformer_run(

@@ -26,6 +26,7 @@ from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.registry import architecture
 from mvar_models.tokens.token_set import TokenSet
@@ -212,7 +213,8 @@ class TransformerTask(Task):
         assert isinstance(model, ScaleTransformer)
         pipeline = self._pipeline(model)
         labels = np.repeat(np.arange(min(model.config.num_classes, _SAMPLE_ROWS)), _SAMPLE_COLUMNS)
-        samples = pipeline(labels.tolist(), seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS)
+        with counting(SAMPLING, len(labels)):
+            samples = pipeline(labels.tolist(), seed=self.settings.seed, batch_size=_SAMPLE_COLUMNS)
         return grid(samples, columns=_SAMPLE_COLUMNS)
 
     def compared(self, model: nn.Module, count: int) -> tuple[ImageSet, ImageSet]:

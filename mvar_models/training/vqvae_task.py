@@ -30,6 +30,7 @@ from mvar_models.evaluation.reconstruction import (
 )
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.progress import counting
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.training.optimizer import learning_rate_factor
 from mvar_models.training.settings import VQVAESettings
@@ -218,14 +219,15 @@ class VQVAETask(Task):
         counts = torch.zeros(len(config.sides), config.vocab_size, dtype=torch.float32, device="cpu")
         mine = self.val[processes.rank :: processes.world_size]
         each = fit_batch(_VALIDATION_PIXELS, config.resolution**2, most=_VALIDATION_BATCH)
-        for start in range(0, len(mine), each):
-            images = self.source.images(mine[start : start + each]).to(self.settings.device)
-            indices = self.model.encode(images)
-            counts += code_counts(indices, config.sides, config.vocab_size).cpu()
-            each_psnr = psnr(self.model.decode(indices), images)
-            ratios += torch.tensor(
-                [each_psnr.double().sum().item(), len(each_psnr)], dtype=torch.float64, device="cpu"
-            )
+        with counting("validation", len(mine)) as meter:
+            for start in range(0, len(mine), each):
+                images = self.source.images(mine[start : start + each]).to(self.settings.device)
+                indices = self.model.encode(images)
+                counts += code_counts(indices, config.sides, config.vocab_size).cpu()
+                each_psnr = psnr(self.model.decode(indices), images)
+                summed = [each_psnr.double().sum().item(), len(each_psnr)]
+                ratios += torch.tensor(summed, dtype=torch.float64, device="cpu")
+                meter.advance(len(images))
         unreadable = torch.zeros(len(self.source), dtype=torch.float32, device="cpu")
         unreadable[sorted(self.source.unreadable)] = 1
         ratios, counts, unreadable = (processes.total(values) for values in (ratios, counts, unreadable))

@@ -1,8 +1,6 @@
-"""What the subcommands share: errors in one line, memory that ran out, progress bars."""
+"""What the subcommands share: errors in one line, memory that ran out, progress of steps."""
 
 import errno
-import logging
-import sys
 
 import click
 import pytest
@@ -10,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from mvar_models.cli import COMMANDS, common
 from mvar_models.cli.common import in_one_line, memory_remedy
@@ -19,6 +16,7 @@ from mvar_models.distributed import RunStopped
 from mvar_models.registry import resolve
 
 from command_cases import mvar
+from progress_cases import recorded
 
 
 @pytest.mark.parametrize(
@@ -129,67 +127,10 @@ def test_a_file_that_is_too_large_for_the_memory_is_not_called_damaged(tmp_path,
     assert "download" not in result.output
 
 
-@pytest.fixture
-def bars(monkeypatch):
-    """The bars that were opened, each with the figures that it was given last."""
-    opened = []
-
-    class Recorded(tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            opened.append(self)
-
-        def set_postfix(self, figures, **options):
-            self.figures = figures
-
-    monkeypatch.setattr(common, "tqdm", Recorded)
-    return opened
-
-
-def test_steps_count_from_the_first_one_on(bars, capsys):
-    with common.step_progress(10) as report:
-        assert not bars
-        report({"step": 7, "loss": 1.23456})
-        report({"step": 9, "loss": 0.5, "val_loss": 0.25, "lr": 1.0})
-    (bar,) = bars
-    assert (bar.initial, bar.n, bar.total) == (7, 9, 10)
-    assert bar.figures == {"loss": "0.5", "val_loss": "0.25"}
-    assert "step" in capsys.readouterr().err
-
-
-def test_a_run_without_steps_opens_no_bar(bars):
-    with common.step_progress(0):
-        pass
-    assert not bars
-
-
-def test_other_ranks_show_nothing(bars, capsys):
-    with common.step_progress(2, shown=False) as report:
-        report({"step": 1})
-    assert bars
-    assert capsys.readouterr().err == ""
-
-
-def test_counts_are_shown_on_a_terminal_alone(bars, monkeypatch):
-    with common.count_progress("image") as report:
-        report(1, 2)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with common.count_progress("image") as report:
-        report(1, 4)
-        report(3, 4)
-        assert (bars[1].n, bars[1].total, bars[1].unit, bars[1].disable) == (3, 4, "image", False)
-    assert bars[0].disable
-
-
-def test_a_failure_closes_the_bar_and_restores_logging(bars):
-    before = logging.getLogger().handlers[:]
-
-    def fail():
-        with common.step_progress(2) as report:
-            report({"step": 1})
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert bars[0].disable, "tqdm disables a bar that it closes"
-    assert logging.getLogger().handlers == before
+def test_steps_count_from_the_checkpoint_on_and_measurements_leave_a_line(capsys):
+    with recorded() as meters, common.step_progress(10, 6) as report:
+        report({"step": 7, "loss": 1.23456, "images_per_second": 2.0})
+        report({"step": 9, "loss": 0.5, "val_loss": 0.25, "lr": 1.0, "memory_gb": 1.5})
+    (meter,) = meters
+    assert (meter.title, meter.unit, meter.total, meter.seen) == ("training", "step", 10, [7, 9])
+    assert capsys.readouterr().out == "step 9 of 10: loss 0.5, val_loss 0.25, GB 1.5\n"

@@ -12,6 +12,7 @@ from mvar_models.evaluation.image_sets import batches
 from mvar_models.evaluation.npz import NpzImages, write_npz
 
 from feature_cases import random_images
+from progress_cases import recorded
 from tiny_models import tiny_mvar, tiny_vqvae
 
 
@@ -57,14 +58,18 @@ def test_any_number_of_processes_writes_the_same_file(pipeline, tmp_path, batch_
 def test_a_stopped_run_goes_on_and_a_finished_one_has_nothing_to_do(pipeline, tmp_path):
     drawn = []
 
-    def stopping(done, total):
-        drawn.append((done, total))
+    def stopping(*arguments, **options):
         if len(drawn) == 2:
             raise KeyboardInterrupt
+        drawn.append(arguments)
+        return pipeline(*arguments, **options)
 
-    with pytest.raises(KeyboardInterrupt):
-        write_npz(pipeline, tmp_path / "a.npz", per_class=4, batch_size=3, report=stopping)
-    assert drawn == [(1, 4), (2, 4)]
+    stopped = type("Stopped", (MVARPipeline,), {"__call__": lambda self, *a, **k: stopping(*a, **k)})(
+        pipeline.model, pipeline.vqvae
+    )
+    with pytest.raises(KeyboardInterrupt), recorded() as meters:
+        write_npz(stopped, tmp_path / "a.npz", per_class=4, batch_size=3)
+    assert [(meter.done, meter.total) for meter in meters] == [(6, 12)]
     assert not (tmp_path / "a.npz").exists() and len(list((tmp_path / "a.npz.parts").glob("*.npy"))) == 2
     calls = []
     draw = pipeline.__class__.__call__

@@ -12,6 +12,7 @@ from mvar_models.evaluation.npz import NpzImages
 from mvar_models.evaluation.summary import summarize
 
 from feature_cases import Toy, random_images, toy
+from progress_cases import recorded
 
 
 class Second(Processes):
@@ -72,6 +73,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path, save):
 
 
 def test_progress_is_reported():
-    told = []
-    summarize(ArrayImages(random_images(5)), toy(), batch_size=2, report=lambda *seen: told.append(seen))
-    assert told == [("images", 2, 5), ("images", 4, 5), ("images", 5, 5)]
+    with recorded() as meters:
+        summarize(ArrayImages(random_images(5)), toy(), batch_size=2)
+    assert [(meter.title, meter.total, meter.seen) for meter in meters] == [
+        ("features of images", 5, [2, 4, 5])
+    ]

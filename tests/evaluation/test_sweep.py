@@ -23,6 +23,8 @@ from mvar_models.evaluation.sweep import (
 )
 from mvar_models.sampling.settings import SamplingSettings, read_preset
 
+from progress_cases import recorded
+
 PLAIN = SamplingSettings(1.0, 0, 0.0)
 SETTINGS = {"model": "mvar-digits", "metric": "fd"}
 GRID = preset_grid([0.0, 2.0], [0, 5], [0.9])
@@ -83,17 +85,19 @@ def test_the_best_is_low_or_high_as_the_metric_says():
 
 def test_images_are_those_of_the_pipeline_with_that_preset(tmp_path):
     pipeline = MVARPipeline.from_pretrained("mvar-digits")
-    judge, seen, told = Judge(), [], []
-    cells = run(
-        pipeline, judge, tmp_path / "out", seed=7, on_cell=seen.append, report=lambda *done: told.append(done)
-    )
+    judge, seen = Judge(), []
+    with recorded() as meters:
+        cells = run(pipeline, judge, tmp_path / "out", seed=7, on_cell=seen.append)
     assert [cell.preset for cell in cells] == GRID
     assert [cell.figures for cell in cells] == [{"fd": i + 1.0, "recall": 0.5} for i in range(4)]
     assert seen == cells
     for preset, images in zip(GRID, judge.seen):
         expected = pipeline(list(range(10)), seed=7, output_type="np", **preset.to_dict()).images
         assert np.array_equal(images, expected), preset
-    assert told[-1] == (8, 8) and told == sorted(told)
+    assert [(meter.unit, meter.done, meter.total) for meter in meters][:2] == [
+        ("preset", 4, 4),
+        ("image", pytest.approx(10), 10),
+    ]
     # A small file per preset remains, and no images.
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert len(names) == 5 and all(name.endswith(".json") for name in names)

@@ -22,6 +22,7 @@ from mvar_models.tokens.folder import TokenFolder
 from mvar_models.tokens.writer import TokenWriter
 
 from odd_images import ODD, fill
+from progress_cases import recorded
 from tiny_models import tiny_vqvae
 from token_folders import contents, write
 
@@ -207,7 +208,9 @@ def test_a_class_without_a_readable_image_is_named(tmp_path):
 
 
 def test_progress_is_reported_in_images(digits, tmp_path):
-    seen = []
     writer = TokenWriter(tiny_vqvae(), digits, tmp_path, shard_size=600)
-    writer.write(Processes(1, 2), batch_size=256, report=lambda *counts: seen.append(counts))
-    assert seen == [(256, 600), (512, 600), (600, 600)]
+    with recorded() as meters:
+        writer.write(Processes(1, 2), batch_size=256)
+    assert [(meter.title, meter.total, meter.seen) for meter in meters] == [
+        ("encoding", 600, [256, 512, 600])
+    ]
