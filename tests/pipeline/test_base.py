@@ -57,9 +57,9 @@ def test_a_sampler_may_be_an_object(pipeline):
     assert np.array_equal(pipeline([0, 1], seed=3, sampler=Sampler(), output_type="np").images, expected)
 
 
-def test_progress_is_counted_in_scales(pipeline, capsys):
+def test_progress_is_counted_in_shares_of_images(pipeline, capsys):
     pipeline([0, 1], progress=True)
-    assert "6/6" in capsys.readouterr().err
+    assert "2.0 of 2 images" in capsys.readouterr().err
     pipeline([0, 1])
     assert capsys.readouterr().err == ""
 
@@ -280,7 +280,7 @@ def test_a_compiled_pipeline_reports_scales_to_those_who_ask(pipeline, capsys):
     pipeline([0, 1], on_scale=lambda scale, f_hat: seen.append(scale), batch_invariant=False)
     assert seen == [0, 1, 2]
     pipeline([0, 1], progress=True)
-    assert "6/6" in capsys.readouterr().err
+    assert "2.0 of 2 images" in capsys.readouterr().err
 
 
 def test_the_decoder_of_a_compiled_pipeline_may_have_its_own_type(pipeline):
