@@ -235,7 +235,7 @@ def train_scorer(**options: Any) -> None:
     if not options["resume"] and not options["model"]:
         raise click.UsageError("--model is missing: whose samples should be scored?")
     run = _start(options, ScorerSettings, runs.start_scorer_run)
-    with step_progress(run.settings.steps, shown=run.processes.first) as report:
+    with step_progress(run.settings.steps, run.folder.last_step()) as report:
         results = runs.train_scorer(run, report)
     shares = ", ".join(f"{share:.2f}" for share in results["val_accuracy_per_scale"])
     click.echo(f"held-out pairs in order at each scale: {shares}; scorer in {run.folder.model}")

@@ -191,6 +191,7 @@ def start_scorer_run(
         data = open_data(settings.data)
         own = open_checkpoint(settings.model).vqvae_name or default_vqvae(settings.data)
         settings = replace(settings, vqvae=settings.vqvae or own)
+        open_checkpoint(settings.vqvae).source.fetch_weights()  # before a folder is made
         if epochs is not None:
             settings = replace(settings, steps=_steps(epochs, settings, given, data))
     return _create(settings, processes, data)

@@ -17,6 +17,7 @@ from mvar_models.files import replacing
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.scorer import Scorer, ranking_loss, score_margins
 from mvar_models.pipeline import Pipeline
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.settings import ScorerSettings
@@ -135,10 +136,14 @@ def sampled_codes(pipeline: Pipeline, per_class: int, seed: int, file: Path) -> 
     config = pipeline.model.config
     labels = np.repeat(np.arange(config.num_classes), per_class)
     if not file.is_file():
-        output = pipeline(
-            labels.tolist(), seed=seed, output_type="latent", batch_invariant=False, batch_size=_AT_A_TIME,
-            progress=True,
-        )  # fmt: skip
+        with counting(SAMPLING, len(labels)):
+            output = pipeline(
+                labels.tolist(),
+                seed=seed,
+                output_type="latent",
+                batch_invariant=False,
+                batch_size=_AT_A_TIME,
+            )
         with replacing(file) as temporary, temporary.open("wb") as opened:
             np.save(opened, output.indices.cpu().numpy().astype(np.uint16))
     codes = np.load(file, allow_pickle=False)

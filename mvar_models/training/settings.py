@@ -282,14 +282,12 @@ class ScorerSettings(RunSettings):
 
     kind: ClassVar[str] = "scorer"
 
-    model: str = setting(
-        "mvar-digits", "Model whose samples are scored: zoo name, folder, file or Hub id.", shown=""
-    )
+    model: str = setting("mvar-digits", f"Model whose samples are scored: {FORMS}.", shown="")
     per_class: Annotated[int, within(10, 1 << 31)] = setting(
         300, "Images that the model samples of every class, with its own preset."
     )
     width: _Count = setting(64, "Channels of the scorer's first level.")
-    vqvae: str = setting("", "VQVAE that encodes the images.", shown="the model's own")
+    vqvae: str = setting("", f"VQVAE that encodes the images: {FORMS}.", shown="the model's own")
     copies: _Count = setting(1, "Cached variants per image.")
 
     def __post_init__(self) -> None:

@@ -37,6 +37,8 @@ CALLS = {
     ): "sweep --reference digits --out sweep --model mvar-digits --vqvae",
     ("tokenize", "--vqvae"): "tokenize --data digits --out tokens --vqvae",
     ("train", "--vqvae"): "train --data digits --steps 1 --depth 1 --out run --vqvae",
+    ("train-scorer", "--model"): "train-scorer --data digits --steps 1 --out run --model",
+    ("train-scorer", "--vqvae"): "train-scorer --model mvar-digits --data digits --steps 1 --out run --vqvae",
     ("train-vqvae", "--model"): "train-vqvae --data digits --steps 1 --out run --model",
 }
 

@@ -53,8 +53,8 @@ CALLS = {
     "train": (f"train --depth 1 {_TINY} --out out", ["encoding", "training", "validation"]),
     "train-vqvae": (f"train-vqvae --channels 32 {_TINY} --out out", ["training", "validation"]),
 }  # fmt: skip
-# `demo` counts what train and gallery count.
-WITHOUT_LOOPS = {"demo", "doctor", "export", "models"}
+# `demo` and `train-scorer`, which take minutes, count what others count; the others have no long loop.
+WITHOUT_LOOPS = {"calibrate-cache", "demo", "doctor", "export", "models", "train-scorer"}
 _BAR = re.compile(r"^(.+): +\d+%\|.*\| ([\d,.]+) of ([\d,]+) \w+s \[[\d:]+, [\d:?]+ left, ")
 _LINE = re.compile(r"^(.+): ([\d,]+) of ([\d,]+) \w+s in [\d,]+ s, about [\d,]+ s left")
 
