@@ -15,6 +15,7 @@ from mvar_models.data.open import open_images
 from mvar_models.evaluation.likelihood import labels_of_model
 from mvar_models.networks.selectivity import drafters_of, selectivity_index
 from mvar_models.pipeline import pipeline_for
+from mvar_models.progress import SAMPLING, counting
 from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.tokens.encode import tokenize
 
@@ -56,7 +57,8 @@ def calibrate_cache(
         spread = np.linspace(0, config.num_classes - 1, min(n, config.num_classes)).astype(int).tolist()
         known = pipeline.numbers_of(spread if names is None else names)
         wanted = [known[each % len(known)] for each in range(n)]
-        indices = pipeline(wanted, seed=seed, output_type="latent").indices
+        with counting(SAMPLING, len(wanted)):
+            indices = pipeline(wanted, seed=seed, output_type="latent").indices
         classes = torch.tensor(wanted)
     index = selectivity_index(network, pipeline.vqvae.quantizer, classes.to(network.device), indices, top)
     count = round(index.numel() / 8) if drafters is None else min(drafters, index.numel())

@@ -14,6 +14,7 @@ from tiny_models import tiny_var
 
 # A call for each option that names a checkpoint, but for the name.
 CALLS = {
+    ("calibrate-cache", "--model"): "calibrate-cache -o preset.json --model",
     ("classify", "--model"): "classify digits --n 1 --model",
     ("edit", "--model"): "edit --image image.png --from-scale 1 --model",
     ("edit", "--vqvae"): "edit --image image.png --from-scale 1 --model mvar-digits --vqvae",

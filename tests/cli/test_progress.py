@@ -22,6 +22,7 @@ _TINY = "--data digits --steps 1 --batch-size 4"
 _EVALUATE = "evaluate digits@held-out --reference digits@held-out --features pixels --metrics fd"
 # A call per command, and the loops that it counts.
 CALLS = {
+    "calibrate-cache": ("calibrate-cache --model var-digits --n 2 -o preset.json", ["sampling"]),
     "classify": ("classify digits --model mvar-digits --n 2", ["classifying"]),
     "edit": ("edit --model mvar-digits --image image.png --padding 8 --labels 3,5 --n 2", ["sampling"]),
     "evaluate": (
@@ -54,7 +55,7 @@ CALLS = {
     "train-vqvae": (f"train-vqvae --channels 32 {_TINY} --out out", ["training", "validation"]),
 }  # fmt: skip
 # `demo` and `train-scorer`, which take minutes, count what others count; the others have no long loop.
-WITHOUT_LOOPS = {"calibrate-cache", "demo", "doctor", "export", "models", "train-scorer"}
+WITHOUT_LOOPS = {"demo", "doctor", "export", "models", "train-scorer"}
 _BAR = re.compile(r"^(.+): +\d+%\|.*\| ([\d,.]+) of ([\d,]+) \w+s \[[\d:]+, [\d:?]+ left, ")
 _LINE = re.compile(r"^(.+): ([\d,]+) of ([\d,]+) \w+s in [\d,]+ s, about [\d,]+ s left")
 
