@@ -40,7 +40,7 @@ from mvar_models.files import claim, file_names, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.pipeline.identity import determinants
-from mvar_models.progress import showing
+from mvar_models.sampling.progress import showing
 
 # Against as many training images, and against all of them.
 EQUAL = ("fd", "precision", "recall", "coverage", "class_diversity")

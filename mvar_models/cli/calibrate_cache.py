@@ -15,7 +15,7 @@ from mvar_models.data.open import open_images
 from mvar_models.evaluation.likelihood import labels_of_model
 from mvar_models.networks.selectivity import drafters_of, selectivity_index
 from mvar_models.pipeline import pipeline_for
-from mvar_models.progress import SAMPLING, counting
+from mvar_models.sampling.progress import SAMPLING, counting
 from mvar_models.sampling.settings import SamplingSettings
 from mvar_models.tokens.encode import tokenize
 

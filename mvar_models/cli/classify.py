@@ -23,7 +23,7 @@ from mvar_models.evaluation.open_sets import open_set
 from mvar_models.files import file_stem, write_text
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.pipeline import pipeline_for
-from mvar_models.progress import counting
+from mvar_models.sampling.progress import counting
 
 
 @click.command()

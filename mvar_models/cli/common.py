@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from mvar_models.devices import is_out_of_memory
 from mvar_models.distributed import Processes, RunStopped, lost_process
 from mvar_models.environment import versions
-from mvar_models.progress import counting, say
+from mvar_models.sampling.progress import counting, say
 
 _EXPECTED = (RunStopped, ValueError, TypeError, OSError, SafetensorError, FloatingPointError, ImportError)
 # A metric of a step, and what the bar calls it.

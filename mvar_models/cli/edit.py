@@ -17,8 +17,8 @@ from mvar_models.cli.drawing_options import (
 )
 from mvar_models.files import replacing
 from mvar_models.pipeline.inputs import images_of, masks_of
-from mvar_models.progress import SAMPLING, counting
 from mvar_models.sampling.inpainting import RULES
+from mvar_models.sampling.progress import SAMPLING, counting
 
 # What each kind of edit takes besides the options of all.
 _ONLY_FOR = {

@@ -73,7 +73,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 @click.pass_context
 def main(context: click.Context) -> None:
     """VAR and MVAR: sample, train, fine-tune."""
-    from mvar_models.progress import showing  # tqdm, which `mvar --help` does not wait for
+    from mvar_models.sampling.progress import showing  # tqdm, which `mvar --help` does not wait for
 
     context.with_resource(showing())
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")

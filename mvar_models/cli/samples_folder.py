@@ -17,8 +17,8 @@ from mvar_models.files import file_stem, held, replacing, write_text
 from mvar_models.images import grid
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights, scorer_identity
-from mvar_models.progress import SAMPLING, counting
 from mvar_models.records import FileName, Must, read_record, within
+from mvar_models.sampling.progress import SAMPLING, counting
 from mvar_models.sampling.settings import SamplingSettings
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from mvar_models.evaluation.sweep import (
     write_summary,
 )
 from mvar_models.pipeline import pipeline_for
-from mvar_models.progress import say
+from mvar_models.sampling.progress import say
 from mvar_models.sampling.settings import SamplingSettings
 
 

@@ -27,7 +27,7 @@ from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.var import VAR
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import pipeline_for
-from mvar_models.progress import counting
+from mvar_models.sampling.progress import counting
 from mvar_models.tokens.encode import tokenize_split
 from mvar_models.training.run_tokens import TokenSets
 from mvar_models.training.runs import start_transformer_run, train_transformer

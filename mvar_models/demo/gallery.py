@@ -12,7 +12,7 @@ from PIL import Image
 from mvar_models.files import numbered, replacing, write_text
 from mvar_models.images import sheet
 from mvar_models.pipeline import Pipeline
-from mvar_models.progress import SAMPLING, counting
+from mvar_models.sampling.progress import SAMPLING, counting
 
 INDEX = "index.md"
 _MOST_CLASSES = 20

@@ -18,7 +18,7 @@ from mvar_models.distributed import Processes
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.progress import counting
+from mvar_models.sampling.progress import counting
 from mvar_models.tokens.encode import tokenize
 from mvar_models.tokens.token_set import TokenSet
 

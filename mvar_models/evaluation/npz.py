@@ -34,7 +34,7 @@ from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.files import SettingsMismatch, claim, compare, file_digest, replacing
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import determinants
-from mvar_models.progress import SAMPLING, counting
+from mvar_models.sampling.progress import SAMPLING, counting
 from mvar_models.sampling.settings import SamplingSettings
 
 _SETTINGS = "settings.json"

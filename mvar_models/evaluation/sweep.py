@@ -22,8 +22,8 @@ from mvar_models.files import claim, replacing, write_text
 from mvar_models.optional import require
 from mvar_models.pipeline import Pipeline
 from mvar_models.pipeline.identity import drawing_weights, scorer_identity
-from mvar_models.progress import counting
 from mvar_models.records import Figure, read_record
+from mvar_models.sampling.progress import counting
 from mvar_models.sampling.settings import SamplingSettings
 
 LOWER_IS_BETTER = frozenset({"fd", "sfd", "kid", "near_copies"})

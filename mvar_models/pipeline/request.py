@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.transformer import ScaleTransformer
-from mvar_models.progress import SAMPLING, counting, sampled
 from mvar_models.records import converted, within
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
+from mvar_models.sampling.progress import SAMPLING, counting, sampled
 from mvar_models.sampling.sampler import SampleResult, sample
 from mvar_models.sampling.settings import SamplingOptions, SamplingSettings
 

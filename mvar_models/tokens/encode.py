@@ -20,8 +20,8 @@ from mvar_models.devices import fit_batch
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline.identity import network_identity
-from mvar_models.progress import counting
 from mvar_models.randomness import Purpose, generator
+from mvar_models.sampling.progress import counting
 from mvar_models.tokens.token_set import TokenSet
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
 from mvar_models.files import SettingsMismatch, claim, compare, digest, write_text
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.progress import Meter, counting
 from mvar_models.records import read_record
+from mvar_models.sampling.progress import Meter, counting
 from mvar_models.tokens.encode import (
     check_classes,
     check_num_variants,

@@ -17,8 +17,8 @@ from mvar_models.files import replacing
 from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.scorer import Scorer, ranking_loss, score_margins
 from mvar_models.pipeline import Pipeline
-from mvar_models.progress import SAMPLING, counting
 from mvar_models.randomness import Purpose, batch_members, generator
+from mvar_models.sampling.progress import SAMPLING, counting
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.settings import ScorerSettings
 from mvar_models.training.task import Task

@@ -26,9 +26,9 @@ from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import Pipeline
-from mvar_models.progress import SAMPLING, counting
 from mvar_models.randomness import Purpose, batch_members, generator
 from mvar_models.registry import architecture
+from mvar_models.sampling.progress import SAMPLING, counting
 from mvar_models.tokens.token_set import TokenSet
 from mvar_models.training.settings import PRECISIONS, TransformerSettings
 from mvar_models.training.task import Task

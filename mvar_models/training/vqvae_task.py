@@ -30,8 +30,8 @@ from mvar_models.evaluation.reconstruction import (
 )
 from mvar_models.files import digest
 from mvar_models.networks.vqvae import VQVAE
-from mvar_models.progress import counting
 from mvar_models.randomness import Purpose, batch_members, generator
+from mvar_models.sampling.progress import counting
 from mvar_models.training.optimizer import learning_rate_factor
 from mvar_models.training.settings import VQVAESettings
 from mvar_models.training.task import Task

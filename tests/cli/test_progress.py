@@ -12,9 +12,9 @@ import threading
 import pytest
 from PIL import Image
 
-from mvar_models import progress
 from mvar_models.cli import COMMANDS
 from mvar_models.cli.main import main
+from mvar_models.sampling import progress
 
 from chosen_cases import once
 

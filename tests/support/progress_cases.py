@@ -2,7 +2,7 @@
 
 import contextlib
 
-from mvar_models.progress import Meter, showing
+from mvar_models.sampling.progress import Meter, showing
 
 
 @contextlib.contextmanager
