@@ -272,7 +272,7 @@ class TransformerConfig(Config):
     def scale_of_token(self) -> torch.Tensor:
         """Return the scale that each packed token belongs to: (L,) int64."""
         areas = torch.tensor(self.sides, device="cpu") ** 2
-        return torch.arange(len(self.sides), device="cpu").repeat_interleave(areas)
+        return torch.arange(len(self.sides), device="cpu").repeat_interleave(areas, output_size=self.length)
 
     def pyramid(self) -> Pyramid:
         """Return the scales, with the windows of attention inside each."""

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 # How PyTorch, its libraries and the system say that there is no memory, where the type does not tell.
 _NO_MEMORY = re.compile(
@@ -28,6 +30,22 @@ def usual_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Create networks on the device "meta" inside the block: shapes, whose values come from a file."""
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips the initialisers that PyTorch decomposes on "meta", for which it imports its compiler: 4 s."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in ("normal_", "uniform_"):
+            return kwargs["tensor"] if kwargs else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def checked_device(device: torch.device | str | int | None) -> torch.device:

@@ -15,7 +15,7 @@ from mvar_models.checkpoints import official, zoo
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.tensor_files import CONFIG_DIGEST, config_digest, save_safetensors
 from mvar_models.config import CONFIG_NAME, WEIGHTS_NAME, Config, MVARConfig, TransformerConfig
-from mvar_models.devices import checked_device
+from mvar_models.devices import checked_device, without_values
 from mvar_models.files import replacing
 from mvar_models.registry import ARCHITECTURES, architecture, generator_titles
 
@@ -82,7 +82,7 @@ class PretrainedModel(nn.Module):
             token=token,
         )
         config, state = _read(checkpoint, cls.config_class)
-        with torch.device("meta"):
+        with without_values():
             model = cls(config)
         where = str(checkpoint.weights)
         _assign(model, config, state, dtype=dtype or torch.float32, device=place, where=where)

@@ -20,6 +20,7 @@ from mvar_kernels.pyramid import Neighborhood
 from mvar_models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mvar_models.checkpoints.pretrained import PretrainedModel
 from mvar_models.config import TransformerConfig
+from mvar_models.devices import without_values
 from mvar_models.networks.layers import input_dtype, multiply_add, recomputed
 from mvar_models.networks.state import BlockContext, Constants, ScaleState
 from mvar_models.registry import architecture
@@ -146,7 +147,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             changes: Settings that differ from its configuration.
         """
         settings = {name: getattr(other.config, name) for name in other.config.field_names()}
-        with torch.device("meta"):
+        with without_values():
             model = cls(cls.config_class(**{**settings, **changes}))
         copies = {name: tensor.clone() for name, tensor in other.state_dict().items()}
         model.load_state_dict(copies, strict=True, assign=True)

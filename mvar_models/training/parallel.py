@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from mvar_models.devices import without_values
 from mvar_models.distributed import Processes
 from mvar_models.training.task import Task
 
@@ -92,7 +93,7 @@ class Parallel:
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not self.processes.first:
             return model
-        with torch.device("meta"):
+        with without_values():
             plain = type(model)(copy.deepcopy(model.config))
         plain.load_state_dict(state, strict=True, assign=True)
         for name, buffer in model.named_buffers():

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
+from sklearn import datasets
 
 from mvar_models.cli.main import main
 from mvar_models.demo import report, steps_to_gate
@@ -18,12 +20,16 @@ def test_without_matplotlib_nothing_is_trained(tmp_path, monkeypatch):
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_short_demo_writes_everything(tmp_path):
+def test_a_short_demo_writes_everything(tmp_path, monkeypatch):
+    digits = datasets.load_digits()
+    # A fifth of the digits: encoding all of them takes most of a demo's time.
+    few = SimpleNamespace(images=digits.images[:360], target=digits.target[:360])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
     out = tmp_path / "demo"
     # What an earlier demo left, which training would refuse to overwrite.
     (out / "runs" / "mvar").mkdir(parents=True)
     (out / "runs" / "mvar" / "config.yaml").write_text("earlier")
-    result = CliRunner().invoke(main, ["demo", "--out", str(out), "--steps", "2", "--samples", "80"])
+    result = CliRunner().invoke(main, ["demo", "--out", str(out), "--steps", "2", "--samples", "30"])
     assert result.exit_code == 0, result.output
     figures = json.loads((out / "report.json").read_text())
     assert set(figures["validation"]) == {"var", "mvar_untuned", "mvar", "var_control"}

@@ -12,10 +12,10 @@ from machine_code_support import MACHINE_CODE
 pytestmark = MACHINE_CODE
 
 CASES = {
-    "1-D, strided": ((75,), {"stride": 2}),
-    "2-D, dilated": ((9, 11), {"dilation": (2, 3)}),
-    "3-D, causal": ((5, 6, 7), {"is_causal": (True, False, False)}),
-    "3-D, all": ((5, 6, 7), {"stride": (2, 1, 3), "dilation": (1, 2, 2), "is_causal": (False, True, False)}),
+    "1-D, strided": ((70,), {"stride": 2}),
+    "2-D, dilated": ((7, 9), {"dilation": (2, 3)}),
+    "3-D, causal": ((3, 4, 5), {"is_causal": (True, False, False)}),
+    "3-D, all": ((4, 5, 6), {"stride": (2, 1, 3), "dilation": (1, 2, 2), "is_causal": (False, True, False)}),
 }
 # Widths of keys and of values, heads of queries and of keys.
 SIZES = [(16, 64, 1, 1), (64, 16, 2, 1), (16, 16, 2, 1)]

@@ -17,6 +17,7 @@ from mvar_models.networks.block import TransformerBlock
 from mvar_models.networks.layers import gelu, multiply_add, recomputed
 from mvar_models.networks.state import BlockContext, KVCache, ScaleState
 
+from chosen_cases import some
 from tiny_models import tiny_markov_var, tiny_mvar, tiny_var
 
 SIDES, WIDTH, HEADS = (1, 2), 16, 2
@@ -198,7 +199,7 @@ def test_compiles_whole(seed, checkpointing):
         _assert_near([compiled(labels, inputs)], [model(labels, inputs)], 1e-5)
 
 
-@pytest.mark.parametrize("kind, config", [(VAR, VARConfig), (MVAR, MVARConfig)])
+@pytest.mark.parametrize("kind, config", some([(VAR, VARConfig), (MVAR, MVARConfig)], 1))
 def test_the_released_shape_keeps_little(kind, config):
     """d16 at 256 px with bfloat16 autocast keeps 11 n C values per block and image, 2 checkpointed."""
     unit = 680 * 1024 * 2
@@ -214,7 +215,7 @@ def test_the_released_shape_keeps_little(kind, config):
     assert sum(held.parts.values()) == held.bytes
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", some([torch.float32, torch.bfloat16], 1))
 def test_fake_tensors_are_counted_like_real_ones(dtype):
     counts, config = [], tiny_mvar().config
     for surroundings in (fake, contextlib.nullcontext):

@@ -10,12 +10,15 @@ import torch
 from mvar_models.pipeline import pipeline_of
 from mvar_models.sampling.hooks import SpatialGuidance
 
+from chosen_cases import some
 from tiny_models import tiny_markov_var, tiny_mvar, tiny_var, tiny_vqvae
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 onnx_export = pytest.importorskip("mvar_models.pipeline.onnx")
 
+# An export takes twelve seconds.
+NAMES = some(["mvar", "var"], 1)
 LABELS, OPTIONS = [1, 0, 1], {"seed": 3, "output_type": "np"}
 
 
@@ -23,7 +26,8 @@ LABELS, OPTIONS = [1, 0, 1], {"seed": 3, "output_type": "np"}
 def exports(tmp_path_factory):
     """A tiny MVAR and VAR with the folders that they were exported to."""
     made = {}
-    for name, model, weights in (("mvar", tiny_mvar(), "float32"), ("var", tiny_var(), "float16")):
+    for name in NAMES:
+        model, weights = (tiny_mvar(), "float32") if name == "mvar" else (tiny_var(), "float16")
         pipeline = pipeline_of(model.eval(), tiny_vqvae().eval())
         if weights == "float16":  # so that storing them loses nothing
             for network in (pipeline.model, pipeline.vqvae):
@@ -35,7 +39,7 @@ def exports(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", ["mvar", "var"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "options",
     [{"top_k": 1}, {"guidance_scale": 0.0}, {"guidance_scale": 3.0, "top_p": 0.8, "batch_size": 3}],
@@ -52,7 +56,7 @@ def test_a_seed_gives_the_image_of_the_exported_pipeline(exports, name, options)
 
 
 def test_samplers_processors_and_callbacks_work_as_before(exports):
-    pipeline, folder = exports["mvar"]
+    pipeline, folder = exports[NAMES[0]]
     seen = []
     options = {**OPTIONS, "sampler": "smooth", "processors": [SpatialGuidance(0.5)]}
     expected = pipeline(LABELS, **options)
@@ -67,7 +71,7 @@ def test_stored_halves_take_half_the_bytes_and_int8_a_quarter(exports, tmp_path)
     """Also that int8 weights give nearly the logits of float32, so that factors belong to the right rows."""
     import onnx
 
-    _, folder = exports["mvar"]
+    _, folder = exports[NAMES[0]]
     sizes, weights = {}, {}
     for kind in onnx_export.STORED:
         file = tmp_path / f"{kind}.onnx"
@@ -79,7 +83,7 @@ def test_stored_halves_take_half_the_bytes_and_int8_a_quarter(exports, tmp_path)
     # Small tensors and the graph itself stay as they are.
     graph = sum(len(each.SerializeToString()) for each in onnx.load(str(folder / "step.onnx")).graph.node)
     assert sizes["float16"] < 0.6 * sizes["float32"] + graph and sizes["int8"] < sizes["float16"]
-    z = exports["mvar"][0].model.config.z_channels
+    z = exports[NAMES[0]][0].model.config.z_channels
     inputs = {
         "labels": np.array([0, 1]), "inputs": np.random.default_rng(0).normal(size=(2, 4, z)).astype("f"),
         "places": np.arange(1, 5), "mask": np.ones((4, 4), dtype=bool),
@@ -91,7 +95,7 @@ def test_stored_halves_take_half_the_bytes_and_int8_a_quarter(exports, tmp_path)
 
 
 def test_what_cannot_be_exported_or_opened_is_named(exports, tmp_path):
-    pipeline, folder = exports["mvar"]
+    pipeline, folder = exports[NAMES[0]]
     with pytest.raises(FileExistsError, match="choose another folder"):
         onnx_export.export_onnx(pipeline, folder)
     with pytest.raises(ValueError, match="weights must be one of float32, float16, int8, got 'int3'"):

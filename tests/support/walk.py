@@ -4,7 +4,6 @@ Rank 0 writes what each combination ended with to TOP/MODE.json.
 """
 
 import functools
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -46,13 +45,9 @@ FLAGS = {
     "--resume": {},
 }
 
-# (mode, task, flag): every task in every mode, and every flag in every mode with some task.
-CHOSEN = [*itertools.product(MODES, TASKS, [NONE])]
-CHOSEN += [
-    (mode, task, flag)
-    for (mode, flag), task in once([*itertools.product(MODES, FLAGS)], list(TASKS))
-    if flag != NONE
-]
+# (mode, task, flag): every task and every mode without a flag, and every flag with some task in some mode.
+CHOSEN = [(mode, task, NONE) for mode, task in once(list(MODES), list(TASKS))]
+CHOSEN += once(list(MODES), list(TASKS), [flag for flag in FLAGS if flag != NONE])
 
 
 class Colours(nn.Module):

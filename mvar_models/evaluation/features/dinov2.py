@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mvar_models.checkpoints.tensor_files import read_state
+from mvar_models.devices import without_values
 from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
@@ -69,7 +70,7 @@ class DINOv2(FeatureNetwork):
         weights: str | os.PathLike[str] | None = None,
     ) -> None:
         file = find_weights(WEIGHTS, weights)
-        with torch.device("meta"):
+        with without_values():
             network = vit_large()
         shapes = {name: tuple(values.shape) for name, values in network.state_dict().items()}
         state = check_state(read_state(file), shapes, file, "DINOv2's ViT-L/14")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 
 from mvar_models.checkpoints.tensor_files import read_state
+from mvar_models.devices import without_values
 from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
@@ -94,7 +95,7 @@ def load_inception(path: Path) -> InceptionV3:
         raise ValueError(
             f"{path} is a TensorFlow graph; convert it with scripts/inception_from_graph.py first"
         )
-    with torch.device("meta"):
+    with without_values():
         network = InceptionV3()
     state = read_state(path)
     head = state.get("fc.weight")
