@@ -59,7 +59,7 @@ def calibrate_cache(
         wanted = [known[each % len(known)] for each in range(n)]
         with counting(SAMPLING, len(wanted)):
             indices = pipeline(wanted, seed=seed, output_type="latent").indices
-        classes = torch.tensor(wanted)
+        classes = torch.tensor(wanted, device="cpu")
     index = selectivity_index(network, pipeline.vqvae.quantizer, classes.to(network.device), indices, top)
     count = round(index.numel() / 8) if drafters is None else min(drafters, index.numel())
     pairs = sorted(drafters_of(index, count))

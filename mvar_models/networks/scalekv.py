@@ -185,7 +185,7 @@ class ScaleKVCache(KVCache):
             return torch.arange(length - budget, length, device=device).expand(1, heads, -1)
         if self.rule == "random":  # the same for all rows, so that none depends on the others
             source = torch.Generator("cpu").manual_seed(block * len(self.sides) + scale)
-            chances = torch.rand(1, heads, length, generator=source, device="cpu")
+            chances = torch.rand(1, heads, length, generator=source, dtype=torch.float32, device="cpu")
             return chances.topk(budget).indices.sort().values.to(device)
         side = self.sides[scale]
         own = window(side, length, self.rule, device)
