@@ -393,8 +393,7 @@ class ScaleTransformer(PretrainedModel, abc.ABC):
             raise ValueError(
                 f"scale_inputs must be (B, L - 1, z) = {expected}, got {tuple(scale_inputs.shape)}"
             )
-        # Values are checked only on the CPU: a GPU would have to be waited for, traced and fake labels have
-        # none.
+        # Values are checked on a CPU alone: a GPU would be waited for; traced and fake labels have none.
         visible = labels.device.type == "cpu" and type(labels) is Tensor and not torch.compiler.is_compiling()
         most = self.config.num_classes
         if visible and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= most:

@@ -145,7 +145,7 @@ class SamplingSettings:
         """
         if not isinstance(self.sampler, str):
             raise ValueError(f"sampler must be a name in SAMPLERS to be recorded, got {self.sampler!r}")
-        return asdict(self)
+        return {**asdict(self), "cache_drafters": [list(pair) for pair in self.cache_drafters]}
 
     def write(self, file: Path) -> None:
         """Write a preset: a JSON file that `read_preset` reads."""

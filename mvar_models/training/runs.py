@@ -125,6 +125,8 @@ def start_transformer_run(
         if epochs is not None:
             defaults["steps"] = _steps(epochs, settings, given, data)
         settings = replace(settings, **{**defaults, **given})
+    processes.require_same(_facts(settings, processes))
+    with processes.raising_together():
         settings = _resolved(settings, data, initial)
     run = replace(_create(settings, processes, data), initial=initial)
     with processes.raising_together():
@@ -162,6 +164,8 @@ def start_vqvae_run(
         data = _open_pixels(settings.data)
         if epochs is not None:
             settings = replace(settings, steps=_steps(epochs, settings, given, data))
+    processes.require_same(_facts(settings, processes))
+    with processes.raising_together():
         if settings.init is not None:
             VQVAE.from_pretrained(settings.init)  # what is wrong with it is said before a folder is made
     return _create(settings, processes, data)

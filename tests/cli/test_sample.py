@@ -52,16 +52,7 @@ def test_again_draws_the_same_bytes(tmp_path):
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes()
     record = record_of(second)
-    assert record["settings"] == {
-        "guidance_scale": 2.5,
-        "top_k": 40,
-        "top_p": 0.96,
-        "guidance_schedule": "linear",
-        "sampler": "smooth",
-        "scorer": None,
-        "candidates": 4,
-        "candidate_scales": "1:",
-    }
+    assert record["settings"] == SamplingSettings(2.5, 40, 0.96, sampler="smooth").to_dict()
     assert record["again"] == f"mvar sample --again {second / 'samples.json'}"
     assert record["versions"]["torch"]
 

@@ -24,7 +24,7 @@ SWEEP = "sweep --model mvar-digits --reference digits@train --features pixels --
 def test_a_grid_on_the_digits(tmp_path):
     result = mvar(f"{SWEEP} --guidance-scale 0,3 -o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert lines[0] == "2 presets, 10 images each, by fd of pixels"
     assert len([line for line in lines if line.startswith("guidance_scale ")]) == 2
     summary = json.loads((tmp_path / "out" / "sweep.json").read_text())
@@ -42,14 +42,14 @@ def test_a_grid_on_the_digits(tmp_path):
     assert summary["best"]["figures"]["fd"] == pytest.approx(frechet_distance(ours, real), rel=1e-4)
     # Again: nothing is drawn, and the same is found.
     again = mvar(f"{SWEEP} --guidance-scale 0,3 -o", tmp_path / "out")
-    assert again.output.splitlines()[1:] == lines[1:]
+    assert again.stdout.splitlines()[1:] == lines[1:]
 
 
 def test_a_schedule_is_another_preset_of_the_same_sweep(tmp_path):
     linear = mvar(f"{SWEEP} --guidance-scale 3 -o", tmp_path)
     constant = mvar(f"{SWEEP} --guidance-scale 3 --guidance-schedule constant -o", tmp_path)
     assert constant.exit_code == 0, constant.output
-    first, second = (result.output.splitlines()[1] for result in (linear, constant))
+    first, second = (result.stdout.splitlines()[1] for result in (linear, constant))
     assert second.startswith(f"{first.partition(':')[0]}, guidance_schedule constant: fd ")
     assert first.split()[-1] != second.split()[-1], "other images, another distance"
     assert json.loads((tmp_path / "preset.json").read_text())["guidance_schedule"] == "constant"

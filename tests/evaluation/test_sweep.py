@@ -167,14 +167,7 @@ def test_the_summary_names_the_best(pipeline, tmp_path):
     assert write_summary(tmp_path, cells, "fd") == cells[0]
     assert read_preset(tmp_path / "preset.json") == GRID[0]
     summary = json.loads((tmp_path / "sweep.json").read_text())
-    assert summary["best"] == {
-        "guidance_scale": 0.0,
-        "top_k": 0,
-        "top_p": 0.9,
-        "guidance_schedule": "linear",
-        "sampler": "ancestral",
-        "figures": cells[0].figures,
-    }
+    assert summary["best"] == {**GRID[0].to_dict(), "figures": cells[0].figures}
     assert [cell["figures"]["fd"] for cell in summary["cells"]] == [1, 2]
     assert (summary["metric"], summary["better"]) == ("fd", "lower")
     assert summary["settings"]["model"] == "mvar-digits"
