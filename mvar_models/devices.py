@@ -40,7 +40,7 @@ def without_values() -> Iterator[None]:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Skips the initialisers that PyTorch decomposes on "meta", for which it imports its compiler: 4 s."""
+    """Skips initialisers that PyTorch decomposes on "meta", importing its compiler, a second or more."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in ("normal_", "uniform_"):

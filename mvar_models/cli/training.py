@@ -230,7 +230,7 @@ def train_vqvae(**options: Any) -> None:
 def train_scorer(**options: Any) -> None:
     """Train a scorer for a model's samples (LSRS): which of several candidates looks most like an image.
 
-    The model samples --per-class images of every class first. `mvar sample --scorer OUT/best` then uses it.
+    The model samples --per-class images of every class first. `mvar sample --scorer OUT` then uses it.
     """
     if not options["resume"] and not options["model"]:
         raise click.UsageError("--model is missing: whose samples should be scored?")
@@ -238,4 +238,6 @@ def train_scorer(**options: Any) -> None:
     with step_progress(run.settings.steps, run.folder.last_step()) as report:
         results = runs.train_scorer(run, report)
     shares = ", ".join(f"{share:.2f}" for share in results["val_accuracy_per_scale"])
-    click.echo(f"held-out pairs in order at each scale: {shares}; scorer in {run.folder.model}")
+    path, model = run.folder.path, run.settings.model
+    click.echo(f"held-out pairs in order at each scale: {shares}; scorer in {path}")
+    click.echo(f"next: mvar sample --model {model} --scorer {path}, which takes the best of the run")

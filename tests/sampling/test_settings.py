@@ -98,19 +98,7 @@ def test_mvar_sample_takes_a_preset_and_flags_come_first(file, tmp_path):
     result = mvar(command, file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     options = json.loads((tmp_path / "out" / "samples.json").read_text())["settings"]
-    assert {name: options[name] for name in PRESET.to_dict()} == {
-        "guidance_scale": 3.5,
-        "top_k": 3,
-        "top_p": 0.5,
-        "guidance_schedule": "constant",
-        "sampler": "ancestral",
-        "scorer": None,
-        "candidates": 4,
-        "candidate_scales": "1:",
-        "cache_budget": 1.0,
-        "cache_rule": "attention",
-        "cache_drafters": [],
-    }
+    assert options == {**PRESET.to_dict(), "top_k": 3}
     again = mvar("sample --again", tmp_path / "out" / "samples.json", "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output
     (first,), (second,) = ([*(tmp_path / name).glob("0*.png")] for name in ("out", "again"))
