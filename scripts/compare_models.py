@@ -30,11 +30,11 @@ from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.evaluation.comparison import Comparison, metric
 from mvar_models.evaluation.features.network import FeatureNetwork, feature_network
-from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ArrayImages, ImageSet, SourceImages, batches
 from mvar_models.evaluation.nearest import Nearest, NearestTraining
 from mvar_models.evaluation.reconstruction import reconstructed_images, sampled_images
 from mvar_models.evaluation.report import write_images
+from mvar_models.evaluation.scores import Moments
 from mvar_models.evaluation.summary import Summary, summarize
 from mvar_models.files import claim, file_names, replacing, write_text
 from mvar_models.images import grid

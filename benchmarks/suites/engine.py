@@ -26,10 +26,10 @@ from benchmarks.suites.settings import Settings, written
 from mvar_models.networks.state import KVCache
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import pipeline_for
+from mvar_models.randomness import UniformNumbers
 from mvar_models.registry import architecture
 from mvar_models.sampling.sampler import sample
 from mvar_models.sampling.settings import SamplingSettings
-from mvar_models.sampling.uniforms import UniformNumbers
 
 _SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=900, top_p=0.96)
 # Operators whose time is products, convolutions or attention.

@@ -33,7 +33,7 @@ COMMANDS: dict[str, Row] = {
         "mvar_models.cli.models:export", "Write a model for the released programs, or as ONNX graphs."
     ),
     "finetune": Row("mvar_models.cli.training:finetune", "Fine-tune a VAR into an MVAR, or an MVAR further."),
-    "gallery": Row("mvar_models.cli.gallery:gallery", "Write contact sheets of a model."),
+    "gallery": Row("mvar_models.cli.demo:gallery", "Write contact sheets of a model."),
     "models": Row("mvar_models.cli.models:models", "List the models of the zoo."),
     "neon": Row("mvar_models.cli.neon:neon", "Move a model away from its own samples, which needs no data."),
     "sample": Row("mvar_models.cli.sample:sample", "Generate images, or the file that FID programs read."),

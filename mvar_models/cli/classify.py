@@ -17,8 +17,8 @@ from PIL import Image
 from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import OutFile
 from mvar_models.data.class_names import renumbered
-from mvar_models.evaluation.classify import MARGIN, Posterior, evidence, evidence_map, posterior
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages
+from mvar_models.evaluation.likelihood import MARGIN, Posterior, evidence, evidence_map, posterior
 from mvar_models.evaluation.open_sets import open_set
 from mvar_models.files import file_stem, write_text
 from mvar_models.networks.transformer import ScaleTransformer

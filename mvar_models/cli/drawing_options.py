@@ -10,7 +10,7 @@ import click
 import torch
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.options import settings_options
+from mvar_models.cli.common import settings_options
 from mvar_models.devices import default_device
 from mvar_models.pipeline import Pipeline, pipeline_for
 from mvar_models.records import converted, within

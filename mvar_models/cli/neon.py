@@ -9,9 +9,8 @@ import click
 
 from mvar_models.checkpoints.checkpoint import open_checkpoint
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, step_progress
+from mvar_models.cli.common import CommaList, flag_of, settings_options, step_progress
 from mvar_models.cli.drawing_options import filter_options
-from mvar_models.cli.options import flag_of, settings_options
 from mvar_models.devices import default_device
 from mvar_models.distributed import Processes
 from mvar_models.pipeline import pipeline_for

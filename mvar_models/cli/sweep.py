@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.common import CommaList, require_same_options
+from mvar_models.cli.common import CommaList, require_same_options, settings_options
 from mvar_models.cli.drawing_options import seed_option
 from mvar_models.cli.evaluate import feature_options
-from mvar_models.cli.options import settings_options
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.comparison import METRICS
 from mvar_models.evaluation.evaluator import Reference, evaluate, prepare_reference

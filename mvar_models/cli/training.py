@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mvar_models.cli.common import step_progress
-from mvar_models.cli.options import flag_of, settings_options
+from mvar_models.cli.common import flag_of, settings_options, step_progress
 from mvar_models.data.class_names import counted
 from mvar_models.devices import default_device
 from mvar_models.distributed import COLLECTIVE_TIMEOUT

@@ -3,7 +3,7 @@
 Unreadable images are found when they are read, because decoding a million files up front would cost as much
 as using them. Encoding skips them (`readable`). Training on pixels replaces each with the next image of its
 class and part (`images`), so that a batch does not depend on which process meets the unreadable image first,
-and nothing held out is trained on. Both log and count them.
+and nothing held out is trained on. Both log and count them. `Prefetcher` reads the next batch meanwhile.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -276,3 +276,37 @@ def content_fingerprint(
     """
     parts = "\0".join(class_names), "\0".join(names)
     return digest(*parts, np.asarray(labels, dtype="<i8").tobytes(), np.asarray(sizes, dtype="<i8").tobytes())
+
+
+Key = TypeVar("Key", int, tuple[int, ...])
+Value = TypeVar("Value")
+
+
+class Prefetcher(Generic[Key, Value]):
+    """Calls `read(key)` in a thread of its own for keys announced ahead.
+
+    A torch DataLoader would do the same in worker processes, but then `ImageSource.unreadable` would be
+    filled in their copies of the source, and images would be sent between processes that threads share.
+
+    Args:
+        read: what to call for a key. Keys are asked for in ascending order.
+    """
+
+    def __init__(self, read: Callable[[Key], Value]) -> None:
+        self._read: Callable[[Key], Value] = read
+        self._pending: dict[Key, Future[Value]] = {}
+        self._thread = ThreadPoolExecutor(1)
+
+    def get(self, key: Key, following: Key | None = None) -> Value:
+        """Return `read(key)`, and start reading the key that will be asked for later."""
+        future = self._pending.pop(key, None)
+        value = self._read(key) if future is None else future.result()
+        # Keys that were passed over, as after a jump to another step, would keep their batch forever.
+        self._pending = {other: future for other, future in self._pending.items() if other > key}
+        if following is not None:
+            self._pending[following] = self._thread.submit(self._read, following)
+        return value
+
+    def close(self) -> None:
+        """Stop reading; what was announced and not yet begun is dropped."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -29,10 +29,9 @@ from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import pipeline_for
 from mvar_models.sampling.progress import counting
 from mvar_models.tokens.encode import tokenize_split
-from mvar_models.training.run_tokens import TokenSets
 from mvar_models.training.runs import start_transformer_run, train_transformer
 from mvar_models.training.settings import TransformerSettings
-from mvar_models.training.transformer_task import TransformerTask
+from mvar_models.training.transformer_task import TokenSets, TransformerTask
 
 KERNEL_SIZE = 3
 DENSE_SCALES = 3

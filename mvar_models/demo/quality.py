@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mvar_models.environment import peak_resident_bytes
-from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.nearest import copy_distance, nearest_distances
+from mvar_models.evaluation.scores import frechet_distance
 from mvar_models.optional import require
 from mvar_models.pipeline import pipeline_for
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mvar_models.data.class_names import listed, renumbered
-from mvar_models.evaluation.frechet import FrechetReference, Moments, frechet_distance
 from mvar_models.evaluation.nearest import (
     COVERAGE_NEIGHBOURS,
     Nearest,
@@ -23,7 +22,13 @@ from mvar_models.evaluation.nearest import (
     copy_distance,
     neighbourhoods,
 )
-from mvar_models.evaluation.scores import SUBSET, kernel_distance
+from mvar_models.evaluation.scores import (
+    SUBSET,
+    FrechetReference,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+)
 from mvar_models.evaluation.summary import Summary
 from mvar_models.registry import resolve
 

@@ -32,11 +32,11 @@ from mvar_models.evaluation.features.network import (
     FeatureNetwork,
     feature_network,
 )
-from mvar_models.evaluation.frechet import FrechetReference, rank_warning
 from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.evaluation.nearest import Nearest, NearestTraining, leave_one_out
 from mvar_models.evaluation.open_sets import open_set
 from mvar_models.evaluation.report import write_images
+from mvar_models.evaluation.scores import FrechetReference, rank_warning
 from mvar_models.evaluation.statistics_file import has_statistics, read_statistics, save_statistics
 from mvar_models.evaluation.summary import Summary, features_of, summarize
 

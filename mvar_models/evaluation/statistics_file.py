@@ -16,10 +16,10 @@ import torch
 
 from mvar_models.data.arrays import npz_names, read_array
 from mvar_models.evaluation.features.network import FeatureNetwork
-from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet
 from mvar_models.evaluation.npz import read_class_names
 from mvar_models.evaluation.open_sets import open_set
+from mvar_models.evaluation.scores import Moments
 from mvar_models.evaluation.summary import Summary
 from mvar_models.files import file_digest, replacing
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.features.network import FeatureNetwork, FeatureOutputs
-from mvar_models.evaluation.frechet import Moments
 from mvar_models.evaluation.image_sets import ImageSet, batches
-from mvar_models.evaluation.scores import InceptionScore
+from mvar_models.evaluation.scores import InceptionScore, Moments
 from mvar_models.sampling.progress import counting
 
 # Takes the name of a set, its images that this process has done, and those it has to do.

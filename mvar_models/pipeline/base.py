@@ -1,4 +1,4 @@
-"""The pipelines: labels in, images out."""
+"""The pipelines, labels in and images out, and the one that fits a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mvar_models.pipeline.editing import Editing
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.pipeline.output import PipelineOutput, check_output_type
 from mvar_models.pipeline.request import Generators, Labels, Request, as_sequence, sample_batches
+from mvar_models.registry import architecture
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import LogitsProcessor, ScaleCallback
 from mvar_models.sampling.labels import label_number
@@ -292,3 +293,36 @@ def fitted(vqvae: VQVAE, sides: Sequence[int]) -> VQVAE:
     if vqvae.config.sides == tuple(sides) or vqvae.config.sides not in RELEASED_SIDES.values():
         return vqvae
     return vqvae.with_sides(sides)
+
+
+def pipeline_for(
+    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
+) -> Pipeline:
+    """Load the pipeline that fits a checkpoint.
+
+    Args:
+        name: As for `Pipeline.from_pretrained`.
+        arch: What to read a bare released state dict as, which is the same for all architectures.
+        options: As for `Pipeline.from_pretrained`.
+
+    Raises:
+        ValueError: nothing tells which architecture the checkpoint is of, or it draws no images.
+    """
+    checkpoint = opened(name, options)
+    pipeline: type[Pipeline] = checkpoint.architecture(arch).pipeline_class()
+    return pipeline.from_pretrained(checkpoint, **options)
+
+
+def model_for(
+    name: str | os.PathLike[str] | Checkpoint, arch: str | None = None, **options: Any
+) -> ScaleTransformer:
+    """Load the transformer of a checkpoint; see `pipeline_for` for the arguments and errors."""
+    checkpoint = opened(name, options)
+    network: type[ScaleTransformer] = checkpoint.architecture(arch).network_class()
+    return network.from_pretrained(checkpoint, **options)
+
+
+def pipeline_of(model: ScaleTransformer, vqvae: VQVAE) -> Pipeline:
+    """Join a transformer and its VQVAE in the pipeline of the transformer's architecture."""
+    pipeline: type[Pipeline] = architecture(model.config.model_type).pipeline_class()
+    return pipeline(model, vqvae)

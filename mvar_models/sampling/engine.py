@@ -25,9 +25,9 @@ from mvar_kernels import Pyramid
 from mvar_models.networks.layers import is_hooked, is_known
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
+from mvar_models.randomness import UniformNumbers, uniform_numbers
 from mvar_models.sampling.sampler import Sampler, SampleResult, make_sampler, sample
 from mvar_models.sampling.settings import SamplingSettings
-from mvar_models.sampling.uniforms import UniformNumbers, uniform_numbers
 
 logger = logging.getLogger("mvar_models")
 

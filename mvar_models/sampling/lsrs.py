@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mvar_kernels import sample_codes
 from mvar_models.networks.scorer import load_scorer
+from mvar_models.randomness import uniform_numbers
 from mvar_models.sampling.hooks import ScaleContext
 from mvar_models.sampling.sampler import Sampler
-from mvar_models.sampling.uniforms import uniform_numbers
 
 
 class ScoredSampler(Sampler):

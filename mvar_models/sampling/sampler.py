@@ -21,6 +21,7 @@ from mvar_models.networks.quantizer import MultiScaleQuantizer
 from mvar_models.networks.scalekv import ScaleKVCache, check_cache
 from mvar_models.networks.state import ScaleState
 from mvar_models.networks.transformer import ScaleTransformer
+from mvar_models.randomness import UniformNumbers
 from mvar_models.registry import resolve
 from mvar_models.sampling.hooks import (
     GivenCodes,
@@ -35,7 +36,6 @@ from mvar_models.sampling.settings import (
     SAMPLERS,
     SamplingSettings,
 )
-from mvar_models.sampling.uniforms import UniformNumbers
 
 # Logits that exist at a time: 256 tokens of 4,096 codes are 4 MiB per image, and guidance holds four copies.
 _LOGITS_AT_A_TIME = 1 << 22

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from mvar_models.data.prefetch import Prefetcher
-from mvar_models.data.source import ImageSource
+from mvar_models.data.source import ImageSource, Prefetcher
 from mvar_models.data.transforms import affine, random_affine
 from mvar_models.devices import fit_batch
 from mvar_models.files import digest

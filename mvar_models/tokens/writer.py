@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mvar_models.data.prefetch import Prefetcher
-from mvar_models.data.source import ImageSource
+from mvar_models.data.source import ImageSource, Prefetcher
 from mvar_models.distributed import Processes
 from mvar_models.files import SettingsMismatch, claim, compare, digest, write_text
 from mvar_models.networks.vqvae import VQVAE

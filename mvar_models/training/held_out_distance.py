@@ -15,7 +15,7 @@ from torch import nn
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.evaluator import Reference, prepare_reference
 from mvar_models.evaluation.features.network import DEFAULT_FEATURES, FeatureNetwork, feature_network
-from mvar_models.evaluation.frechet import rank_warning
+from mvar_models.evaluation.scores import rank_warning
 from mvar_models.evaluation.summary import Summary, summarize
 from mvar_models.training.settings import RunSettings
 from mvar_models.training.task import Task

@@ -48,7 +48,6 @@ from mvar_models.training.held_out_distance import resolve_features
 from mvar_models.training.loop import Loop, StepReport
 from mvar_models.training.parallel import cannot_shard, pieces
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.run_tokens import TokenSets, open_tokens
 from mvar_models.training.scorer_task import ScorerTask, check_scorable, sampled_codes
 from mvar_models.training.settings import (
     RunSettings,
@@ -57,7 +56,7 @@ from mvar_models.training.settings import (
     VQVAESettings,
 )
 from mvar_models.training.task import Task
-from mvar_models.training.transformer_task import TransformerTask
+from mvar_models.training.transformer_task import TokenSets, TransformerTask, open_tokens
 from mvar_models.training.vqvae_task import VQVAETask
 
 logger = logging.getLogger(__name__)

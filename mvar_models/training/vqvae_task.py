@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_models.data.prefetch import Prefetcher
-from mvar_models.data.source import ImageSource
+from mvar_models.data.source import ImageSource, Prefetcher
 from mvar_models.data.transforms import affine, random_affine
 from mvar_models.devices import fit_batch
 from mvar_models.distributed import Processes

@@ -7,8 +7,8 @@ import pytest
 
 from mvar_models import MVAR
 from mvar_models.cli import training
+from mvar_models.cli.common import INTERNAL, flag_of, settings_options
 from mvar_models.cli.edit import edit
-from mvar_models.cli.options import INTERNAL, flag_of, settings_options
 from mvar_models.cli.sample import sample
 from mvar_models.sampling.sampler import SAMPLERS
 from mvar_models.sampling.settings import SamplingSettings

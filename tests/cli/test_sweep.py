@@ -11,7 +11,7 @@ from PIL import Image
 from mvar_models.cli.main import main
 from mvar_models.data.digits import Digits
 from mvar_models.evaluation.features.network import feature_network
-from mvar_models.evaluation.frechet import frechet_distance
+from mvar_models.evaluation.scores import frechet_distance
 from mvar_models.images import to_uint8
 from mvar_models.pipeline import pipeline_for
 

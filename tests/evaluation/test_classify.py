@@ -10,7 +10,7 @@ from PIL import Image
 
 from mvar_models import MVAR, VQVAE
 from mvar_models.data.digits import Digits
-from mvar_models.evaluation.classify import evidence, evidence_map, posterior, stages
+from mvar_models.evaluation.likelihood import evidence, evidence_map, posterior, stages
 
 from command_cases import mvar
 from tiny_models import NAMES, tiny_markov_var, tiny_mvar, tiny_var, tiny_vqvae

@@ -15,10 +15,10 @@ from mvar_models.evaluation.comparison import (
     by_class,
     metric,
 )
-from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.image_sets import ArrayImages
 from mvar_models.evaluation.nearest import leave_one_out
 from mvar_models.evaluation.report import table
+from mvar_models.evaluation.scores import frechet_distance
 from mvar_models.evaluation.summary import summarize
 
 from feature_cases import random_images, toy

@@ -8,8 +8,8 @@ import torch
 
 from mvar_models.evaluation import evaluate, prepare_reference
 from mvar_models.evaluation.features.network import FEATURES
-from mvar_models.evaluation.frechet import frechet_distance
 from mvar_models.evaluation.image_sets import ArrayImages
+from mvar_models.evaluation.scores import frechet_distance
 
 from feature_cases import random_images, toy
 

@@ -13,8 +13,7 @@ from mvar_models.evaluation.features import efficientnet_lite
 from mvar_models.evaluation.features.dinov2 import WEIGHTS as DINOV2
 from mvar_models.evaluation.features.efficientnet_lite import EfficientNetLite0
 from mvar_models.evaluation.features.inception import STATE_DICT
-from mvar_models.evaluation.features.network import FEATURES, feature_network
-from mvar_models.evaluation.features.pixels import Pixels
+from mvar_models.evaluation.features.network import FEATURES, Pixels, feature_network
 from mvar_models.evaluation.features.weights import WeightsFile, check_state, find_weights
 from mvar_models.files import file_digest
 
@@ -53,7 +52,7 @@ def test_unknown_names_are_refused():
 
 
 def test_a_row_is_enough(monkeypatch):
-    monkeypatch.setitem(FEATURES, "toy", "mvar_models.evaluation.features.pixels:Pixels")
+    monkeypatch.setitem(FEATURES, "toy", "mvar_models.evaluation.features.network:Pixels")
     assert feature_network("toy").distance == "FD-pixels"
 
 

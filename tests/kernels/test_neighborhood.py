@@ -1,4 +1,4 @@
-"""Neighborhoods made by hand are checked before anything reads a key: one line, not memory out of bounds."""
+"""Hand-made neighborhoods are checked before any key is read; rectangles cover exactly what windows see."""
 
 import random
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, spatial_markov_attn
+from mvar_kernels.backends.rectangles import key_cuts, query_cuts
 from mvar_kernels.pyramid import WindowBlock
 
-from kernel_cases import CPU_BACKENDS, random_neighborhood
+from kernel_cases import CPU_BACKENDS, random_neighborhood, random_neighborhood_of_rank
 
 BLOCK = WindowBlock(0, (2, 2), 0, (2, 3), (2, 2))
 
@@ -73,3 +74,26 @@ def test_scale_must_be_a_number():
     assert spatial_markov_attn(tensor, tensor, tensor, 3, scale=torch.tensor(0.5)).shape == tensor.shape
     with pytest.raises(TypeError, match="scale must be a number or None, got 'a'"):
         spatial_markov_attn(tensor, tensor, tensor, 3, scale="a")
+
+
+def hull(seen):
+    """Return the range from first to last; neighbouring windows may leave keys between them unseen."""
+    places = seen.nonzero().flatten().tolist()
+    return range(places[0], places[-1] + 1)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_cuts_cover_what_windows_see(rank, seed):
+    rng = random.Random(seed + rank)
+    for _ in range(40):
+        block = random_neighborhood_of_rank(rng, rank)[1].blocks[0]
+        for axis in range(rank):
+            # Which key place each query place sees, from the mask of the axis.
+            order, key_order = block.axis(axis).order, block.key_order(axis)
+            mask = torch.from_numpy(block._axis_mask(axis)[order][:, key_order])
+            for cut in query_cuts(block, axis, 4):
+                assert cut.keys == hull(mask[cut.queries.start : cut.queries.stop].any(0))
+            for cut in key_cuts(block, axis, 4):
+                seeing = mask[:, cut.keys.start : cut.keys.stop].any(1)
+                assert int(seeing.sum()) == len(cut.queries)
+                assert seeing[cut.queries.start : cut.queries.stop].all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvar_models.checkpoints.official import official_name
-from mvar_models.networks.markov_block import rotary_angles, rotate
+from mvar_models.networks.markov_var import rotary_angles, rotate
 from mvar_models.sampling.inpainting import ReleasedRule
 from mvar_models.sampling.sampler import sample
 from mvar_models.sampling.settings import SamplingSettings

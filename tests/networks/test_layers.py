@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from mvar_models import MVAR, VAR, VQVAE
 from mvar_models.networks.layers import input_dtype, is_plain
-from mvar_models.networks.markov_block import RMSNorm
+from mvar_models.networks.markov_var import RMSNorm
 from mvar_models.networks.quantizer import MultiScaleQuantizer, ResidualConvolution
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.training.vqvae_task import Autoencode

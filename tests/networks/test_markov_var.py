@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from mvar_models import MarkovVARConfig
-from mvar_models.networks.markov_block import GatedBlock, RMSNorm, rotary_angles, rotate
-from mvar_models.networks.markov_var import HistoryEntry, HistoryPool
+from mvar_models.networks.markov_var import (
+    GatedBlock,
+    HistoryEntry,
+    HistoryPool,
+    RMSNorm,
+    rotary_angles,
+    rotate,
+)
 from mvar_models.networks.state import BlockContext
 
 from tiny_models import NAMES, tiny_markov_var, tiny_sample

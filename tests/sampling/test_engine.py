@@ -17,13 +17,13 @@ import torch
 from benchmarks.core.shapes import Shape
 from benchmarks.suites.engine import traces
 from mvar_models import MVARPipeline
+from mvar_models.randomness import UniformNumbers
 from mvar_models.sampling import engine as module
 from mvar_models.sampling.engine import Engine
 from mvar_models.sampling.hooks import SpatialGuidance
 from mvar_models.sampling.sampler import Sampler, SampleResult, guidance_weights, sample
 from mvar_models.sampling.samplers import SmoothSampler
 from mvar_models.sampling.settings import SamplingSettings
-from mvar_models.sampling.uniforms import UniformNumbers
 
 from tiny_models import split_options, tiny_mvar, tiny_var, tiny_vqvae
 

@@ -11,7 +11,7 @@ from mvar_models import MVARPipeline
 from mvar_models.evaluation.npz import write_npz
 from mvar_models.evaluation.sweep import sweep
 from mvar_models.networks.scorer import Scorer, ScorerConfig, load_scorer
-from mvar_models.pipeline.auto import pipeline_of
+from mvar_models.pipeline.base import pipeline_of
 from mvar_models.pipeline.identity import determinants
 from mvar_models.sampling import lsrs, settings
 from mvar_models.sampling.settings import SamplingSettings

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from mvar_models.evaluation.features.inception import InceptionV3, state_shapes
-from mvar_models.evaluation.features.network import FeatureOutputs
-from mvar_models.evaluation.features.pixels import Pixels
+from mvar_models.evaluation.features.network import FeatureOutputs, Pixels
 
 
 def random_images(count, side=4, seed=0, low=0, high=256):

@@ -10,8 +10,8 @@ from mvar_models.distributed import Processes
 from mvar_models.tokens.folder import open_data
 from mvar_models.tokens.writer import TokenWriter
 from mvar_models.training.run_folder import RunFolder
-from mvar_models.training.run_tokens import open_tokens
 from mvar_models.training.settings import TransformerSettings
+from mvar_models.training.transformer_task import open_tokens
 
 from run_cases import make_data
 from tiny_models import tiny_vqvae

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_models.devices import checked_device
@@ -20,7 +21,7 @@ FEATURES: dict[str, str] = {
     "efficientnet-lite0": "mvar_models.evaluation.features.efficientnet_lite:EfficientNetLite0",
     "dinov2": "mvar_models.evaluation.features.dinov2:DINOv2",
     "inception-tf": "mvar_models.evaluation.features.inception:InceptionTF",
-    "pixels": "mvar_models.evaluation.features.pixels:Pixels",
+    "pixels": "mvar_models.evaluation.features.network:Pixels",
 }
 DEFAULT_FEATURES = "efficientnet-lite0"
 
@@ -152,3 +153,39 @@ def feature_network(
     make: Any = resolve(FEATURES[name])
     network: FeatureNetwork = make(device=checked_device(device), dtype=dtype, weights=weights)
     return network
+
+
+_SIDE = 16
+
+
+class Pixels(FeatureNetwork):
+    """Images of up to 16 x 16 pixels flattened as they are; larger ones averaged down to 16 x 16 first.
+
+    Args:
+        device: Where it runs.
+        dtype: Must be float32: a pixel's 256 values do not fit the others.
+        weights: Must be None.
+    """
+
+    name = "pixels"
+    distance = "FD-pixels"
+    dimension = None
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if weights is not None:
+            raise ValueError(f"weights: the features 'pixels' have none, got {os.fspath(weights)!r}")
+        if dtype is not torch.float32:
+            raise ValueError(f"dtype must be float32 for the features 'pixels', got {dtype}")
+        super().__init__(device, dtype)
+
+    def _outputs(self, images: Tensor) -> FeatureOutputs:
+        values = images.to(self.device).permute(0, 3, 1, 2).float()
+        if max(values.shape[2:]) > _SIDE:
+            values = F.interpolate(values, (_SIDE, _SIDE), mode="area")
+        return FeatureOutputs(values.permute(0, 2, 3, 1).flatten(1))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mvar_kernels import Pyramid
+from mvar_models.randomness import UniformNumbers, uniform_numbers
 from mvar_models.sampling.sampler import Sampler
 from mvar_models.sampling.samplers import SmoothSampler
-from mvar_models.sampling.uniforms import UniformNumbers, uniform_numbers
 
 PYRAMID = Pyramid((1, 2, 4))
 CPU = torch.device("cpu")
