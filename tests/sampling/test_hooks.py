@@ -182,7 +182,7 @@ def test_processors_apply_in_turn_before_the_filters():
     assert torch.equal(last.indices[:, 5:], last.final_logits.argmin(-1))
 
 
-LABELS, SEEDS = [0, 2, 1, 1], [7, 8, 9, 10]
+FOUR_LABELS, FOUR_SEEDS = [0, 2, 1, 1], [7, 8, 9, 10]
 
 
 class Recorded(SpatialGuidance):
@@ -201,7 +201,7 @@ class Recorded(SpatialGuidance):
 @pytest.mark.parametrize("make", [tiny_var, tiny_mvar])
 def test_it_adds_what_the_scale_before_did_not_say(make):
     guide = Recorded(0.5)
-    tiny_sample(make(), LABELS, SEEDS, processors=[guide])
+    tiny_sample(make(), FOUR_LABELS, FOUR_SEEDS, processors=[guide])
     logits, outs = ([torch.cat([pair[i] for pair in guide.seen[s]]) for s in range(3)] for i in (0, 1))
     assert torch.equal(outs[0], logits[0])
     for scale, side in ((1, 2), (2, 4)):
@@ -211,32 +211,36 @@ def test_it_adds_what_the_scale_before_did_not_say(make):
 
 
 def test_beta_zero_changes_nothing():
-    expected = tiny_sample(tiny_mvar(), LABELS, SEEDS).indices
+    expected = tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS).indices
     assert torch.equal(
-        tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[SpatialGuidance(0.0)]).indices, expected
+        tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[SpatialGuidance(0.0)]).indices, expected
     )
-    guided = tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[SpatialGuidance(2.0)]).indices
+    guided = tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[SpatialGuidance(2.0)]).indices
     assert not torch.equal(guided, expected)
 
 
 def test_neither_batches_nor_earlier_calls_matter(monkeypatch):
     """Nor which images' logits exist at a time."""
     guide = SpatialGuidance(2.0)
-    together = tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[guide]).indices
-    tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[guide], scales=range(2))
+    together = tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[guide]).indices
+    tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[guide], scales=range(2))
     alone = [
         tiny_sample(tiny_mvar(), [label], [seed], processors=[guide]).indices
-        for label, seed in zip(LABELS, SEEDS)
+        for label, seed in zip(FOUR_LABELS, FOUR_SEEDS)
     ]
     assert torch.equal(torch.cat(alone), together)
     monkeypatch.setattr(module, "_LOGITS_AT_A_TIME", 3 * 16 * 24)
-    assert torch.equal(tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[guide]).indices, together)
+    assert torch.equal(
+        tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[guide]).indices, together
+    )
 
 
 def test_the_first_scale_drawn_has_nothing_before_it():
     """Also when an earlier call ended just there."""
     guide, f_hat = SpatialGuidance(2.0), torch.randn(4, 4, 4, 4)
-    tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[guide], scales=range(2))
-    found = tiny_sample(tiny_mvar(), LABELS, SEEDS, processors=[guide], scales=range(2, 3), f_hat=f_hat)
-    plain = tiny_sample(tiny_mvar(), LABELS, SEEDS, scales=range(2, 3), f_hat=f_hat)
+    tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[guide], scales=range(2))
+    found = tiny_sample(
+        tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, processors=[guide], scales=range(2, 3), f_hat=f_hat
+    )
+    plain = tiny_sample(tiny_mvar(), FOUR_LABELS, FOUR_SEEDS, scales=range(2, 3), f_hat=f_hat)
     assert torch.equal(found.indices, plain.indices)
