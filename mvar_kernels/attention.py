@@ -109,7 +109,7 @@ def spatial_markov_attn(
         )
     _check_tensors(query, key, value, rank=rank + 3, layout=_LAYOUTS[rank])
     query_grid, key_grid = tuple(query.shape[1:-2]), tuple(key.shape[1:-2])
-    if min(*query_grid, *key_grid) < 1:
+    if any(side < 1 for side in (*query_grid, *key_grid)):
         raise ValueError(
             f"query and key grids must have at least one token per axis, got {query_grid} and {key_grid}"
         )

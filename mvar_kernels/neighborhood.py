@@ -210,8 +210,11 @@ class Neighborhood(NamedTuple):
         window, stride = as_grid(window, rank, "kernel_size"), as_grid(stride, rank, "stride")
         dilation, causal = as_grid(dilation, rank, "dilation"), as_flags(is_causal, rank, "is_causal")
         once = (1,) * rank
+        # `min` would split a graph that serves many grids: those that hold the window, and the others. There
+        # the operator clamps, in `decode`.
+        fitted = _as_it_is if torch.compiler.is_compiling() else clamp
         if (stride, dilation) == (once, once) and not any(causal):
-            block = WindowBlock(0, query_grid, 0, key_grid, clamp(window, key_grid))
+            block = WindowBlock(0, query_grid, 0, key_grid, fitted(window, key_grid))
             return cls((block,), block.num_queries, block.num_keys)
         for name, used in (
             ("stride", max(stride) > 1),
@@ -226,9 +229,9 @@ class Neighborhood(NamedTuple):
             raise ValueError(f"stride must be at most kernel_size, got {stride} and {window}")
         if any(step > size for step, size in zip(dilation, query_grid)):
             raise ValueError(f"dilation must be at most the grid {query_grid}, got {dilation}")
-        window = clamp(window, key_grid)
+        window = fitted(window, key_grid)
         # A window that is all there is does not depend on who leads it.
-        stride = clamp(stride, window)
+        stride = fitted(stride, window)
         block = WindowBlock(
             0,
             query_grid,
@@ -264,11 +267,13 @@ class Neighborhood(NamedTuple):
         """Return a flat list of ints, all that an operator schema can carry; `decode` is the inverse."""
         flat = [self.num_queries, self.num_keys]
         for block in self.blocks:
-            per_axis = [*block.dilation, *block.stride, *block.causal]
-            flat += [len(block.window), len(block.dilation) > 0, len(block.stride) > 0, len(block.causal) > 0]
+            per_axis = [*block.dilation, *block.stride, *map(int, block.causal)]
+            given = block.dilation, block.stride, block.causal
+            flat += [len(block.window), *(int(len(each) > 0) for each in given)]
             flat += [block.query_offset, *block.query_grid, block.key_offset, *block.key_grid, *block.window]
             flat += per_axis
-        return [int(number) for number in flat]
+        # In a graph that serves many grids some are symbols, which int() would make constants.
+        return flat if torch.compiler.is_compiling() else [int(number) for number in flat]
 
     @classmethod
     def decode(cls, flat: Sequence[int]) -> Neighborhood:
@@ -358,6 +363,8 @@ def _decode(flat: tuple[int, ...]) -> Neighborhood:
         has = take(3)
         (query_offset,), query_grid, (key_offset,), key_grid = take(1), take(rank), take(1), take(rank)
         window, (dilation, stride, causal) = take(rank), (take(rank * each) for each in has)
+        window = clamp(window, key_grid)
+        stride = clamp(stride, window)  # () stays ()
         placed = query_offset, query_grid, key_offset, key_grid, window
         blocks.append(WindowBlock(*placed, dilation, stride, tuple(map(bool, causal))))
     neighborhood = Neighborhood(tuple(blocks), num_queries, num_keys)
@@ -367,3 +374,7 @@ def _decode(flat: tuple[int, ...]) -> Neighborhood:
 
 def clamp(window: Grid, grid: Grid) -> Grid:
     return tuple(map(min, window, grid))
+
+
+def _as_it_is(window: Grid, grid: Grid) -> Grid:
+    return window

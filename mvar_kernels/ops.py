@@ -2,7 +2,8 @@
 here.
 
 `mvar_kernels::attention` and `mvar_kernels::attention_backward` carry the neighborhood as ints, so that they
-trace, compile and export. Autograd keeps q, k, v, out, lse and logit_scale, nothing else.
+trace, compile and export; symbols among the ints let one graph serve all grids. Autograd keeps q, k, v, out,
+lse and logit_scale, nothing else.
 
 An operator carries the backend's name. In graphs that may be "auto" (see `dispatch.resolve`): then both
 operators decide, by device, type and neighborhood alone, so they decide alike.
@@ -25,12 +26,12 @@ from mvar_kernels.backends.tiled import formulas
 from mvar_kernels.pyramid import Neighborhood
 
 _FORWARD = (
-    "(Tensor query, Tensor key, Tensor value, Tensor? logit_scale, int[] geometry, float scale, str backend)"
-    " -> (Tensor, Tensor)"
+    "(Tensor query, Tensor key, Tensor value, Tensor? logit_scale, SymInt[] geometry, float scale,"
+    " str backend) -> (Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse,"
-    " Tensor? logit_scale, int[] geometry, float scale, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    " Tensor? logit_scale, SymInt[] geometry, float scale, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +96,9 @@ class Pyramid:
             )
             for scale, kernel in enumerate(kernels)
         ]
-        ends = tuple(itertools.accumulate(map(math.prod, grids)))
+        lengths = [math.prod(grid) for grid in grids]
+        # No itertools.accumulate, which PyTorch 2.6 does not compile.
+        ends = [sum(lengths[: scale + 1]) for scale in range(len(lengths))]
         # The dataclass is frozen, so its fields can only be set like this.
         for name, value in {
             "sides": grids,
@@ -235,7 +236,8 @@ def _as_grids(sides: Iterable[Side]) -> tuple[Grid, ...]:
     sides = [plain(side) for side in sides]  # type: ignore[misc]
     if not sides:
         raise ValueError("sides must name at least one scale, got none")
-    rank = next((len(side) for side in sides if isinstance(side, (tuple, list))), 2)
+    ranks = [len(side) for side in sides if isinstance(side, (tuple, list))]
+    rank = ranks[0] if ranks else 2
     if not 1 <= rank <= MAX_RANK:
         raise ValueError(f"sides must have 1 to {MAX_RANK} axes, got {rank}")
     return tuple(as_grid(side, rank, "sides") for side in sides)

@@ -23,7 +23,10 @@ _NO_MEMORY = re.compile(
 def usual_defaults() -> Iterator[None]:
     """Let torch create float32 tensors on the CPU, with gradients, whatever the program has set before."""
     dtype = torch.get_default_dtype()
-    elsewhere = torch.get_default_device().type != "cpu"
+    try:
+        elsewhere = torch.get_default_device().type != "cpu"
+    except AttributeError:  # PyTorch 2.6, once set_default_device(None) was called.
+        elsewhere = False
     torch.set_default_dtype(torch.float32)
     try:
         with torch.inference_mode(False), torch.device("cpu") if elsewhere else contextlib.nullcontext():
@@ -80,7 +83,8 @@ def checked_device(device: torch.device | str | int | None) -> torch.device:
 
 
 def _accelerator() -> str:
-    other = None if torch.cuda.is_available() else torch.accelerator.current_accelerator()
+    # Without one, PyTorch 2.6 raises where later ones return None.
+    other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cuda" if other is None else other.type
 
 

@@ -2,8 +2,9 @@
 
 Two npm packages are fetched with `npm pack` and checked against their digests: Microsoft's Fluent 3D emoji
 (MIT) and Google's Noto emoji (images Apache-2.0), the latter with the table that names and groups both.
-OUT gets one folder per class (style and category), each with one 64 px PNG per emoji on white, named after
-its code points, and `held_out.txt`, the files that no training may see. An emoji is held out in both styles
+OUT gets one folder per class (style and category, or with --subcategories style and subcategory), each with
+one 64 px PNG per emoji on white, named after its code points, and `held_out.txt`, the files that no training
+may see. An emoji is held out in both styles
 or in none, and so are its skin tones, because the images of one emoji are near-copies of each other.
 
 Nothing of the packages is part of the distribution.
@@ -20,11 +21,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageChops, ImageOps
 
 SIDE = 64
 # Of the emoji, by a hash of their code points: stable however many images a later package adds.
@@ -33,6 +36,10 @@ HELD_OUT_SHARE = 1 / 8
 NO_CLASS = "Component"
 # Categories that a mirror leaves in their class; the others hold letters, clocks, arrows and flags.
 MIRRORED = {"smileys-emotion", "people-body", "animals-nature", "food-drink"}
+# A subcategory with fewer images of a style is too small for a class of its own.
+LEAST_IMAGES = 8
+# Pixels, to each side. The margins of most emoji are white and as wide.
+FARTHEST_SHIFT = 3
 # "100" and "Zzz" are among the smileys.
 WITH_TEXT = {"1f4af", "1f4a4"}
 
@@ -82,10 +89,12 @@ class Emoji:
     Attributes:
         base: code points of the emoji without a skin tone, as in file names ("1f44b").
         category: its category, as in class names ("people-body").
+        subcategory: its subcategory, likewise ("person-sport").
     """
 
     base: str
     category: str
+    subcategory: str
 
     @property
     def held_out(self) -> bool:
@@ -124,8 +133,10 @@ def read_table(archive: Path) -> tuple[dict[str, Emoji], dict[str, Emoji]]:
     for row in rows:
         if row["category"] == NO_CLASS:
             continue
-        category = re.sub(r"[^a-z]+", "-", row["category"].lower())
-        emoji = Emoji(row["unified"].lower(), category)
+        category, subcategory = (
+            re.sub(r"[^a-z]+", "-", row[key].lower()) for key in ("category", "subcategory")
+        )
+        emoji = Emoji(row["unified"].lower(), category, subcategory)
         plain[emoji.base] = emoji
         for tone in row.get("skin_variations", {}).values():
             toned[tone["unified"].lower()] = emoji
@@ -151,30 +162,63 @@ def on_white(image: Image.Image) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def lay_out(archives: dict[Package, Path], out: Path, skin_tones: bool, mirrors: bool) -> list[str]:
+def shifted(image: Image.Image, stream: np.random.Generator) -> Image.Image:
+    """Return the image moved by up to FARTHEST_SHIFT pixels along each axis; what enters is white."""
+    down, right = (int(offset) for offset in stream.integers(-FARTHEST_SHIFT, FARTHEST_SHIFT + 1, 2))
+    padded = ImageOps.expand(image, FARTHEST_SHIFT, "white")
+    moved = ImageChops.offset(padded, right, down)
+    return ImageOps.crop(moved, FARTHEST_SHIFT)
+
+
+def class_names(package: Package, archive: Path, plain: dict[str, Emoji], fine: bool) -> dict[Emoji, str]:
+    """Return the class of each emoji in a package's style: of its category, or if `fine` its subcategory."""
+    with tarfile.open(archive) as tar:
+        found = [match[1] for name in tar.getnames() if (match := package.images.fullmatch(name))]
+    emoji = [plain[code_points] for code_points in found if code_points in plain]
+    count = Counter(each.subcategory for each in emoji)
+    return {
+        each: f"{package.style}-"
+        + (each.subcategory if fine and count[each.subcategory] >= LEAST_IMAGES else each.category)
+        for each in emoji
+    }
+
+
+def lay_out(
+    archives: dict[Package, Path], out: Path, skin_tones: bool, mirrors: bool, shifts: int, fine: bool
+) -> list[str]:
     """Write the class folders; returns the held-out files, relative to `out`.
 
-    Skin tones and mirrors are of training emoji only, so a held-out emoji's are in neither part.
+    Skin tones, mirrors and shifts are of training emoji only, so a held-out emoji's are in neither part. Skin
+    tones, which are near-copies already, are not shifted.
     """
     plain, toned = read_table(archives[NOTO])
     held_out = []
     for package, archive in archives.items():
+        names = class_names(package, archive, plain, fine)
         for code_points, image in read_images(package, archive):
             emoji = plain.get(code_points)
             if emoji is None and skin_tones:
                 emoji = toned.get(code_points)
                 if emoji is not None and emoji.held_out:
                     continue
-            if emoji is None:
+            if emoji not in names:
                 continue
-            path = out / f"{package.style}-{emoji.category}" / f"{code_points}.png"
+            path = out / names[emoji] / f"{code_points}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             small = on_white(image)
             small.save(path)
             if emoji.held_out:
                 held_out.append(path.relative_to(out).as_posix())
-            elif mirrors and emoji.category in MIRRORED and emoji.base not in WITH_TEXT:
-                ImageOps.mirror(small).save(path.with_suffix(".mirror.png"))
+                continue
+            variants = {"": small}
+            if mirrors and emoji.category in MIRRORED and emoji.base not in WITH_TEXT:
+                variants[".mirror"] = ImageOps.mirror(small)
+                variants[".mirror"].save(path.with_suffix(".mirror.png"))
+            # A stream of its own for each emoji: more images in a later package move no other's.
+            stream = np.random.default_rng(list(path.relative_to(out).as_posix().encode()))
+            for suffix, variant in variants.items():
+                for number in range(1, shifts + 1 if code_points in plain else 1):
+                    shifted(variant, stream).save(path.with_suffix(f"{suffix}.shift{number}.png"))
     return sorted(held_out)
 
 
@@ -188,6 +232,8 @@ def main() -> None:
     parser.add_argument(
         "--mirrors", action="store_true", help="also lay out mirrors, for training, where one changes nothing"
     )
+    parser.add_argument("--shifts", type=int, default=0, help="shifted copies per image, for training")
+    parser.add_argument("--subcategories", action="store_true", help="finer classes: of the subcategories")
     options = parser.parse_args()
     if options.out.exists():
         raise SystemExit(f"{options.out} exists; name a new folder")
@@ -197,7 +243,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         laid = Path(scratch) / "images"
         archives = {each: fetch(each, folder) for each in (FLUENT, NOTO)}
-        held_out = lay_out(archives, laid, options.skin_tones, options.mirrors)
+        held_out = lay_out(
+            archives, laid, options.skin_tones, options.mirrors, options.shifts, options.subcategories
+        )
         (laid / "held_out.txt").write_text("".join(f"{name}\n" for name in held_out))
         laid.rename(options.out)
     count = sum(1 for _ in options.out.glob("*/*.png"))

@@ -109,7 +109,10 @@ def input_dtype(layer: nn.Module) -> torch.dtype:
 
     Quantized layers hold their weights otherwise and take float32.
     """
-    return next((each.dtype for each in layer.parameters() if each.is_floating_point()), torch.float32)
+    for parameter in layer.parameters():  # No `next`, which PyTorch 2.6 does not compile.
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.float32
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:

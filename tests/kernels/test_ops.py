@@ -1,15 +1,20 @@
 """The operators: schema and fakes (opcheck), compilation, FLOPs, autocast, and what importing them costs."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvar_kernels import SpatialMarkovAttention, ops, pyramid_markov_attn, spatial_markov_attn
 
+from chosen_cases import EVERYTHING
 from kernel_cases import CPU_BACKENDS, PYRAMID_256, PYRAMID_DIGITS, assert_close, draw_inputs
 
 
@@ -38,8 +43,6 @@ def test_compiles_whole_forward_and_backward_without_recompiling_for_batches():
     """A changed batch size costs at most the one recompile of dynamic shapes."""
     graphs, counting = counted_graphs()
 
-    from torch._dynamo.backends.common import aot_autograd
-
     module = SpatialMarkovAttention(16, 2, kernel_size=3, cosine=True)
     compiled = torch.compile(module, backend=aot_autograd(fw_compiler=counting), fullgraph=True)
     for batch in (2, 3, 4, 7):
@@ -67,6 +70,57 @@ def test_other_batches_cost_at_most_one_recompile(grid):
             attend(query, key, value), spatial_markov_attn(query, key, value, 3, scale=0.3), 1e-6, "compiled"
         )
     assert len(graphs) <= 2, f"{len(graphs)} graphs for five batch sizes"
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "dilation": 2, "is_causal": (True, False)}])
+def test_any_number_of_grids_costs_at_most_one_recompile(dynamic, options):
+    """Also grids smaller than the window, of which windows are all; `int()` of a side made each a graph."""
+    graphs, counting = counted_graphs()
+    backend = aot_autograd(fw_compiler=counting, bw_compiler=counting)
+
+    @torch.compile(backend=backend, fullgraph=True, dynamic=dynamic)
+    def attend(query, key, value):
+        return spatial_markov_attn(query, key, value, 7, scale=0.3, **options)
+
+    sides = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(3, 20, (32, 2), generator=sides).tolist():
+        operands = [torch.randn(2, height, width, 2, 8, requires_grad=True) for _ in range(3)]
+        found, expected = attend(*operands), spatial_markov_attn(*operands, 7, scale=0.3, **options)
+        assert torch.equal(found, expected)
+        gradients = (torch.autograd.grad(out.square().sum(), operands) for out in (found, expected))
+        assert all(map(torch.equal, *gradients))
+    assert len(graphs) <= (2 if dynamic else 4), f"{len(graphs)} forward and backward graphs for 32 grids"
+
+
+class Windows(torch.nn.Module):
+    def forward(self, query, key, value):
+        return spatial_markov_attn(query, key, value, 7)
+
+
+def exported_windows():
+    """Return the attention exported for any batch and grid."""
+    sizes = {0: Dim("batch"), 1: Dim("height"), 2: Dim("width")}
+    example = tuple(torch.randn(2, 12, 13, 2, 8) for _ in range(3))
+    return torch.export.export(Windows(), example, dynamic_shapes=(sizes,) * 3)
+
+
+def assert_same_on_other_grids(module):
+    for batch, height, width in ((1, 5, 20), (3, 9, 7), (4, 30, 3)):
+        operands = [torch.randn(batch, height, width, 2, 8) for _ in range(3)]
+        assert torch.equal(module(*operands), spatial_markov_attn(*operands, 7))
+
+
+def test_exports_for_any_batch_and_grid():
+    assert_same_on_other_grids(exported_windows().module())
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="compiles C++ for half a minute; MVAR_EVERYTHING=1 does")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_runs_ahead_of_time_compiled(tmp_path):
+    """PyTorch 2.6 cannot write symbols in lists of ints; 2.13 does."""
+    package = aoti_compile_and_package(exported_windows(), package_path=str(tmp_path / "windows.pt2"))
+    assert_same_on_other_grids(aoti_load_package(package))
 
 
 def test_a_factor_that_changes_costs_one_recompile_as_an_operand():

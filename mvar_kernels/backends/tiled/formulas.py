@@ -53,7 +53,9 @@ def tangents(call: AttentionCall, along: AttentionCall) -> tuple[Tensor, Tensor]
 
 def _precise(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     key, value = (repeated(tensor, call.query.shape[2]) for tensor in (call.key, call.value))
-    return call.query.to(call.precise), key.to(call.precise), value.to(call.precise)
+    query = call.query
+    precise = torch.promote_types(query.dtype, torch.float32)
+    return query.to(precise), key.to(precise), value.to(precise)
 
 
 def _logits(rows: Tensor, cols: Tensor, bias: Tensor | None, scale: float) -> Tensor:
