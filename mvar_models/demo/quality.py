@@ -72,7 +72,7 @@ class Quality:
 
     Attributes:
         agreement: Share of images that the classifier assigns to the requested class.
-        frechet: Frechet distance to the real training digits.
+        frechet: Frechet distance to real digits, the training ones by default.
         near_copies: Share of images as close to a training digit as the closest 5 % of held-out digits are.
     """
 
@@ -110,19 +110,22 @@ class DigitJudge:
         # The full decomposition is deterministic; the randomised one, which "auto" may choose, is not.
         self._pca: Any = decomposition.PCA(_COMPONENTS, svd_solver="full").fit(train)
         self._train = train
-        self._projected = self._pca.transform(train)
         self.accuracy = float((self._classifier.predict(val) == val_labels).mean())
         self.copy_distance = copy_distance(nearest_distances(val, train))
 
-    def judge(self, generated: np.ndarray, labels: np.ndarray) -> Quality:
+    def judge(
+        self, generated: np.ndarray, labels: np.ndarray, reference: np.ndarray | None = None
+    ) -> Quality:
         """Return the figures of generated images.
 
         Args:
             generated: (n, 64) features.
             labels: (n,) the classes that were requested.
+            reference: (m, 64) features of the digits that the distance is to; default: the training digits.
         """
+        reference = self._train if reference is None else reference
         return Quality(
             agreement=float((self._classifier.predict(generated) == labels).mean()),
-            frechet=frechet_distance(self._pca.transform(generated), self._projected),
+            frechet=frechet_distance(self._pca.transform(generated), self._pca.transform(reference)),
             near_copies=float((nearest_distances(generated, self._train) <= self.copy_distance).mean()),
         )
