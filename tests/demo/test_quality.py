@@ -50,6 +50,7 @@ def test_bad_images_are_judged_bad(judge, digits):
     assert judge.judge(noise, labels).frechet > 300
     assert judge.judge(val, (labels + 1) % 10).agreement < 0.02
     assert judge.judge(train, train_labels).near_copies == 1.0
+    assert judge.judge(val, labels, val).frechet < 1e-3 < judge.judge(val, labels).frechet
     one_class = val[labels == 3]
     assert judge.judge(one_class, labels[labels == 3]).frechet > 100, (
         "a model that draws one class only is not good"

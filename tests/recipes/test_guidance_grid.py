@@ -44,3 +44,24 @@ def test_each_arm_is_tuned_on_seed_0_and_judged_on_others(call, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "fd": 0.125}))
     script.main(call)
     assert "| 0.1 |" in (out / "grid.md").read_text()
+
+
+def test_a_model_that_refines_itself_gives_its_own_figures(call, tmp_path):
+    """A refiner takes the arm's guidance, not its own preset's, and every arm is a folder."""
+    script, out = load_script("guidance_grid"), tmp_path / "out"
+    script.main([*call, "--prefix", "0", "--refiner", str(tmp_path / "model"), "--refine-from", "1,2"])
+    plain = (out / "model" / "guidance2-seed0.json").read_text()
+    for first in (1, 2):
+        assert (out / f"model-model-{first}" / "guidance2-seed0.json").read_text() == plain
+    assert (out / "model" / "guidance0-seed0.json").read_text() != plain
+
+
+def test_digits_are_tuned_on_a_half_of_the_held_out_ones_and_judged_by_the_other(tmp_path):
+    script = load_script("guidance_grid")
+    judge, labels, _ = script.judge_of("digits", 32, "", count=30, halves=True)
+    assert len(labels) == 30
+    held_out = script.open_images("digits", 32)
+    halves = [held_out.images(held_out.held_out[start::2]) for start in (0, 1)]
+    for seed, own in ((0, 0), (1, 1), (2, 1)):
+        found = [judge(script.to_uint8(half[:30]), seed)["frechet"] for half in halves]
+        assert found[own] < found[1 - own]
