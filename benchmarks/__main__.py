@@ -36,7 +36,11 @@ from benchmarks.suites.table import SUITES, load
     default="90",
     help="Emulated: compute capability that kernels are compiled for.",
 )
-@click.option("--data", default="digits", help="Evaluation: real images in classes, as --data of mvar train.")
+@click.option(
+    "--data", default="digits", help="Evaluation, family: real images in classes, as for mvar train."
+)
+@click.option("--neon", help="Family: model folder of mvar neon, whose images are then judged.")
+@click.option("--scorer", help="Family: run of mvar train-scorer, whose images are then judged.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="bench_out")
 def main(
     suites: tuple[str, ...],
@@ -48,6 +52,8 @@ def main(
     compare_with: Path | None,
     capability: str,
     data: str,
+    neon: str | None,
+    scorer: str | None,
 ) -> None:
     """Run suites, print tables, and write CSV, JSON, Markdown and plots.
 
@@ -64,6 +70,8 @@ def main(
         compare_with=compare_with,
         capability=int(capability),
         data=data,
+        neon=neon,
+        scorer=scorer,
     )
     click.echo(machine.line(settings.facts))
     for suite in suites:

@@ -24,7 +24,9 @@ class Settings:
         only: Attention: measure only competitors whose name contains this, and the dense one.
         compare_with: Attention: an earlier attention.json.
         capability: Emulated: compute capability to compile for, 80 or 90.
-        data: Evaluation: the real images, as `--data` of training.
+        data: Evaluation, family: the real images, as `--data` of training.
+        neon: Family: a model folder of `mvar neon`; without one its images are not judged.
+        scorer: Family: a run of `mvar train-scorer`, likewise.
     """
 
     device: torch.device
@@ -36,6 +38,8 @@ class Settings:
     compare_with: Path | None = None
     capability: int = 90
     data: str = "digits"
+    neon: str | None = None
+    scorer: str | None = None
 
 
 def report_times(settings: Settings, name: str, records: list[Record], base: str) -> list[str]:

@@ -21,6 +21,7 @@ SUITES = {
     "emulated": "benchmarks.suites.emulated",
     "editing": "benchmarks.suites.editing",
     "evaluation": "benchmarks.suites.evaluation",
+    "family": "benchmarks.suites.family",
 }
 
 

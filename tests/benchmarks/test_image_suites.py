@@ -9,8 +9,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.suites import editing, evaluation
+from benchmarks.suites import editing, evaluation, family
 from mvar_models.evaluation.features.network import feature_network
+from mvar_models.networks.scorer import Scorer, ScorerConfig
+from mvar_models.pipeline import pipeline_for
+from mvar_models.sampling.settings import SamplingSettings
+
+from script_cases import load_script
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +127,42 @@ def test_a_seam_is_the_step_across_the_edge_of_the_mask():
     assert editing.seam(torch.full((1, 3, 8, 8), 0.4), mask) == 0
     bottom = editing.holes(8)["bottom half"]
     assert bottom.sum() == 32 and editing.seam(image, bottom) < 255
+
+
+def test_the_family_is_counted_as_it_computes():
+    pipelines = {arch: pipeline_for(f"{arch}-digits") for arch in ("var", "mvar")}
+    models = {arch: pipeline.model for arch, pipeline in pipelines.items()}
+    config = models["var"].config
+    scorer = Scorer(ScorerConfig(10, config.z_channels, config.sides, width=8))
+    methods = {each.name: each for each in family.METHODS if each.model != "neon"}
+    found = {name: family.counted(each, models, scorer, itemsize=4) for name, each in methods.items()}
+    pairs = {name: record["pairs"] for name, record in found.items()}
+    assert pairs["VAR"] == models["var"].neighborhood(range(len(config.sides))).attended_pairs()
+    assert pairs["MVAR"] == models["mvar"].pyramid.attended_pairs() < pairs["VAR drafts, MVAR refines"]
+    assert pairs["prefix guidance"] == 2 * pairs["MVAR"] - 1
+    # A refiner that is a VAR computes all its scales, and MVAR its first three.
+    assert pairs["VAR"] < pairs["MVAR drafts, VAR refines"] < pairs["VAR"] + pairs["MVAR"]
+    extra = found["LSRS, 4 candidates"]["parameters"] - found["MVAR"]["parameters"]
+    assert extra == scorer.num_parameters()
+    indices = torch.randint(config.vocab_size, (1, config.length))
+    for name, budget in (("VAR", 1.0), ("ScaleKV, 50% of the keys", 0.5)):
+        settings = SamplingSettings.of(config, cache_budget=budget)
+        last = load_script("cache_rules").last_scale(pipelines["var"], torch.tensor([3]), indices, settings)
+        assert found[name]["cache"] == last[1]
+    assert found["MVAR"]["cache"] == 0 < found["VAR drafts, MVAR refines"]["cache"] < found["VAR"]["cache"]
+
+
+def test_the_family_suite_judges_what_was_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(family, "feature_network", lambda name, device: feature_network("pixels"))
+    monkeypatch.setattr(family, "METHODS", family.METHODS[1:4])
+    command = ["--suite", "family", "--quick", "--seconds", "0.01", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "family.json").read_text())["records"]
+    plain, neon, scored = records[:3]
+    assert 0 < plain["fd"]
+    assert 0 <= plain["label_agreement"] <= 1
+    assert "fd" not in neon, "without --neon there is no Neon model to judge"
+    assert "fd" not in scored, "an untrained scorer says nothing about LSRS"
+    assert [each["at"] for each in records[3:]] == ["d16"] * 3
+    assert records[3]["parameters"] > 100 * plain["parameters"]
