@@ -136,6 +136,7 @@ def export_onnx(pipeline: Pipeline, folder: str | os.PathLike[str], weights: str
     Raises:
         FileExistsError: the folder exists.
         ImportError: the extra `onnx` is not installed.
+        RuntimeError: this PyTorch cannot export it (2.6 cannot).
         ValueError: another architecture, unknown `weights`, or adapters that are not merged.
     """
     require("onnxscript", "onnx")
@@ -176,10 +177,15 @@ def export_onnx(pipeline: Pipeline, folder: str | os.PathLike[str], weights: str
     for name, (module, inputs, dynamic, names) in graphs.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's, of its own calls
-            program = torch.onnx.export(
-                module.eval(), inputs, dynamo=True, dynamic_shapes=dynamic, input_names=names,
-                output_names=["out"], opset_version=_OPSET, verbose=False,
-            )  # fmt: skip
+            try:
+                program = torch.onnx.export(
+                    module.eval(), inputs, dynamo=True, dynamic_shapes=dynamic, input_names=names,
+                    output_names=["out"], opset_version=_OPSET, verbose=False,
+                )  # fmt: skip
+            except torch.onnx.OnnxExporterError as error:
+                shutil.rmtree(temporary)
+                message = f"PyTorch {torch.__version__} cannot export the graph {name!r}; 2.13 can"
+                raise RuntimeError(message) from error
         assert program is not None
         program.optimize()
         file = temporary / f"{name}.onnx"

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from mvar_models.pipeline import pipeline_of
 from mvar_models.sampling.hooks import SpatialGuidance
@@ -27,15 +28,17 @@ def exports(tmp_path_factory):
     """A tiny MVAR and VAR with the folders that they were exported to."""
     made = {}
     for name in NAMES:
-        model, weights = (tiny_mvar(), "float32") if name == "mvar" else (tiny_var(), "float16")
+        model = tiny_mvar() if name == "mvar" else tiny_var()
         pipeline = pipeline_of(model.eval(), tiny_vqvae().eval())
-        if weights == "float16":  # so that storing them loses nothing
-            for network in (pipeline.model, pipeline.vqvae):
-                network.half().float()
-        made[name] = (
-            pipeline,
-            onnx_export.export_onnx(pipeline, tmp_path_factory.mktemp(name) / "onnx", weights),
-        )
+        for network in (pipeline.model, pipeline.vqvae):  # so that storing halves loses nothing
+            network.half().float()
+        folder = tmp_path_factory.mktemp(name) / "onnx"
+        if torch.__version__ < TorchVersion("2.7"):
+            with pytest.raises(RuntimeError, match=r"PyTorch 2\.6.* cannot export the graph"):
+                onnx_export.export_onnx(pipeline, folder)
+            assert not any(folder.parent.iterdir())
+            pytest.skip("PyTorch 2.6 cannot export, and says so in one line")
+        made[name] = pipeline, onnx_export.export_onnx(pipeline, folder)
     return made
 
 

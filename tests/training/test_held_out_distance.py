@@ -50,7 +50,7 @@ def test_drawn_images_of_the_held_out_classes(folder, tmp_path, ema):
     drawn = pipeline_for(str(out / "model"))(labels, seed=4, output_type="np").images
     real = SourceImages(source, members, "real", 16)
     expected = evaluate(drawn, real, features="pixels", metrics=["fd"])["fd"]
-    assert found[3] == pytest.approx(expected, rel=1e-9)
+    assert found[3] == pytest.approx(expected, rel=1e-7)
     assert f"Frechet distance {expected:.2f} of pixels features to at most 6 held-out images" in result.output
 
 
@@ -73,7 +73,7 @@ def test_reconstructions_of_held_out_images(tmp_path):
     real = SourceImages(source, source.held_out[chosen], "real", 16)
     made = reconstructed_images(real, VQVAE.from_pretrained(run.folder.model), "made")
     expected = evaluate(made, real, features="pixels", metrics=["fd"])["fd"]
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_a_folder_of_codes_is_compared_with_what_it_decodes_to(tmp_path):
@@ -83,7 +83,7 @@ def test_a_folder_of_codes_is_compared_with_what_it_decodes_to(tmp_path):
     tokens = tiny_tokens(1, 17)
     assert len(drawn) == len(real) == 17
     assert drawn.labels.tolist() == real.labels.tolist() == tokens.labels.tolist()
-    assert found == pytest.approx(evaluate(drawn, real, features="pixels", metrics=["fd"])["fd"], rel=1e-9)
+    assert found == pytest.approx(evaluate(drawn, real, features="pixels", metrics=["fd"])["fd"], rel=1e-7)
 
 
 def test_training_is_not_touched(tmp_path, monkeypatch):
