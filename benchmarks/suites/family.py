@@ -36,7 +36,7 @@ from mvar_models.registry import architecture
 from mvar_models.sampling.prefix_guidance import PrefixGuidance
 
 _BUDGET, _CANDIDATES = 0.5, 4
-_IMAGES, _QUICK_IMAGES, _TIMED, _BATCH = 180, 36, 8, 36
+_IMAGES, _QUICK_IMAGES, _TIMED, _BATCH = 90, 36, 8, 30
 _FIGURES = ("fd", "precision", "recall", "label_agreement")
 
 
