@@ -22,7 +22,7 @@ from benchmarks.suites.table import SUITES, load
     help="May be given several times.",
 )
 @click.option("--quick", is_flag=True, help="Fewer cases, smaller models and shorter timings.")
-@click.option("--only", help="Attention: competitors whose name contains this; the dense one always runs.")
+@click.option("--only", help="Attention, family: what has this in its name; dense SDPA and VAR always run.")
 @click.option("--device", help="Default: cuda if available.")
 @click.option("--seconds", type=float, help="Time per competitor and case. Default: 1, with --quick 0.3.")
 @click.option(

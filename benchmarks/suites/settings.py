@@ -21,7 +21,7 @@ class Settings:
         quick: Fewer cases, smaller models, shorter timings.
         seconds: Time per competitor and case.
         out: Folder for the results.
-        only: Attention: measure only competitors whose name contains this, and the dense one.
+        only: Attention, family: measure only what has this in its name, and the dense one, or VAR.
         compare_with: Attention: an earlier attention.json.
         capability: Emulated: compute capability to compile for, 80 or 90.
         data: Evaluation, family: the real images, as `--data` of training.
