@@ -1,6 +1,6 @@
 """Fine-tune the embedded VAR into an MVAR on a folder with one folder of images per class, then sample.
 
-`python examples/finetune_on_a_folder.py photos --steps 200`; without a folder it draws stripes.
+`python examples/finetune_on_a_folder.py photos --steps 200`; without a folder it draws bars.
 """
 
 import argparse
@@ -18,14 +18,15 @@ parser.add_argument("--out", type=Path, default=Path("runs/example"))
 parser.add_argument("--steps", type=int, default=8)
 arguments = parser.parse_args()
 
-folder = arguments.folder or arguments.out.with_name("stripes")
+folder = arguments.folder or arguments.out.with_name("bars")
 if arguments.folder is None:
     noise = np.random.default_rng(0)
     for name, axis in (("across", 0), ("down", 1)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(8):
-            stripes = np.indices((32, 32))[axis] // noise.integers(2, 6) % 2 * 255
-            Image.fromarray(stripes.astype(np.uint8)).save(folder / name / f"{number}.png")
+            distance = np.indices((32, 32))[axis] - noise.integers(8, 24)
+            bar = 255 * np.exp(-((distance / 3) ** 2))  # as soft as the digits that the VQVAE has learnt
+            Image.fromarray(bar.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 # The same as `mvar finetune --model var-digits --data FOLDER ...` in a shell.
 shape = {"kernel_size": 3, "dense_scales": 3, "batch_size": 8, "lr": 1e-3, "steps": arguments.steps}

@@ -199,7 +199,7 @@ class Readers:
                    lambda at: MVARPipeline.from_pretrained(at / "m"), (f"{sample} {{0}}/m",)),
             Target("vqvae", ("v/config.json", "v/model.safetensors"),
                    lambda at: VQVAE.from_pretrained(at / "v"),
-                   (f"tokenize --data {root}/images/i --vqvae {{0}}/v -o {{0}}/out",)),
+                   (f"tokenize --accept-psnr --data {root}/images/i --vqvae {{0}}/v -o {{0}}/out",)),
             Target("pth", ("w.pth",), lambda at: read_state(at / "w.pth"), (f"{sample} {{0}}/w.pth",)),
             Target("preset", ("preset.json",), lambda at: read_preset(at / "preset.json"),
                    (f"{sample} {root}/model/m --preset {{0}}/preset.json",)),

@@ -16,10 +16,12 @@ from PIL import Image
 
 from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import OutFile
+from mvar_models.cli.drawing_options import accept_psnr_option
 from mvar_models.data.class_names import renumbered
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages
 from mvar_models.evaluation.likelihood import MARGIN, Posterior, evidence, evidence_map, posterior
 from mvar_models.evaluation.open_sets import open_set
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import file_stem, write_text
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.pipeline import pipeline_for
@@ -52,6 +54,7 @@ from mvar_models.sampling.progress import counting
     "--explain", type=click.Path(path_type=Path, file_okay=False), default=None,
     help="Write a picture per image to this folder: red spoke for its class, blue against.",
 )  # fmt: skip
+@accept_psnr_option
 def classify(
     data: str,
     model: str,
@@ -63,6 +66,7 @@ def classify(
     json_file: Path | None,
     csv_file: Path | None,
     explain: Path | None,
+    accept_psnr: bool,
 ) -> None:
     """Classify the images of DATA by how likely the model finds their codes for each class.
 
@@ -77,6 +81,7 @@ def classify(
         raise ValueError(
             f"{data} has images of {images.size[1]} x {images.size[0]} pixels, {model} needs {side}"
         )
+    check_reconstruction(vqvae, images, Path("reconstruction.png"), name=model, accept=accept_psnr)
     names = network.config.class_names or tuple(map(str, range(network.config.num_classes)))
     total = min(len(images), n or len(images))
     truth = _truth(images, names)

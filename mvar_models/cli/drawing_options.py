@@ -55,6 +55,9 @@ _PRESET = click.option(
     help="Settings of sampling in a file of mvar sweep. Default: the checkpoint's.",
 )
 sampling_options = settings_options(SamplingSettings)
+accept_psnr_option = click.option(
+    "--accept-psnr", is_flag=True, help="Go on where the VQVAE reconstructs the images below 15 dB PSNR."
+)
 
 
 def checkpoint_options(command: F) -> F:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from mvar_models.cli.common import CommaList, OutFile
 from mvar_models.cli.drawing_options import (
+    accept_psnr_option,
     checkpoint_options,
     chosen_labels,
     filter_options,
     load_pipeline,
     seed_option,
 )
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import replacing
+from mvar_models.pipeline.canvas import Canvas
 from mvar_models.pipeline.inputs import images_of, masks_of
 from mvar_models.sampling.inpainting import RULES
 from mvar_models.sampling.progress import SAMPLING, counting
@@ -75,6 +79,7 @@ _ONLY_FOR = {
     default=None,
     help="Draw only a square around the mask with this margin. Default: the whole image.",
 )
+@accept_psnr_option
 @filter_options
 @checkpoint_options
 @click.option(
@@ -98,6 +103,7 @@ def edit(
     device: str | None,
     preset: Path | None,
     out: Path,
+    accept_psnr: bool,
     **given: Any,
 ) -> None:
     """Edit an image: in-paint with --mask-image, out-paint with --padding, or vary with --from-scale."""
@@ -111,6 +117,11 @@ def edit(
     if kind == "padding" and len(target) == 1:
         (target,) = target
     pipeline = load_pipeline(model, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
+    square, _ = Canvas.of(pixels[0], torch.ones(pixels[0].shape[1:], dtype=torch.bool)).square(
+        pipeline.vqvae.config.resolution
+    )
+    shown = out.with_name(f"{out.stem}-reconstruction.png")
+    check_reconstruction(pipeline.vqvae, square[None], shown, name=vqvae or model, accept=accept_psnr)
     # What belongs to no kind of edit is a setting of sampling.
     kinds = {*_ONLY_FOR, *(name for names in _ONLY_FOR.values() for name in names)} - {*_ONLY_FOR[kind]}
     options = {name: value for name, value in given.items() if name not in kinds}

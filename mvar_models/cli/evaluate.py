@@ -12,7 +12,7 @@ import torch
 
 from mvar_models.checkpoints.locate import FORMS
 from mvar_models.cli.common import CommaList, OutFile, require_same_options
-from mvar_models.cli.drawing_options import sampling_options, seed_option
+from mvar_models.cli.drawing_options import accept_psnr_option, sampling_options, seed_option
 from mvar_models.data.open import open_images
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.comparison import METRICS
@@ -81,6 +81,7 @@ def feature_options(command: F) -> F:
     metavar="DATA",
     help="With --model: likelihood of this dataset's held-out images.",
 )
+@accept_psnr_option
 @click.option(
     "--resolution",
     type=click.IntRange(min=1),
@@ -131,6 +132,7 @@ def evaluate_command(
     seed: int,
     reconstruct: str | None,
     held_out: str | None,
+    accept_psnr: bool,
     resolution: int | None,
     by_class: bool | None,
     bootstrap: int,
@@ -172,7 +174,7 @@ def evaluate_command(
             processes.first_then_others(lambda: open_set(reference, resolution=resolution or 1))
         sets = resolve_sets(
             drawn, models, per_class=per_class or 0, seed=seed, options=options, reconstruct=reconstruct,
-            resolution=resolution, out=out, processes=processes, held_out=source,
+            resolution=resolution, out=out, processes=processes, held_out=source, accept_psnr=accept_psnr,
         )  # fmt: skip
         results = []
         shared: dict[str, Any] = {

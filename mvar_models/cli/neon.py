@@ -21,7 +21,16 @@ from mvar_models.training.run_folder import RunFolder
 from mvar_models.training.settings import TransformerSettings
 
 # Settings of the training that the command takes; a run of a moment needs no others.
-_TRAINING = ("steps", "batch_size", "lr", "precision", "seed", "accumulate", "activation_checkpointing")
+_TRAINING = (
+    "steps",
+    "batch_size",
+    "lr",
+    "precision",
+    "seed",
+    "accumulate",
+    "activation_checkpointing",
+    "accept_psnr",
+)
 _OTHERS = {*TransformerSettings.__dataclass_fields__} - {*_TRAINING}
 _SAMPLING = tuple(SamplingSettings.__dataclass_fields__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from contextlib import nullcontext
@@ -12,20 +11,18 @@ from typing import Any
 import click
 
 from mvar_models.checkpoints.locate import FORMS
-from mvar_models.cli.drawing_options import seed_option
+from mvar_models.cli.drawing_options import accept_psnr_option, seed_option
 from mvar_models.data.class_names import counted
 from mvar_models.data.open import check_data_exists, open_images
 from mvar_models.distributed import Processes
 from mvar_models.environment import versions
-from mvar_models.evaluation.reconstruction import Reconstruction, check_reconstruction
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import RELEASED_SIDES, fitted
 from mvar_models.pipeline.identity import network_identity
-from mvar_models.tokens.folder import TokenFolder, refuse_tokens, verify_tokens
+from mvar_models.tokens.folder import INDEX, TokenFolder, refuse_tokens, verify_tokens
 from mvar_models.tokens.writer import TokenWriter, Written
 from mvar_models.training.build import default_vqvae
-
-logger = logging.getLogger(__name__)
 
 _LISTED = 10
 
@@ -69,9 +66,16 @@ _LISTED = 10
     help="Images encoded at a time. Default: 64, or fewer above 256 px.",
 )
 @click.option("--device", default=None, help="Default: cuda if available, else cpu.")
+@accept_psnr_option
 @click.option("--verify", is_flag=True, help="Check the checksums of a finished folder; takes --out alone.")
 def tokenize(
-    data: str | None, out: Path, verify: bool, batch_size: int | None, device: str | None, **options: Any
+    data: str | None,
+    out: Path,
+    verify: bool,
+    batch_size: int | None,
+    device: str | None,
+    accept_psnr: bool,
+    **options: Any,
 ) -> None:
     """Encode all images and their mirrors once; training then takes the folder as its --data.
 
@@ -101,10 +105,16 @@ def tokenize(
         processes.require_same({**options, **contents, "batch_size": batch_size, **versions()})
         processes.close()
     num_variants = options.pop("copies")
-    writer = TokenWriter(model, source, out, names=(data, vqvae), num_variants=num_variants, **options)
-    if processes.first and not writer.finished:
+    if processes.first:
         click.echo(f"{len(source):,} images in {counted(source.class_names)}")
-        _show_fit(check_reconstruction(model, source, out / "reconstruction.png"), vqvae, out)
+    found, image = None, out / "reconstruction.png"
+    if not (out / INDEX).exists():
+        # In each process, since some share nothing but the folder, and before the folder has settings.
+        found = check_reconstruction(model, source, image, name=vqvae, accept=accept_psnr)
+    writer = TokenWriter(model, source, out, names=(data, vqvae), num_variants=num_variants, **options)
+    if processes.first and found is not None:
+        found.save(image)
+        click.echo(f"{vqvae} reconstructs these images with {found.psnr:.1f} dB PSNR; {image}")
     written = _write(writer, processes, batch_size)
     if written.complete:
         _show_result(TokenFolder(out))
@@ -136,18 +146,6 @@ def _write(writer: TokenWriter, processes: Processes, batch_size: int | None) ->
         rate = f"{written.made / seconds:,.1f} images/s"
         click.echo(f"process {processes.rank}: {written.made:,} images in {seconds:.1f} s, {rate}")
     return written
-
-
-def _show_fit(found: Reconstruction, vqvae: str, out: Path) -> None:
-    image = out / "reconstruction.png"
-    click.echo(
-        f"{vqvae} reconstructs these images with {found.psnr:.1f} dB PSNR "
-        f"(their mean colours: {found.flat:.1f}); {image}"
-    )
-    if not found.fits:
-        logger.warning(
-            "%s does not fit these images; look at %s, and train one with `mvar train-vqvae`", vqvae, image
-        )
 
 
 def _show_result(folder: TokenFolder) -> None:

@@ -191,7 +191,8 @@ def finetune(**options: Any) -> None:
     "--resolution",
     type=int,
     default=None,
-    help="The released shape for 256, 512 or 1024 px. Default: a small one for 32 px.",
+    help="A small shape for 32, 64 or 128 px, or the released one for 256, 512 or 1024 px. Default: one for "
+    "digits at 32 px.",
 )
 @_run_options(VQVAESettings, without=WITHOUT["train_vqvae"])
 def train_vqvae(**options: Any) -> None:

@@ -18,7 +18,7 @@ from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ArrayImages, FileImages, ImageSet, SourceImages
 from mvar_models.evaluation.likelihood import labels_of_model
 from mvar_models.evaluation.npz import NpzImages, write_npz
-from mvar_models.evaluation.reconstruction import reconstructed_images
+from mvar_models.evaluation.reconstruction import check_reconstruction, reconstructed_images
 from mvar_models.files import file_names
 from mvar_models.images import to_uint8
 from mvar_models.networks.vqvae import VQVAE
@@ -62,6 +62,7 @@ def resolve_sets(
     out: Path | None,
     processes: Processes,
     held_out: ImageSource | None = None,
+    accept_psnr: bool = False,
 ) -> list[ResolvedSet]:
     """Resolve the image sets of `mvar evaluate`: existing images, reconstructions, model samples.
 
@@ -76,9 +77,10 @@ def resolve_sets(
         out: Folder for samples, which continue where they were stopped; not needed without models.
         processes: Those that sample together.
         held_out: Images whose likelihood will be asked for.
+        accept_psnr: Take any VQVAE for them; see `check_reconstruction`.
 
     Raises:
-        ValueError: a model lacks classes of `held_out`.
+        ValueError: a model lacks classes of `held_out`, or its VQVAE does not fit them.
     """
     device = str(processes.device)
     # All is opened and named before anything is sampled, which may take hours.
@@ -90,8 +92,14 @@ def resolve_sets(
         for name in models
     ]
     if held_out is not None:
-        for pipeline in pipelines:
+        assert out is not None, "models sample into a folder"
+        for model, folder, pipeline in zip(models, folders[len(places) :], pipelines):
             labels_of_model(pipeline.model, held_out, held_out.labels[held_out.held_out])
+            real, shown = (
+                held_out.at(pipeline.vqvae.config.resolution),
+                out / f"{folder}-reconstruction.png",
+            )
+            check_reconstruction(pipeline.vqvae, real, shown, name=model, accept=accept_psnr)
     vqvae = None if reconstruct is None else VQVAE.from_pretrained(reconstruct, device=device)
     vqvaes = [each for each in (vqvae, *(pipeline.vqvae for pipeline in pipelines)) if each is not None]
     if resolution is None and vqvaes:

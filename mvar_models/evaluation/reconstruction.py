@@ -26,9 +26,8 @@ _SHOWN = 8
 _CHECKED = 16
 # Images and pixels decoded at a time: the released decoder holds about 0.3 GB per image of 256 px.
 _BATCH, _PIXELS = 8, 8 * 256 * 256
-# A VQVAE that was trained on similar images is far above both: released ones exceed 20 dB on photographs.
-_POOR = 18.0
-_OVER_FLAT = 3.0
+# In dB; a VQVAE that was trained on similar images exceeds 20, and below this an image is hardly told apart.
+LEAST_PSNR = 15.0
 
 
 @dataclass(frozen=True)
@@ -37,48 +36,59 @@ class Reconstruction:
 
     Attributes:
         psnr: Peak signal-to-noise ratio in dB, averaged over images.
-        flat: The same for images replaced by their mean colour, which a VQVAE must beat by far.
         image: Up to eight originals above their reconstructions.
     """
 
     psnr: float
-    flat: float
     image: Image.Image
 
-    @property
-    def fits(self) -> bool:
-        """Whether the VQVAE suits such images: 18 dB, or 3 dB more than their mean colours would give."""
-        return self.psnr >= _POOR or self.psnr >= self.flat + _OVER_FLAT
+    def save(self, file: Path) -> None:
+        """Write `image` to a PNG, whose folder is created."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            self.image.save(temporary)
 
 
 def reconstruct(vqvae: VQVAE, images: Tensor) -> Reconstruction:
     """Encode and decode images (n, 3, R, R) in [-1, 1], and compare."""
     back = _through(vqvae, images).to(images)
-    flat = images.mean((2, 3), keepdim=True).expand_as(images)
-    return Reconstruction(
-        psnr(back, images).mean().item(), psnr(flat, images).mean().item(), side_by_side(images, back)
-    )
+    return Reconstruction(psnr(back, images).mean().item(), side_by_side(images, back))
 
 
-def check_reconstruction(vqvae: VQVAE, source: ImageSource, file: Path) -> Reconstruction:
-    """Measure how well a VQVAE fits a dataset, from up to 16 images spaced over it, and show eight of them.
+@torch.no_grad()
+def check_reconstruction(
+    vqvae: VQVAE, images: ImageSource | ImageSet | Tensor, file: Path, *, name: str, accept: bool = False
+) -> Reconstruction:
+    """Measure how well a VQVAE reconstructs images, before work that rests on their codes.
 
     Args:
         vqvae: Encodes and decodes.
-        source: Gives the images.
-        file: The PNG to write.
+        images: A dataset, of which up to 16 images spaced over it are taken, or (n, 3, R, R) in [-1, 1].
+        file: The PNG to write where it does not fit: up to eight originals above their reconstructions.
+        name: What the error calls the VQVAE.
+        accept: Take any VQVAE.
 
     Raises:
-        ValueError: none of the images can be read.
+        ValueError: the PSNR is below 15 dB and not accepted, or none of the images can be read.
     """
-    images, _ = source.readable(evenly_spaced(len(source), _CHECKED))
-    if not len(images):
-        name, reason = next(iter(source.problems().items()))
-        raise ValueError(f"none of {min(_CHECKED, len(source))} images can be read; {name} {reason}")
-    reconstruction = reconstruct(vqvae, images)
-    with replacing(file) as temporary:
-        reconstruction.image.save(temporary)
-    return reconstruction
+    if not isinstance(images, Tensor):
+        members = evenly_spaced(len(images), _CHECKED)
+        if isinstance(images, ImageSet):
+            images = _from_uint8(images.read(members)[0])
+        else:
+            source, (images, _) = images, images.readable(members)
+            if not len(images):
+                unread, reason = next(iter(source.problems().items()))
+                raise ValueError(f"none of {len(members)} images can be read; {unread} {reason}")
+    found = reconstruct(vqvae, images)
+    if found.psnr < LEAST_PSNR and not accept:
+        found.save(file)
+        raise ValueError(
+            f"{name} reconstructs these images with {found.psnr:.1f} dB PSNR, below the {LEAST_PSNR:.0f} dB "
+            f"that codes should keep: look at {file}; take another VQVAE (--vqvae) or train one at the side "
+            "of your images (mvar train-vqvae --resolution 32, 64, 128 or 256), or go on with --accept-psnr"
+        )
+    return found
 
 
 def side_by_side(originals: Tensor, reconstructions: Tensor) -> Image.Image:
@@ -199,13 +209,17 @@ def reconstructed_images(images: ImageSet, vqvae: VQVAE, name: str) -> NetworkIm
 
     def make(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         originals, kept = images.read(indices)
-        values = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return to_uint8(_through(vqvae, values)), kept
+        return to_uint8(_through(vqvae, _from_uint8(originals))), kept
 
     return NetworkImages(
         name, len(images), side, images.labels, images.class_names, make,
         lambda: f"{network_identity(vqvae)} {images.digest}",
     )  # fmt: skip
+
+
+def _from_uint8(images: np.ndarray) -> Tensor:
+    """Convert (n, R, R, 3) of uint8 to (n, 3, R, R) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _through(vqvae: VQVAE, images: Tensor) -> Tensor:

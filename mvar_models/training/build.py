@@ -12,14 +12,16 @@ import torch
 
 from mvar_models.checkpoints.checkpoint import Checkpoint
 from mvar_models.checkpoints.zoo import RELEASED_VQVAE
-from mvar_models.config import RELEASED_SIDES, TransformerConfig, VQVAEConfig
+from mvar_models.config import RELEASED_SIDES, SIDES_256, TransformerConfig, VQVAEConfig
 from mvar_models.data.class_names import listed, same_classes
 from mvar_models.data.open import DIGITS
+from mvar_models.data.source import ImageSource
 from mvar_models.networks.transformer import ScaleTransformer
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.pipeline import fitted
 from mvar_models.pipeline.identity import network_identity
 from mvar_models.registry import architecture
+from mvar_models.tokens.folder import TokenFolder
 from mvar_models.training.settings import TransformerSettings, VQVAESettings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,12 @@ _VQVAE_SHAPE = (
     "sides",
     "num_residual_convolutions",
 )
+# Side of the image in pixels -> grid side of each scale, channel multipliers; that of 64 px is vae-emoji's.
+_SMALL_SHAPES = {
+    32: ((1, 2, 3, 4, 6, 8), (1, 2, 2)),
+    64: (SIDES_256, (1, 2, 2)),
+    128: (SIDES_256, (1, 2, 2, 4)),
+}
 
 
 def load_initial(settings: TransformerSettings, opened: Checkpoint | None = None) -> ScaleTransformer | None:
@@ -162,16 +170,22 @@ def new_vqvae_config(settings: VQVAESettings) -> VQVAEConfig:
     return VQVAEConfig(**{name: getattr(settings, name) for name in _VQVAE_SHAPE})
 
 
-def released_vqvae_shape(resolution: int) -> dict[str, Any]:
-    """Return settings of a run that give the released VQVAE (109 M parameters) for images of that side.
+def vqvae_shape(resolution: int) -> dict[str, Any]:
+    """Return settings of a run that give a VQVAE for images of that side.
+
+    At 256 px and above it is the released one (109 M parameters), below one as small as vae-emoji.
 
     Raises:
-        ValueError: the resolution is not 256, 512 or 1024.
+        ValueError: the resolution is none of these.
     """
-    sides = RELEASED_SIDES.get(resolution)
-    if sides is None:
+    if resolution in _SMALL_SHAPES:
+        sides, multipliers = _SMALL_SHAPES[resolution]
+        return {"vocab_size": 1024, "sides": sides, "channel_multipliers": multipliers}
+    sides = RELEASED_SIDES.get(resolution, ())
+    if not sides:
+        *most, last = [*_SMALL_SHAPES, *RELEASED_SIDES]
         raise ValueError(
-            f"resolution must be 256, 512 or 1024, got {resolution!r}; "
+            f"resolution must be {', '.join(map(str, most))} or {last}, got {resolution!r}; "
             "for others give sides and channel_multipliers"
         )
     shape = dataclasses.asdict(VQVAEConfig(sides=sides))
@@ -187,6 +201,25 @@ def describe_vqvae(settings: VQVAESettings) -> str:
         f"a new VQVAE for images of {shape.resolution} px: {len(shape.sides)} scales, "
         f"{shape.length} codes of {shape.vocab_size}"
     )
+
+
+def resolved(
+    settings: TransformerSettings, data: ImageSource | TokenFolder, initial: Checkpoint | None
+) -> tuple[TransformerSettings, VQVAE]:
+    """Return the settings with the shape and the windows that the model will have, and its VQVAE.
+
+    The checkpoints are opened for it, so that what is wrong with them is said before a folder is made.
+    """
+    vqvae, model = VQVAE.from_pretrained(settings.vqvae), load_initial(settings, initial)
+    if model is None:
+        vqvae = fitted(vqvae, data.index.sides) if isinstance(data, TokenFolder) else vqvae
+        config = new_config(settings, vqvae.config, data.class_names)
+    else:
+        config = model.config
+        vqvae = fitted(vqvae, config.sides)
+    shape = dataclasses.asdict(config)
+    names = {field.name for field in dataclasses.fields(settings)} & shape.keys() - {"vqvae"}
+    return dataclasses.replace(settings, **{name: shape[name] for name in names}), vqvae
 
 
 def default_vqvae(data: str) -> str:

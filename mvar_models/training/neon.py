@@ -20,6 +20,7 @@ from mvar_models.data.class_names import same_classes
 from mvar_models.data.open import open_images
 from mvar_models.data.source import ImageSource
 from mvar_models.distributed import Processes
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.files import digest
 from mvar_models.images import to_uint8
 from mvar_models.networks.vqvae import VQVAE
@@ -151,6 +152,10 @@ def train_on_samples(
         real = open_images(data, pipeline.vqvae.config.resolution)
         if not same_classes(real.class_names, config.class_names or real.class_names):
             raise ValueError(f"data must have the classes of {names[0]} in the same order, {data} has others")
+        check_reconstruction(
+            pipeline.vqvae, real, out / "reconstruction.png", name=names[1],
+            accept=run_settings.get("accept_psnr", False),
+        )  # fmt: skip
         source = real_images(pipeline, real, per_class)
     writes = TokenWriter if samples == "images" else CodesAsTheyAre
     processes = Processes.from_environment(device).connect()

@@ -10,7 +10,6 @@ Under torchrun every process makes the same calls.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ from mvar_models.data.source import ImageSource
 from mvar_models.devices import usual_defaults
 from mvar_models.distributed import COLLECTIVE_TIMEOUT, Processes
 from mvar_models.environment import environment, versions
+from mvar_models.evaluation.reconstruction import check_reconstruction
 from mvar_models.networks.scorer import Scorer, ScorerConfig
 from mvar_models.networks.vqvae import VQVAE
 from mvar_models.optional import require
@@ -40,9 +41,9 @@ from mvar_models.training.build import (
     build_vqvae,
     default_vqvae,
     load_initial,
-    new_config,
-    released_vqvae_shape,
+    resolved,
     same_vqvae,
+    vqvae_shape,
 )
 from mvar_models.training.held_out_distance import resolve_features
 from mvar_models.training.loop import Loop, StepReport
@@ -126,8 +127,8 @@ def start_transformer_run(
         settings = replace(settings, **{**defaults, **given})
     processes.require_same(_facts(settings, processes))
     with processes.raising_together():
-        settings = _resolved(settings, data, initial)
-    run = replace(_create(settings, processes, data), initial=initial)
+        settings, vqvae = resolved(settings, data, initial)
+    run = replace(_create(settings, processes, data, vqvae), initial=initial)
     with processes.raising_together():
         same = own is None or same_vqvae(own, run.settings.vqvae)
     if not same:
@@ -148,7 +149,7 @@ def start_vqvae_run(
     """Create a run of a VQVAE, or open one to continue it; as `start_transformer_run`, except for:
 
     Args:
-        resolution: 256, 512 or 1024 for the shape of the released VQVAE at that resolution.
+        resolution: 32, 64 or 128 for a small VQVAE, 256, 512 or 1024 for the released one at that resolution.
         **given: Fields of `VQVAESettings`. By default the peak learning rate is 1e-3, without weight decay.
             The data may not be a folder of codes.
     """
@@ -157,7 +158,7 @@ def start_vqvae_run(
         given = {"epochs": epochs, "resolution": resolution, **given}
         return _resume(resume, VQVAESettings, processes, _open_pixels, **given)
     with processes.raising_together():
-        shape = {} if resolution is None else released_vqvae_shape(resolution)
+        shape = {} if resolution is None else vqvae_shape(resolution)
         given = {"lr": 1e-3, "weight_decay": 0.0, **shape, **given}
         settings = VQVAESettings(device=str(processes.device if device is None else device), **given)
         data = _open_pixels(settings.data)
@@ -194,10 +195,10 @@ def start_scorer_run(
         data = open_data(settings.data)
         own = open_checkpoint(settings.model).vqvae_name or default_vqvae(settings.data)
         settings = replace(settings, vqvae=settings.vqvae or own)
-        open_checkpoint(settings.vqvae).source.fetch_weights()  # before a folder is made
+        vqvae = VQVAE.from_pretrained(settings.vqvae)
         if epochs is not None:
             settings = replace(settings, steps=_steps(epochs, settings, given, data))
-    return _create(settings, processes, data)
+    return _create(settings, processes, data, vqvae)
 
 
 def train_transformer(
@@ -266,7 +267,10 @@ def _transformer_task(run: Run[TransformerSettings], tokens: TokenSets | None) -
         return TransformerTask(model.to(settings.device), vqvae, train, val, settings, source)
 
 
-def _create(settings: S, processes: Processes, data: ImageSource | TokenFolder) -> Run[S]:
+def _create(
+    settings: S, processes: Processes, data: ImageSource | TokenFolder, vqvae: VQVAE | None = None
+) -> Run[S]:
+    """Create the folder of a run, where `vqvae`, if there is one, reconstructs the images well enough."""
     processes.require_same(_facts(settings, processes))
     parts = processes.world_size * settings.accumulate
 
@@ -281,7 +285,19 @@ def _create(settings: S, processes: Processes, data: ImageSource | TokenFolder) 
     processes.connect(always=settings.fsdp)
     settings = resolve_features(settings, processes)
     processes.require_shared(settings.out)
-    folder = processes.run_on_rank0(lambda: RunFolder.create(settings))
+
+    def create() -> RunFolder:
+        if vqvae is None or isinstance(data, TokenFolder):
+            return RunFolder.create(settings)
+        assert isinstance(settings, TransformerSettings | ScorerSettings)
+        network, file = vqvae.to(processes.device), Path(settings.out) / "reconstruction.png"
+        images, accept = data.at(network.config.resolution), settings.accept_psnr
+        found = check_reconstruction(network, images, file, name=settings.vqvae, accept=accept)
+        folder = RunFolder.create(settings)
+        found.save(file)
+        return folder
+
+    folder = processes.run_on_rank0(create)
     return Run(replace(settings, device=str(processes.device)), folder, processes, data)
 
 
@@ -313,24 +329,6 @@ def _resume(
     run = Run(replace(settings, device=str(processes.device)), folder, processes, data)
     with _held(run):
         return run
-
-
-def _resolved(
-    settings: TransformerSettings, data: ImageSource | TokenFolder, initial: Checkpoint | None
-) -> TransformerSettings:
-    """Return the settings with the shape and the windows that the model will have.
-
-    The checkpoints are opened for it, so that what is wrong with them is said before a folder is made.
-    """
-    vqvae, model = VQVAE.from_pretrained(settings.vqvae), load_initial(settings, initial)
-    if model is None:
-        sides = data.index.sides if isinstance(data, TokenFolder) else vqvae.config.sides
-        config = new_config(settings, fitted(vqvae, sides).config, data.class_names)
-    else:
-        config = model.config
-    shape = dataclasses.asdict(config)
-    names = {field.name for field in dataclasses.fields(settings)} & shape.keys() - {"vqvae"}
-    return replace(settings, **{name: shape[name] for name in names})
 
 
 def _open_pixels(data: str) -> ImageSource:

@@ -18,6 +18,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("packed", "progressive", "alternating")
 # "tokens" is the mean over all tokens; "density" is what HMAR trains with (arXiv 2506.04421).
 SCALE_WEIGHTS = ("tokens", "density")
+_ACCEPT_PSNR = "Go on where the VQVAE reconstructs the images below 15 dB PSNR."
 PERCEPTUAL_NETWORKS = ("lpips", "efficientnet-lite0")
 
 # Beyond these nothing fits into a machine; the counts of steps end where floats stop counting.
@@ -187,6 +188,7 @@ class TransformerSettings(RunSettings):
         "Cached variants per image.",
         shown="2, the image and its mirror, or 1 where mirroring could change the class",
     )
+    accept_psnr: bool = setting(False, _ACCEPT_PSNR)
     label_drop: _Rate = setting(0.1, "Share of labels replaced by the unconditional class.")
     drop_path: _Rate | None = setting(
         None, "Rate of stochastic depth at the last block, the largest.", shown="0.1 depth / 24"
@@ -289,6 +291,7 @@ class ScorerSettings(RunSettings):
     width: _Count = setting(64, "Channels of the scorer's first level.")
     vqvae: str = setting("", f"VQVAE that encodes the images: {FORMS}.", shown="the model's own")
     copies: _Count = setting(1, "Cached variants per image.")
+    accept_psnr: bool = setting(False, _ACCEPT_PSNR)
 
     def __post_init__(self) -> None:
         super().__post_init__()

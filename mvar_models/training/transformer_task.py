@@ -24,7 +24,7 @@ from mvar_models.devices import fit_batch
 from mvar_models.distributed import Processes
 from mvar_models.evaluation.image_sets import ImageSet, SourceImages, evenly_spaced
 from mvar_models.evaluation.likelihood import held_out_losses, per_scale
-from mvar_models.evaluation.reconstruction import check_reconstruction, decoded_images, sampled_images
+from mvar_models.evaluation.reconstruction import decoded_images, sampled_images
 from mvar_models.files import SettingsMismatch
 from mvar_models.images import grid
 from mvar_models.networks.transformer import ScaleTransformer
@@ -328,7 +328,7 @@ def _encode(
     def begin() -> TokenWriter:
         names = settings.data, settings.vqvae
         try:
-            writer = TokenWriter(
+            return TokenWriter(
                 vqvae, source, folder, names=names, num_variants=settings.copies, seed=settings.seed
             )
         except SettingsMismatch as error:
@@ -336,17 +336,6 @@ def _encode(
                 f"what {run.path} trains on has changed since it began ({', '.join(error.changed)}); "
                 f"restore it to continue, or start a new run from {run.best}"
             ) from None
-        if processes.first and not writer.finished:
-            shown = folder / "reconstruction.png"
-            check = check_reconstruction(vqvae, source, shown)
-            if not check.fits:
-                logger.warning(
-                    "%s reconstructs these images with only %.1f dB PSNR; look at %s",
-                    settings.vqvae,
-                    check.psnr,
-                    shown,
-                )
-        return writer
 
     writer = processes.first_then_others(begin)
     with processes.raising_together():

@@ -126,7 +126,11 @@ def test_fine_tuning_reads_what_it_starts_from_once(tmp_path, reads):
         for shade in range(4):
             Image.new("RGB", (16, 16), (60 * shade, 0, 0)).save(tmp_path / "data" / name / f"{shade}.png")
     run = start_transformer_run(
-        init=str(tmp_path / "tiny"), data=str(tmp_path / "data"), out=str(tmp_path / "run"), steps=0
+        init=str(tmp_path / "tiny"),
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "run"),
+        steps=0,
+        accept_psnr=True,
     )
     train_transformer(run)
     assert {file: reads[file] for file in FILES} == {file: 2 if "vqvae" in file else 1 for file in FILES}

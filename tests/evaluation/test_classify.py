@@ -132,7 +132,8 @@ def folders(tmp_path, seed):
 
 def test_the_command_writes_what_it_says(folders):
     result = mvar(
-        "classify", folders / "images", "--model", folders / "model", "--json", folders / "all.json",
+        "classify", folders / "images", "--accept-psnr", "--model", folders / "model",
+        "--json", folders / "all.json",
         "--csv", folders / "all.csv", "--explain", folders / "maps",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -157,7 +158,13 @@ def test_pictures_of_no_known_class_get_no_accuracy(folders):
             file.unlink()
         (folders / "images" / name).rmdir()
     result = mvar(
-        "classify", folders / "images", "--model", folders / "model", "--json", folders / "all.json"
+        "classify",
+        folders / "images",
+        "--accept-psnr",
+        "--model",
+        folders / "model",
+        "--json",
+        folders / "all.json",
     )
     assert result.exit_code == 0, result.output
     assert json.loads((folders / "all.json").read_text())["accuracy"] is None

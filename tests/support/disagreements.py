@@ -87,7 +87,9 @@ def cases(rank: int, shared: Path):
     yield "other data", lambda: runs.train_transformer(start(TransformerSettings, data="changed", out=out))
     yield (
         "other vqvae",
-        lambda: runs.train_transformer(start(TransformerSettings, vqvae="other-vae", out=out)),
+        lambda: runs.train_transformer(
+            start(TransformerSettings, vqvae="other-vae", out=out, accept_psnr=True)
+        ),
     )
     yield "other vqvae data", lambda: runs.train_vqvae(start(VQVAESettings, data="changed", out=out))
     evaluate = ["evaluate", "data", "--reference", "data", "--features", "pixels", "--out"]

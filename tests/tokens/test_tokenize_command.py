@@ -1,6 +1,5 @@
 """`mvar tokenize`: write, verify, train from the codes; each message a user may meet."""
 
-import logging
 import os
 import warnings
 
@@ -34,13 +33,11 @@ def tiny(tmp_path):
 def test_the_command(tiny, mixed, caplog):
     """Tokenize, verify, train from the codes; each message a user may meet."""
     made = invoke(
-        "tokenize", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "tokens", "--shard-size", 10
-    )
+        "tokenize", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "tokens", "--shard-size", 10,
+        "--accept-psnr",
+    )  # fmt: skip
     assert made.exit_code == 0, made.output
-    assert (
-        f"{len(ODD) + len(BROKEN) + 8} images in 2 classes" in made.output
-        and "dB PSNR (their mean colours:" in made.output
-    )
+    assert f"{len(ODD) + len(BROKEN) + 8} images in 2 classes" in made.output and "dB PSNR; " in made.output
     assert (
         f"{len(ODD) + 8} images, 2 variants each, 21 codes per variant" in made.output
         and "images/s" in made.output
@@ -59,7 +56,17 @@ def test_the_command(tiny, mixed, caplog):
     trained = invoke("train", "--data", tiny / "tokens", "--out", tiny / "run", "--epochs", 1, *shape)
     assert trained.exit_code == 0, trained.output
     direct = invoke(
-        "train", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "direct", "--steps", 1, *shape
+        "train",
+        "--data",
+        mixed,
+        "--vqvae",
+        tiny / "vae",
+        "--out",
+        tiny / "direct",
+        "--steps",
+        1,
+        "--accept-psnr",
+        *shape,
     )
     assert direct.exit_code == 0, direct.output
     assert f"{len(BROKEN) + 1} skipped, {len(ODD) + 8} images used; all are listed in" in caplog.text
@@ -120,10 +127,14 @@ def test_the_command(tiny, mixed, caplog):
         )
 
 
-def test_the_command_warns_where_the_vqvae_does_not_fit(tiny, mixed, caplog):
-    with caplog.at_level(logging.WARNING):
-        invoke("tokenize", "--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "tokens")
-    assert "does not fit these images; look at" in caplog.text
+def test_a_vqvae_that_does_not_fit_stops_before_the_folder_has_settings(tiny, mixed):
+    """So that the next call may take another."""
+    command = ["--data", mixed, "--vqvae", tiny / "vae", "--out", tiny / "out"]
+    for name in ("tokenize", "train --steps 1"):
+        refused = mvar(name, *command)
+        assert refused.exit_code == 1
+        assert "dB PSNR, below the 15 dB" in refused.output and "--accept-psnr" in refused.output
+        assert [file.name for file in (tiny / "out").iterdir()] == ["reconstruction.png"]
 
 
 def test_another_resolution_is_for_the_released_vqvae(tmp_path):

@@ -110,6 +110,11 @@ def test_the_released_shapes(tmp_path):
     run = runs.start_vqvae_run(data="digits", out=str(tmp_path / "a"), resolution=512, vocab_size=64)
     assert new_vqvae_config(run.settings) == VQVAEConfig(sides=SIDES_512, vocab_size=64)
     assert describe_vqvae(run.settings) == "a new VQVAE for images of 512 px: 10 scales, 2240 codes of 64"
+    for side in (32, 64, 128):
+        out = str(tmp_path / str(side))
+        run = runs.start_vqvae_run(data="digits", out=out, resolution=side, z_channels=8)
+        shape = new_vqvae_config(run.folder.read_settings())
+        assert (shape.resolution, shape.vocab_size, shape.z_channels) == (side, 1024, 8)
     with pytest.raises(ValueError, match=r"resolution must .*300"):
         runs.start_vqvae_run(data="digits", out=str(tmp_path / "b"), resolution=300)
 

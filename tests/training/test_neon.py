@@ -125,7 +125,9 @@ def test_real_images_are_the_control(folder, tmp_path):
     make_data(tmp_path)
     shutil.copytree(tmp_path / "data" / "bee", tmp_path / "data" / "cat")
     out = tmp_path / "out"
-    result = mvar(f"neon {TRAINING} --data", tmp_path / "data", "--model", folder / "mvar", "-o", out)
+    result = mvar(
+        f"neon {TRAINING} --accept-psnr --data", tmp_path / "data", "--model", folder / "mvar", "-o", out
+    )
     assert result.exit_code == 0, result.output
     data, codes = codes_of(out / "tokens-images")
     source, vqvae = open_images(tmp_path / "data", 16), tiny_vqvae()

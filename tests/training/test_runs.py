@@ -47,7 +47,7 @@ def new_run(folder, out, **settings):
     given = dict(
         data="digits", out=str(folder / out), vqvae=str(folder / "vae"),
         arch="var", depth=2, width=32, num_heads=2,
-        steps=6, batch_size=8, lr=1e-2, save_every=2, drop_path=0.2,
+        steps=6, batch_size=8, lr=1e-2, save_every=2, drop_path=0.2, accept_psnr=True,
     )  # fmt: skip
     return runs.start_transformer_run(**{**given, **settings})
 
@@ -62,6 +62,7 @@ def test_var_then_mvar_through_run_folders(pretrained):
     runs.train_transformer(var)
     assert sorted(path.name for path in var.folder.path.iterdir()) == [
         "best", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "model",
+        "reconstruction.png",
     ]  # fmt: skip
     mvar = new_run(
         pretrained,
