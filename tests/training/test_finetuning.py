@@ -84,7 +84,7 @@ def test_only_another_vqvae_is_warned_of(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             start_transformer_run(
                 data="digits", arch="var", init=str(tmp_path / "var"), vqvae=str(tmp_path / name),
-                out=str(tmp_path / f"run-{name}"), steps=1,
+                out=str(tmp_path / f"run-{name}"), steps=1, accept_psnr=True,
             )  # fmt: skip
         warned[name] = [record.args for record in caplog.records]
     assert warned["same"] == []

@@ -39,7 +39,7 @@ def train(folder, out, *more):
     return invoke(
         "train-scorer", "--model", folder / "model", "--data", folder / "data", "--out", folder / out,
         "--per-class", 10, "--width", 8, "--batch-size", 4, "--steps", 6, "--save-every", 3,
-        "--device", "cpu", *more,
+        "--device", "cpu", "--accept-psnr", *more,
     )  # fmt: skip
 
 
@@ -131,6 +131,7 @@ def test_what_cannot_be_scored_is_refused_at_the_start(folder):
         folder / "other",
         "--steps",
         1,
+        "--accept-psnr",
     )
     assert "the data has 2 classes, the model 10" in result.output
     with pytest.raises(ValueError, match="a scorer needs a last side that is divisible by 8, got 4"):
