@@ -58,6 +58,7 @@ from mvar_models.training.settings import (
 )
 from mvar_models.training.task import Task
 from mvar_models.training.transformer_task import TokenSets, TransformerTask, open_tokens
+from mvar_models.training.vqvae_losses import PERCEPTUAL
 from mvar_models.training.vqvae_task import VQVAETask
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,8 @@ def start_vqvae_run(
     with processes.raising_together():
         if settings.init is not None:
             VQVAE.from_pretrained(settings.init)  # what is wrong with it is said before a folder is made
+        if settings.perceptual:
+            PERCEPTUAL[settings.perceptual_network]()  # so is what it lacks: an extra, or the download
     return _create(settings, processes, data)
 
 

@@ -110,9 +110,11 @@ class ScorerTask(Task):
     def validate(self) -> dict[str, Any]:
         """Return the loss on held-out images and samples, and the share of pairs in order, per scale."""
         margins = []
-        for start in range(0, len(self.val), _AT_A_TIME):
-            members = np.arange(start, min(start + _AT_A_TIME, len(self.val)))
-            margins.append(self._margins(self.val, members, 0, members % self._held_out))
+        with counting("validation", len(self.val)) as meter:
+            for start in range(0, len(self.val), _AT_A_TIME):
+                members = np.arange(start, min(start + _AT_A_TIME, len(self.val)))
+                margins.append(self._margins(self.val, members, 0, members % self._held_out))
+                meter.advance(len(members))
         every = torch.cat(margins)
         return {
             "val_loss": ranking_loss(every).item(),

@@ -24,7 +24,7 @@ _EVALUATE = "evaluate digits@held-out --reference digits@held-out --features pix
 CALLS = {
     "calibrate-cache": ("calibrate-cache --model var-digits --n 2 -o preset.json", ["sampling"]),
     "classify": ("classify digits --model mvar-digits --n 2", ["classifying"]),
-    "edit": ("edit --model mvar-digits --image image.png --padding 8 --labels 3,5 --n 2", ["sampling"]),
+    "edit": ("edit --model mvar-digits --image image.png --padding 8 --labels 3,5 --n 2 --accept-psnr", ["sampling"]),
     "evaluate": (
         f"{_EVALUATE} --model mvar-digits --per-class 1 --held-out digits -o out",
         ["sampling", "features of digits@held-out", "features of mvar-digits", "encoding", "validation"],
@@ -52,10 +52,14 @@ CALLS = {
     ),
     "tokenize": ("tokenize --data digits --vqvae vae-digits -o out", ["encoding"]),
     "train": (f"train --depth 1 {_TINY} --out out", ["encoding", "training", "validation"]),
+    "train-scorer": (
+        f"train-scorer --model mvar-digits --per-class 10 --width 8 {_TINY} --out out",
+        ["encoding", "sampling", "training", "validation"],
+    ),
     "train-vqvae": (f"train-vqvae --channels 32 {_TINY} --out out", ["training", "validation"]),
 }  # fmt: skip
-# `demo` and `train-scorer`, which take minutes, count what others count; the others have no long loop.
-WITHOUT_LOOPS = {"demo", "doctor", "export", "models", "train-scorer"}
+# The others have no long loop, but for `demo`: tests/demo/test_demo.py counts those of its one run.
+WITHOUT_LOOPS = {"demo", "doctor", "export", "models"}
 _BAR = re.compile(r"^(.+): +\d+%\|.*\| ([\d,.]+) of ([\d,]+) \w+s \[[\d:]+, [\d:?]+ left, ")
 _LINE = re.compile(r"^(.+): ([\d,]+) of ([\d,]+) \w+s in [\d,]+ s, about [\d,]+ s left")
 

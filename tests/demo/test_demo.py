@@ -1,6 +1,7 @@
 """A short demo writes everything that it promises, and its gates fail where they should."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from sklearn import datasets
 
 from mvar_models.cli.main import main
 from mvar_models.demo import report, steps_to_gate
+from mvar_models.sampling import progress
 
 
 def test_without_matplotlib_nothing_is_trained(tmp_path, monkeypatch):
@@ -26,6 +28,8 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch):
     few = SimpleNamespace(images=digits.images[:360], target=digits.target[:360])
     monkeypatch.setattr(datasets, "load_digits", lambda: few)
     out = tmp_path / "demo"
+    for name in ("_FIRST_LINE", "_BETWEEN_LINES"):
+        monkeypatch.setattr(progress, name, 0.0)
     # What an earlier demo left, which training would refuse to overwrite.
     (out / "runs" / "mvar").mkdir(parents=True)
     (out / "runs" / "mvar" / "config.yaml").write_text("earlier")
@@ -58,6 +62,8 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch):
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     assert lines[-1].startswith("look at")
     assert any(line.startswith("cross-entropy: VAR") for line in lines)
+    loops = re.findall(r"^(.+): [\d,]+ of [\d,]+ \w+s in [\d,]+ s, about [\d,]+ s left", result.stderr, re.M)
+    assert set(loops) == {"encoding", "training", "validation", "sampling"}
 
 
 def test_gates_fail_where_they_should():
