@@ -24,7 +24,10 @@ _EVALUATE = "evaluate digits@held-out --reference digits@held-out --features pix
 CALLS = {
     "calibrate-cache": ("calibrate-cache --model var-digits --n 2 -o preset.json", ["sampling"]),
     "classify": ("classify digits --model mvar-digits --n 2", ["classifying"]),
-    "edit": ("edit --model mvar-digits --image image.png --padding 8 --labels 3,5 --n 2 --accept-psnr", ["sampling"]),
+    "edit": (
+        "edit --model mvar-digits --image image.png --padding 8 --labels 3,5 --n 2 --accept-psnr",
+        ["sampling"],
+    ),
     "evaluate": (
         f"{_EVALUATE} --model mvar-digits --per-class 1 --held-out digits -o out",
         ["sampling", "features of digits@held-out", "features of mvar-digits", "encoding", "validation"],
