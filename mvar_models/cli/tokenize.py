@@ -153,7 +153,7 @@ def _show_result(folder: TokenFolder) -> None:
     click.echo(
         f"{len(folder):,} images, {variants} variant{'s' if variants > 1 else ''} each, "
         f"{codes} codes per variant, {folder.bytes_per_image:,.0f} bytes per image "
-        f"in {len(folder.files)} shards of {folder.folder}"
+        f"in {len(folder.files)} shard{'s' if len(folder.files) > 1 else ''} of {folder.folder}"
     )
     if folder.skipped:
         click.echo(f"{len(folder.skipped)} skipped, all listed in index.json:")

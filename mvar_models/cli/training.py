@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -124,7 +125,7 @@ def _show_data(run: runs.Run[Any]) -> None:
 
 def _show_next(run: runs.Run[Any], use: str) -> None:
     """Print how to use the model of a finished run, and how to train it further."""
-    command, path = click.get_current_context().info_name, run.folder.path
+    command, path = click.get_current_context().info_name, shlex.quote(str(run.folder.path))
     click.echo(f"next: mvar {use} {path}, or mvar {command} --resume {path} --steps {2 * run.settings.steps}")
 
 
@@ -222,7 +223,7 @@ def train_vqvae(**options: Any) -> None:
         f"held-out PSNR {results['val_psnr']:.2f} dB, codes in use {results['codes_used']:.0%}; "
         f"model in {run.folder.model}"
     )
-    _show_next(run, "train --data ... --vqvae")
+    _show_next(run, f"train --data {shlex.quote(run.settings.data)} --vqvae")
 
 
 @click.command()
@@ -240,4 +241,5 @@ def train_scorer(**options: Any) -> None:
     shares = ", ".join(f"{share:.2f}" for share in results["val_accuracy_per_scale"])
     path, model = run.folder.path, run.settings.model
     click.echo(f"held-out pairs in order at each scale: {shares}; scorer in {path}")
-    click.echo(f"next: mvar sample --model {model} --scorer {path}, which takes the best of the run")
+    shown = f"{shlex.quote(model)} --scorer {shlex.quote(str(path))}"
+    click.echo(f"next: mvar sample --model {shown}, which takes the best of the run")

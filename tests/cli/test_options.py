@@ -167,7 +167,8 @@ def test_flags():
 
 
 def test_train_vqvae_and_resume(tmp_path):
-    out = tmp_path / "vae"
+    """What it says to run next can be pasted: the folder has a space in its name."""
+    out = tmp_path / "my vae"
     shape = "--channels 32 --vocab-size 16 --z-channels 4 --sides 1,2,8"
     result = mvar(f"train-vqvae --data digits --steps 2 --batch-size 4 {shape} --out", out)
     assert result.exit_code == 0, result.output
@@ -177,7 +178,10 @@ def test_train_vqvae_and_resume(tmp_path):
     again = mvar("train-vqvae --resume", out)
     assert again.exit_code == 0, again.output
     assert "is finished: it has its 2 steps" in again.output
-    assert f"mvar train-vqvae --resume {out} --steps 4" in again.output
+    assert (
+        f"mvar train --data digits --vqvae '{out}', or mvar train-vqvae --resume '{out}' --steps 4"
+        in again.output
+    )
     assert "1,797 images in 10 classes: zero, one, two, ..." in again.output
     fewer = mvar("train-vqvae --steps 1 --resume", out)
     assert fewer.exit_code == 1 and "steps must be at least the 2 of" in fewer.output
