@@ -117,7 +117,7 @@ def edit(
     if kind == "padding" and len(target) == 1:
         (target,) = target
     pipeline = load_pipeline(model, arch=arch, vqvae=vqvae, dtype=dtype, device=device, preset=preset)
-    square, _ = Canvas.of(pixels[0], torch.ones(pixels[0].shape[1:], dtype=torch.bool)).square(
+    square, _ = Canvas.of(pixels[0], torch.ones(pixels[0].shape[1:], dtype=torch.bool, device="cpu")).square(
         pipeline.vqvae.config.resolution
     )
     shown = out.with_name(f"{out.stem}-reconstruction.png")
