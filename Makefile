@@ -34,6 +34,8 @@ $(STAMP): pyproject.toml setup.py
 	# NATTEN is a peer in tests and benchmarks; it is built from source against the installed torch. Tests and
 	# benchmarks that need it skip themselves where the build fails.
 	-$(PY) -m pip install --quiet setuptools wheel && $(PY) -m pip install --quiet --no-build-isolation --no-deps natten==0.21.7
+	# A port of it to Apple's GPUs, for tests of gradients: its path in plain PyTorch runs on a CPU.
+	-$(PY) -m pip install --quiet --no-deps natten-mps==0.3.3
 	# A peer of the Inception network in tests. It requires torchvision, which its network does without.
 	-$(PY) -m pip install --quiet --no-deps --target $(PEERS) torch-fidelity==0.4.0
 	touch $@

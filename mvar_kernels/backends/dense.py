@@ -21,14 +21,19 @@ def attend(
 
     Args:
         query: (n, H, Lq, D).
-        key: (n, H, Lk, D).
-        value: (n, H, Lk, Dv).
-        bias: broadcastable to (n, H, Lq, Lk), or None.
+        key: (n, Hkv, Lk, D), Hkv a divisor of H.
+        value: (n, Hkv, Lk, Dv).
+        bias: broadcastable to (n, Hkv, Lq, Lk), or None.
         scale: factor of the logits.
 
     Returns:
         out (n, H, Lq, Dv) and lse (n, H, Lq).
     """
+    times = query.shape[1] // key.shape[1]
+    if times > 1:  # one query head of each group at a time, so that no key is repeated in memory
+        parts = [attend(query[:, i::times], key, value, bias, scale) for i in range(times)]
+        out, lse = (torch.stack(part, dim=2).flatten(1, 2) for part in zip(*parts))
+        return out, lse
     if query.device.type == "cpu":
         width = value.shape[-1]
         query, key, value = _of_one_width(query, key, value)
@@ -53,6 +58,26 @@ def attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, shaped like them."""
+    times = query.shape[1] // key.shape[1]
+    if times > 1:
+        parts = [
+            attend_backward(
+                grad_out[:, i::times],
+                None if grad_lse is None else grad_lse[:, i::times],
+                query[:, i::times],
+                key,
+                value,
+                out[:, i::times],
+                lse[:, i::times],
+                bias,
+                scale,
+            )
+            for i in range(times)
+        ]
+        dqs, dks, dvs = zip(*parts)
+        # In a fixed order, and in lse's type, so that half-precision gradients are rounded once.
+        dk, dv = (sum(part[1:], part[0].to(lse.dtype)) for part in (dks, dvs))
+        return torch.stack(dqs, dim=2).flatten(1, 2), dk, dv
     if grad_lse is None and query.device.type == "cpu":
         widths = query.shape[-1], key.shape[-1], value.shape[-1]
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(

@@ -19,8 +19,6 @@ from mvar_kernels.backends.dense import (
     attend_backward,
     normalized,
     normalized_backward,
-    repeated,
-    summed,
 )
 from mvar_kernels.pyramid import Neighborhood, WindowBlock
 
@@ -80,7 +78,6 @@ def _mask(dense: _Dense, dtype: torch.dtype, device: torch.device) -> Tensor:
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
     query, key = normalized(query, key, logit_scale)
-    key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
     outs, lses = [], []
     for dense in _dense(neighborhood):
         rows, cols = dense.queries, dense.keys
@@ -142,12 +139,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, value, logit_scale, neighborhood, scale = call
     q, k = normalized(query, key, logit_scale)
-    k, v = (repeated(tensor, q.shape[2]) for tensor in (k, value))
     dq = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     # Blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, so results are
     # deterministic, and in lse's type (at least float32), so that half-precision keys seen by many scales are
     # rounded once.
-    dk, dv = (torch.zeros(tensor.shape, dtype=lse.dtype, device=key.device) for tensor in (k, v))
+    dk, dv = (torch.zeros(tensor.shape, dtype=lse.dtype, device=key.device) for tensor in (k, value))
     for dense in _dense(neighborhood):
         rows, cols = dense.queries, dense.keys
         block_dq, block_dk, block_dv = attend_backward(
@@ -155,7 +151,7 @@ def backward(
             None if grad_lse is None else grad_lse[:, :, rows],
             q[:, rows].transpose(1, 2),
             k[:, cols].transpose(1, 2),
-            v[:, cols].transpose(1, 2),
+            value[:, cols].transpose(1, 2),
             out[:, rows].transpose(1, 2),
             lse[:, :, rows],
             _bias(dense, query.dtype, query.device),
@@ -164,6 +160,5 @@ def backward(
         dq[:, rows] = block_dq.transpose(1, 2)
         dk[:, cols] += block_dk.transpose(1, 2)
         dv[:, cols] += block_dv.transpose(1, 2)
-    dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     dq, dk, grad_factor = normalized_backward(dq, dk, query, key, logit_scale)
     return dq, dk.to(key.dtype), dv.to(value.dtype), grad_factor

@@ -1,4 +1,7 @@
-"""NATTEN, as installed from PyPI: its names, its arguments, and the same output wherever it has one."""
+"""NATTEN, as installed from PyPI: its names, its arguments, and the same output wherever it has one.
+
+Gradients, which NATTEN has none of on a CPU, are those of natten-mps, a port with a path in plain PyTorch.
+"""
 
 import importlib
 import inspect
@@ -61,6 +64,34 @@ def test_same_output_as_natten(natten, rank, seed):
             assert_close(out, theirs, 2e-6, f"{backend}, {index}: grid {grid}, {options}")
         shim = getattr(ours, FUNCTIONS[rank])(query, key, value, **options)
         assert_close(shim, theirs, 2e-6, f"{index}: grid {grid}, {options}")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_gradients_of_natten_mps(rank, seed):
+    """With shared heads and values of another width.
+
+    Its stride drops queries, and its even windows end beyond the axis, so both have no part in this.
+    """
+    theirs = pytest.importorskip("natten_mps", reason="natten-mps is not installed: `make test` tries to")
+    rng, name = random.Random(seed + rank), FUNCTIONS[rank]
+    weigh, attend = (getattr(theirs, f"{name}_{part}") for part in ("qk", "av"))
+    for index in range(34 if EVERYTHING else 6):
+        grid, options = random_call(rng, rank)
+        del options["stride"]
+        options["kernel_size"] = tuple((size - 1) | 1 for size in options["kernel_size"])
+        own, times, width = rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 24)
+        sizes = (own * times, 8), (own, 8), (own, width)
+        leaves = [torch.randn(2, *grid, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+        repeated = (leaf.repeat_interleave(times, dim=-2) for leaf in leaves[1:])
+        logits = weigh(leaves[0], next(repeated), **options, scale=8**-0.5)
+        expected = attend(logits.softmax(-1), next(repeated), **options)
+        grad = torch.randn_like(expected)
+        of_theirs = torch.autograd.grad(expected, leaves, grad)
+        for backend in CPU_BACKENDS:
+            out = spatial_markov_attn(*leaves, **options, backend=backend)
+            of_ours = torch.autograd.grad(out, leaves, grad)
+            for found, truth in zip((out, *of_ours), (expected, *of_theirs)):
+                assert_close(found, truth, 1e-12, f"{backend}, {index}: {sizes}, grid {grid}, {options}")
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -5,9 +5,13 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvar_kernels import Neighborhood, Pyramid, neighborhood_attn, spatial_markov_attn
+from mvar_kernels.backends import AttentionCall
+from mvar_kernels.dispatch import load
 from mvar_kernels.neighborhood import axis_windows
 from mvar_kernels.pyramid import WindowBlock
 
@@ -220,6 +224,31 @@ def test_gradients_of_a_shared_head_have_the_same_bits_on_every_run(backend):
         return torch.autograd.grad(neighborhood_attn(*leaves, neighborhood, backend=backend), leaves, grad)
 
     assert all(torch.equal(one, other) for one, other in zip(gradients(), gradients()))
+
+
+class Largest(TorchDispatchMode):
+    """Record how many elements the largest result of any operation has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("kernel_size", [3, 32])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
+def test_shared_heads_are_not_repeated_in_memory(backend, kernel_size):
+    neighborhood = Neighborhood.of_grids((2, 2), (32, 32), kernel_size)
+    query, key, value, _, grad, _ = draw_inputs(neighborhood, heads=8, key_heads=2)
+    call, module = AttentionCall(query, key, value, None, neighborhood, 1.0), load(backend)
+    with Largest() as largest:
+        out, lse = module.forward(call)
+        module.backward(call, out, lse, grad, None)
+    assert key.numel() <= largest.elements < 2 * key.numel()
 
 
 def test_extra_keys_and_a_dilated_window_in_one_softmax(seed):

@@ -218,12 +218,14 @@ def four_threads():
 def test_each_query_of_each_head_is_in_one_task(seed):
     rng = random.Random(seed)
     for _ in range(20):
-        neighborhood, batch, heads = random_neighborhood(rng), rng.randint(1, 5), rng.randint(1, 5)
-        query = torch.empty(batch, neighborhood.num_queries, heads, 8)
+        neighborhood, batch, shared, times = random_neighborhood(rng), *(rng.randint(1, 5) for _ in range(3))
+        query, key = (
+            torch.empty(batch, neighborhood.num_queries, heads, 8) for heads in (shared * times, shared)
+        )
         partition = rng.choice([Partition(1, 1), Partition(1, 4), Partition(2, 1), Partition(12, 2)])
-        count = torch.zeros(batch, neighborhood.num_queries, heads)
+        count = torch.zeros(query.shape[:3])
         elements = rng.choice((1, 1 << 12, 1 << 20))
-        for task in attention_tasks(neighborhood, query, partition, elements):
+        for task in attention_tasks(neighborhood, query, key, partition, elements):
             if isinstance(task, TileTask):
                 real = task.layout.real
                 own = torch.ones_like(task.layout.queries, dtype=torch.bool) if real is None else real
@@ -231,6 +233,8 @@ def test_each_query_of_each_head_is_in_one_task(seed):
                 count[task.batch, which] += 1
             else:
                 count[task.batch, task.block.query_slice, task.heads] += 1
+                heads = torch.arange(shared * times)[task.heads] // times
+                assert torch.equal(heads.unique(), torch.arange(shared)[task.key_heads])
         assert (count == 1).all(), (neighborhood, partition)
 
 
@@ -246,7 +250,7 @@ def test_a_key_s_tasks_have_one_order_for_every_partition(seed):
             (Partition(12, 3), 1 << 16),
         ):
             order = {}
-            for task in attention_tasks(neighborhood, query, partition, elements):
+            for task in attention_tasks(neighborhood, query, query, partition, elements):
                 for element in range(task.batch.start, min(task.batch.stop, 3)):
                     if isinstance(task, TileTask):
                         names = [

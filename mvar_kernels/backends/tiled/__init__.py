@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mvar_kernels.backends import AttentionCall
-from mvar_kernels.backends.dense import normalized, normalized_backward, repeated, summed
+from mvar_kernels.backends.dense import normalized, normalized_backward
 from mvar_kernels.backends.tiled.attend import Gradients, Operands, backward_task, forward_task, scratch
 from mvar_kernels.backends.tiled.layout import computed_scores
 from mvar_kernels.backends.tiled.places import Places, in_places, in_tokens, places_of
@@ -83,14 +83,13 @@ def _forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     query, key, value, logit_scale, neighborhood, scale = call
     partition, precision = partition_of(query, neighborhood), _precision(call)
     query, key = _normalized(query, key, logit_scale, precision, partition)
-    key, value = (repeated(tensor, query.shape[2]) for tensor in (key, value))
     query, key, value = (_in_rows(tensor, precision, partition) for tensor in (query, key, value))
     out = empty(call.out_shape, precision, query.device)
     lse = torch.empty(call.lse_shape, dtype=call.precise, device=query.device)
     attend_to = functools.partial(
         forward_task, whole=Operands(query, key, value, out, lse.transpose(1, 2), scale)
     )
-    tasks = attention_tasks(neighborhood, query, partition, _FORWARD_ELEMENTS)
+    tasks = attention_tasks(neighborhood, query, key, partition, _FORWARD_ELEMENTS)
     run(tasks, attend_to, partition.threads, scratch.trim)
     return _converted(out, call.query.dtype, partition), lse
 
@@ -104,21 +103,21 @@ def _backward(
     dq = empty(query.shape, precision, query.device)
     # Tiles overlap, and blocks may share keys (VAR's mask). Their gradients are summed in a fixed order, and
     # in lse's type, which is at least float32.
-    k, v = (repeated(tensor, query.shape[2]) for tensor in (k, value))
-    dk, dv = (empty(tensor.shape, lse.dtype, key.device) for tensor in (k, v))
+    dk, dv = (empty(tensor.shape, lse.dtype, key.device) for tensor in (key, value))
 
     def clear(task: TokenTask) -> None:
         dk[:, task.keys].zero_()
         dv[:, task.keys].zero_()
 
     run(token_tasks(query, key), clear, partition.threads)
-    q, k, v, out, grad_out = (_in_rows(tensor, precision, partition) for tensor in (q, k, v, out, grad_out))
+    q, k, v, out, grad_out = (
+        _in_rows(tensor, precision, partition) for tensor in (q, k, value, out, grad_out)
+    )
     whole = Operands(q, k, v, out, lse.transpose(1, 2), scale)
     gradients = Gradients(grad_out, None if grad_lse is None else grad_lse.transpose(1, 2), dq, dk, dv)
     attend_to = functools.partial(backward_task, whole=whole, gradients=gradients)
-    tasks = attention_tasks(neighborhood, q, partition, _BACKWARD_ELEMENTS)
+    tasks = attention_tasks(neighborhood, q, k, partition, _BACKWARD_ELEMENTS)
     run(tasks, attend_to, partition.threads, scratch.trim)
-    dk, dv = summed(dk, key.shape[2]), summed(dv, key.shape[2])
     grad_factor = _normalized_backward(dq, dk, query, key, logit_scale, partition)
     dq, dk, dv = (_converted(tensor, query.dtype, partition) for tensor in (dq, dk, dv))
     return dq, dk, dv, grad_factor

@@ -20,7 +20,8 @@ class Operands(NamedTuple):
     """Tensors of a whole call, of which each task reads and writes its part.
 
     Attributes:
-        query, key, value: (B, L, H, D).
+        query: (B, Lq, H, D).
+        key, value: (B, Lk, Hkv, D).
         out: (B, Lq, H, D); written by forward.
         lse: (B, Lq, H); written by forward.
         scale: factor of the logits.
@@ -41,7 +42,7 @@ class Gradients(NamedTuple):
         out: (B, Lq, H, D).
         lse: (B, Lq, H), or None.
         query: (B, Lq, H, D), written.
-        key, value: (B, Lk, H, D), added to.
+        key, value: (B, Lk, Hkv, D), added to.
     """
 
     out: Tensor
@@ -67,7 +68,7 @@ def backward_task(task: TileTask | HeadTask, whole: Operands, gradients: Gradien
 
 
 def _forward_heads(task: HeadTask, whole: Operands) -> None:
-    rows, cols = task.block.query_slice, task.block.key_slice
+    rows, cols = (task.block.query_slice, task.heads), (task.block.key_slice, task.key_heads)
     out, lse = attend(
         _heads(task, whole.query, rows),
         _heads(task, whole.key, cols),
@@ -80,7 +81,7 @@ def _forward_heads(task: HeadTask, whole: Operands) -> None:
 
 
 def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> Addition:
-    rows, cols = task.block.query_slice, task.block.key_slice
+    rows, cols = (task.block.query_slice, task.heads), (task.block.key_slice, task.key_heads)
     dq, dk, dv = attend_backward(
         _heads(task, gradients.out, rows),
         None if gradients.lse is None else _heads(task, gradients.lse, rows),
@@ -101,9 +102,10 @@ def _backward_heads(task: HeadTask, whole: Operands, gradients: Gradients) -> Ad
     return add
 
 
-def _heads(task: HeadTask, tensor: Tensor, tokens: slice) -> Tensor:
+def _heads(task: HeadTask, tensor: Tensor, tokens_and_heads: tuple[slice, slice]) -> Tensor:
     """Return the task's part of a tensor (B, L, H, ...) as (b, h, tokens, ...)."""
-    return tensor[task.batch, tokens, task.heads].transpose(1, 2)
+    tokens, heads = tokens_and_heads
+    return tensor[task.batch, tokens, heads].transpose(1, 2)
 
 
 def _forward_tiles(task: TileTask, whole: Operands) -> None:

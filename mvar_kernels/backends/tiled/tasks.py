@@ -53,12 +53,14 @@ class HeadTask(NamedTuple):
     Attributes:
         block: the block.
         batch: which batch elements.
-        heads: which heads.
+        heads: which heads of queries.
+        key_heads: the heads of keys that these share.
     """
 
     block: WindowBlock
     batch: slice
     heads: slice
+    key_heads: slice
 
 
 class TokenTask(NamedTuple):
@@ -87,13 +89,14 @@ def _scores(neighborhood: Neighborhood) -> int:
 
 
 def attention_tasks(
-    neighborhood: Neighborhood, query: Tensor, partition: Partition, elements: int
+    neighborhood: Neighborhood, query: Tensor, key: Tensor, partition: Partition, elements: int
 ) -> list[TileTask | HeadTask]:
     """Cut a call; the order of what is added to a key is the same for every partition.
 
     Args:
         neighborhood: who attends to whom, large grids last, as in a pyramid.
-        query: (B, L, H, D).
+        query: (B, Lq, H, D).
+        key: (B, Lk, Hkv, D).
         partition: who works.
         elements: gathered elements of keys in a task of one core; at least one tile is taken.
     """
@@ -104,15 +107,15 @@ def attention_tasks(
     for blocks, is_dense in zip(grids, dense):
         if not is_dense:
             layout = layout_of(blocks, query.dtype, query.device)
-            tasks.extend(_tile_tasks(layout, query, partition, elements))
+            tasks.extend(_tile_tasks(layout, key, partition, elements))
     for blocks, is_dense in zip(grids, dense):
         if is_dense:
-            tasks.extend(_head_tasks(blocks[0], query, partition))
+            tasks.extend(_head_tasks(blocks[0], query, key, partition))
     return tasks
 
 
-def _tile_tasks(layout: Layout, query: Tensor, partition: Partition, elements: int) -> Iterator[TileTask]:
-    batch, _, heads, dim = query.shape
+def _tile_tasks(layout: Layout, key: Tensor, partition: Partition, elements: int) -> Iterator[TileTask]:
+    batch, _, heads, dim = key.shape
     per_tile = layout.num_keys * heads * dim
     tiles_at_once = max(1, elements // per_tile) * partition.cores_per_task
     step = max(1, tiles_at_once // layout.widest)
@@ -123,17 +126,21 @@ def _tile_tasks(layout: Layout, query: Tensor, partition: Partition, elements: i
                 yield TileTask(layout, slice(b, min(b + step, batch)), tiles, run.key_shifts)
 
 
-def _head_tasks(block: WindowBlock, query: Tensor, partition: Partition) -> Iterator[HeadTask]:
+def _head_tasks(block: WindowBlock, query: Tensor, key: Tensor, partition: Partition) -> Iterator[HeadTask]:
     batch, _, heads, dim = query.shape
+    key_heads = key.shape[2]
+    times = heads // key_heads
     if partition.threads == 1:
-        yield HeadTask(block, slice(0, batch), slice(0, heads))
+        yield HeadTask(block, slice(0, batch), slice(0, heads), slice(0, key_heads))
         return
     size = max(block.num_queries, dim) * block.num_keys
     per_task = max(1, _ELEMENTS // size) * partition.cores_per_task
-    elements_at_once, heads_at_once = max(1, per_task // heads), min(heads, per_task)
+    elements_at_once, heads_at_once = max(1, per_task // heads), max(1, min(heads, per_task) // times)
     for b in range(0, batch, elements_at_once):
-        for h in range(0, heads, heads_at_once):
-            yield HeadTask(block, slice(b, b + elements_at_once), slice(h, h + heads_at_once))
+        for h in range(0, key_heads, heads_at_once):
+            end = h + heads_at_once
+            group = slice(h * times, end * times), slice(h, end)
+            yield HeadTask(block, slice(b, b + elements_at_once), *group)
 
 
 def token_tasks(query: Tensor, key: Tensor) -> list[TokenTask]:
