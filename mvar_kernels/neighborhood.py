@@ -26,9 +26,11 @@ larger than what an axis has is all of it. The stride is at most the kernel, the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -162,16 +164,33 @@ class WindowBlock(NamedTuple):
         for axis in range(self.rank):
             shape = [1] * (2 * self.rank)
             shape[axis], shape[self.rank + axis] = self.query_grid[axis], self.key_grid[axis]
-            mask = mask & torch.from_numpy(self._axis_mask(axis)).view(shape)
+            starts, stops, places = self.places(axis)
+            seen = (places >= starts[:, None]) & (places < stops[:, None])
+            mask = mask & torch.from_numpy(seen).view(shape)
         return mask.reshape(self.num_queries, self.num_keys)
 
-    def _axis_mask(self, axis: int) -> np.ndarray:
-        windows, place = self.axis(axis), np.arange(self.key_grid[axis])
-        mask = np.empty((self.query_grid[axis], self.key_grid[axis]), dtype=bool)
-        mask[np.ix_(windows.order, self.key_order(axis))] = (place >= windows.starts[:, None]) & (
-            place < windows.stops[:, None]
-        )
-        return mask
+    def places(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the first place that each query sees, that behind the last, and the place of each key."""
+        windows = self.axis(axis)
+        queries = np.argsort(windows.order)
+        return windows.starts[queries], windows.stops[queries], np.argsort(self.key_order(axis))
+
+    def sees(self, device: torch.device | str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the mask as a function of queries and keys, counted in their packed sequences."""
+        tables = map(self.places, range(self.rank))
+        axes = [[torch.from_numpy(table).to(device) for table in each] for each in tables]
+
+        def seen(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            q, k = query - self.query_offset, key - self.key_offset
+            found = (q >= 0) & (q < self.num_queries) & (k >= 0) & (k < self.num_keys)
+            q, k = q.clamp(0, self.num_queries - 1), k.clamp(0, self.num_keys - 1)
+            for starts, stops, places in reversed(axes):  # the last axis runs fastest
+                row, place = q % len(starts), places[k % len(places)]
+                found = found & (starts[row] <= place) & (place < stops[row])
+                q, k = q // len(starts), k // len(places)
+            return found
+
+        return seen
 
 
 class Neighborhood(NamedTuple):
@@ -232,16 +251,8 @@ class Neighborhood(NamedTuple):
         window = fitted(window, key_grid)
         # A window that is all there is does not depend on who leads it.
         stride = fitted(stride, window)
-        block = WindowBlock(
-            0,
-            query_grid,
-            0,
-            key_grid,
-            window,
-            dilation if max(dilation) > 1 else (),
-            stride if max(stride) > 1 else (),
-            causal if any(causal) else (),
-        )
+        steps = dilation if max(dilation) > 1 else (), stride if max(stride) > 1 else ()
+        block = WindowBlock(0, query_grid, 0, key_grid, window, *steps, causal if any(causal) else ())
         return cls((block,), block.num_queries, block.num_keys)
 
     def check(self) -> None:
@@ -262,6 +273,15 @@ class Neighborhood(NamedTuple):
         for block in self.blocks:
             mask[block.query_slice, block.key_slice] = block.mask()
         return mask
+
+    def mask_mod(self, device: torch.device | str = "cpu") -> Callable[..., torch.Tensor]:
+        """Return the mask as FlexAttention takes it: (batch, head, query, key) -> bool.
+
+        Args:
+            device: where its tables lie: a few numbers per row and column of the grids.
+        """
+        sees = [block.sees(device) for block in self.blocks]
+        return lambda batch, head, query, key: functools.reduce(operator.or_, (f(query, key) for f in sees))
 
     def encode(self) -> list[int]:
         """Return a flat list of ints, all that an operator schema can carry; `decode` is the inverse."""

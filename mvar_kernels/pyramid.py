@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from mvar_kernels import caches
 from mvar_kernels.neighborhood import MAX_RANK, Neighborhood, WindowBlock, clamp
 from mvar_kernels.per_axis import Grid, as_grid, as_int, plain
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["Grid", "Neighborhood", "Pyramid", "Side", "WindowBlock"]
 
@@ -170,6 +174,13 @@ class Pyramid:
     def mask(self) -> torch.Tensor:
         """Return (L, L) bool, True where attended. For oracles and plots: no kernel builds it."""
         return self.neighborhood().mask()
+
+    def block_mask(self, device: torch.device | str = "cpu") -> BlockMask:
+        """Return the windows as the `block_mask` of PyTorch's `flex_attention`, on (B, H, L, D)."""
+        from torch.nn.attention.flex_attention import create_block_mask  # imports the compiler
+
+        mask_mod = self.neighborhood().mask_mod(device)
+        return create_block_mask(mask_mod, None, None, self.length, self.length, device=device)
 
     def causal_mask(self) -> torch.Tensor:
         """Return (L, L) bool, VAR's block-causal mask over the same tokens."""

@@ -229,10 +229,8 @@ class Flex(Baseline):
     def prepare(self, case: Case, device: torch.device) -> Attention:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        mask = case.neighborhood.mask().to(device)
-        block_mask = create_block_mask(
-            lambda b, h, q, k: mask[q, k], None, None, case.tokens, case.tokens, device=device
-        )
+        mask_mod = case.neighborhood.mask_mod(device)
+        block_mask = create_block_mask(mask_mod, None, None, case.tokens, case.tokens, device=device)
         # Without a reset, later shapes would be compiled as dynamic ones, and after eight not at all.
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, dynamic=False)
