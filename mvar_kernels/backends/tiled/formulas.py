@@ -54,6 +54,7 @@ def tangents(call: AttentionCall, along: AttentionCall) -> tuple[Tensor, Tensor]
 def _precise(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     key, value = (repeated(tensor, call.query.shape[2]) for tensor in (call.key, call.value))
     query = call.query
+    # Not `call.precise`: PyTorch 2.6 does not compile types that properties return.
     precise = torch.promote_types(query.dtype, torch.float32)
     return query.to(precise), key.to(precise), value.to(precise)
 

@@ -1,6 +1,7 @@
 """The table of feature networks, and what each of them offers.
 
-A new one is a file of this folder with a subclass of `FeatureNetwork`, and one row of `FEATURES`.
+A new one is a file of this folder with a subclass of `FeatureNetwork`, and one row of `FEATURES`. `Pixels`,
+which is no network, stands here.
 """
 
 from __future__ import annotations
